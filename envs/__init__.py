@@ -1,0 +1,1 @@
+"""Environments: they speak chat messages, and know nothing of tokens or training."""

@@ -1,0 +1,1 @@
+"""The browser server: BrowserGym's MiniWoB in real Chromium, behind OpenEnv."""

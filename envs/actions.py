@@ -1,0 +1,140 @@
+"""The actions of a browser: one strict grammar, read by the client and by the server.
+
+A model's text is parsed, never evaluated: what comes out is a name from `ACTIONS` and
+plain strings and numbers, so no text can reach an interpreter.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from dataclasses import dataclass
+
+ACTIONS: dict[str, tuple[str, ...]] = {
+    "click": ("id",),
+    "dblclick": ("id",),
+    "hover": ("id",),
+    "focus": ("id",),
+    "clear": ("id",),
+    "check": ("id",),
+    "uncheck": ("id",),
+    "fill": ("id", "text"),
+    "select_option": ("id", "text"),
+    "press": ("id", "text"),
+    "drag_and_drop": ("id", "id"),
+    "scroll": ("number", "number"),
+    "noop": (),
+}
+"""Every action and the kinds of its arguments: an element's id, a text, or pixels."""
+
+MAX_LENGTH = 2_000
+"""Characters of the longest action that is looked at."""
+
+MAX_PIXELS = 100_000
+
+_ID = re.compile(r"[A-Za-z0-9]{1,12}")
+
+
+class InvalidAction(ValueError):
+    """The text is not exactly one action; the message says what is, in one line."""
+
+
+@dataclass(frozen=True)
+class Action:
+    """One call such as `fill('7', 'Ann')`: `Action("fill", ("7", "Ann"))`."""
+
+    name: str
+    args: tuple[str | int | float, ...] = ()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The element ids among the arguments."""
+        kinds = ACTIONS[self.name]
+        return tuple(str(arg) for kind, arg in zip(kinds, self.args, strict=True) if kind == "id")
+
+    def with_ids(self, mapping: dict[str, str]) -> Action:
+        """Return the same action with each id replaced by `mapping[id]`."""
+        kinds = ACTIONS[self.name]
+        args = (
+            mapping[str(arg)] if kind == "id" else arg
+            for kind, arg in zip(kinds, self.args, strict=True)
+        )
+        return Action(self.name, tuple(args))
+
+
+def parse_action(text: str) -> Action:
+    """Read a text that is exactly one call of an action, with white space around it.
+
+    Args:
+        text: what a model said, e.g. `click('13')`.
+
+    Returns:
+        The action.
+
+    Raises:
+        InvalidAction: the text is anything else: prose, a code fence, two calls, keyword
+            arguments, `click(13)` without quotes, more than `MAX_LENGTH` characters.
+    """
+    if len(text) > MAX_LENGTH:
+        raise _invalid(text)
+    text = text.strip()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # '\d' in a string is a warning
+            call = ast.parse(text, mode="eval").body
+        end = len(text.encode())
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        raise _invalid(text) from None
+    whole = (call.lineno, call.col_offset, call.end_lineno, call.end_col_offset) == (1, 0, 1, end)
+    if not whole or not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        raise _invalid(text)
+    name = call.func.id
+    kinds = ACTIONS.get(name)
+    if kinds is None:
+        raise InvalidAction(f"there is no action {_short(name)}; actions: {', '.join(ACTIONS)}")
+    if call.keywords or len(call.args) != len(kinds):
+        raise _wrong_arguments(name, text)
+    try:
+        args = tuple(_argument(node, kind) for node, kind in zip(call.args, kinds, strict=True))
+    except ValueError:
+        raise _wrong_arguments(name, text) from None
+    return Action(name, args)
+
+
+def format_action(action: Action) -> str:
+    """Write an action as text: the inverse of `parse_action`."""
+    return f"{action.name}({', '.join(repr(arg) for arg in action.args)})"
+
+
+def _argument(node: ast.expr, kind: str) -> str | int | float:
+    value: object = None
+    if isinstance(node, ast.Constant | ast.UnaryOp):
+        value = ast.literal_eval(node)
+    if kind == "number":
+        # A bool is an int to isinstance, and an infinity is refused by the bound.
+        if (type(value) is int or type(value) is float) and abs(value) <= MAX_PIXELS:
+            return value
+        raise ValueError(value)
+    if not isinstance(value, str) or (kind == "id" and not _ID.fullmatch(value)):
+        raise ValueError(value)
+    value.encode()  # a lone surrogate cannot travel: UnicodeEncodeError is a ValueError
+    return value
+
+
+def _usage(name: str) -> str:
+    examples = {"id": "'12'", "text": "'text'", "number": "200"}
+    return f"{name}({', '.join(examples[kind] for kind in ACTIONS[name])})"
+
+
+def _wrong_arguments(name: str, text: str) -> InvalidAction:
+    return InvalidAction(f"expected {_usage(name)}, got: {_short(text)}")
+
+
+def _invalid(text: str) -> InvalidAction:
+    return InvalidAction(f"expected one action such as click('12'), got: {_short(text)}")
+
+
+def _short(text: str, limit: int = 60) -> str:
+    text = text if len(text) <= limit else text[:limit] + "..."
+    return ascii(text) if not text.isprintable() else text

@@ -1,0 +1,223 @@
+"""BrowserGym over OpenEnv as an `Env`: a page in messages, an action in text."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import re
+from collections.abc import Awaitable, Callable
+from functools import cache
+from typing import Any
+
+from envs.actions import InvalidAction, format_action, parse_action
+from envs.base import EnvError, Observation, StepResult, Task, TaskError
+from envs.prompts import TEXT_ROLES, Element, page_messages, simplify_axtree
+from envs.renumber import page_id
+
+CLOSE_DEADLINE_S = 5.0
+MAX_ERROR_LENGTH = 200
+
+_MENTIONED_BID = re.compile(r"""(bid[ =]|get_by_test_id\()(["'])(\w+)\2""")
+
+
+class BrowserGymEnv:
+    """One WebSocket session with a browser server, connected at the first reset.
+
+    Element ids are renumbered for each (task, seed), see `envs.renumber`. An action that
+    names an id which is not on the page never reaches the server.
+
+    Args:
+        base_url: the server's address, `http://host:port`.
+        deadline_s: seconds a reset or a step may take, waiting its turn included.
+        hide_page: True for the blind control: the messages hold everything but the page.
+        headers: HTTP headers of the connection, e.g. an authorization.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        deadline_s: float = 30.0,
+        hide_page: bool = False,
+        headers: dict[str, str] | None = None,
+    ):
+        self.base_url = base_url
+        self.deadline_s = deadline_s
+        self.hide_page = hide_page
+        self.headers = headers
+        self._client: Any = None
+        self._dead = ""
+        self._task: Task | None = None  # None: no episode is running
+        self._history: list[str] = []
+        self._bids: dict[str, str] = {}
+        self._observation = Observation(messages=())
+
+    async def reset(self, task: Task, *, screenshot: bool = False) -> Observation:
+        """Start an episode; see `Env.reset`.
+
+        Args:
+            task: a MiniWoB task such as `click-test`, with or without `miniwob.` in front.
+            screenshot: True to have a picture in every observation of this episode.
+
+        Raises:
+            TaskError: the server has no such task.
+            EnvError: the machinery failed; this environment is dead from then on.
+        """
+        self._task = None
+        reply = await self._ask(
+            lambda client: client.reset(task_name=task.name, seed=task.seed, screenshot=screenshot)
+        )
+        self._task, self._history = task, []
+        self._observation = self._observe(task, reply["observation"])
+        return self._observation
+
+    async def step(self, text: str) -> StepResult:
+        """Do what the model said; see `Env.step`.
+
+        Raises:
+            RuntimeError: no episode is running: the last one is over, or none was begun.
+            EnvError: the machinery failed; this environment is dead from then on.
+        """
+        self._check_alive()
+        if self._task is None:
+            raise RuntimeError("no episode is running: call reset first")
+        try:
+            action = parse_action(text)
+        except InvalidAction as error:
+            return self._refuse(str(error))
+        for element_id in action.ids:
+            if element_id not in self._bids:
+                return self._refuse(f"there is no element {element_id!r} on the page")
+        command = format_action(action.with_ids(self._bids))
+        reply = await self._ask(lambda client: client.step(command))
+        self._history.append(format_action(action))
+        self._observation = self._observe(self._task, reply["observation"])
+        if reply["done"]:
+            self._task = None
+        reward = float(reply["reward"])
+        return StepResult(
+            observation=self._observation,
+            reward=reward,
+            done=reply["done"],
+            success=reward > 0,
+            info={"raw_reward": reply["metadata"]["raw_reward"]},
+        )
+
+    async def close(self) -> None:
+        """End the session; fine to call twice, or after an EnvError."""
+        client, self._client = self._client, None
+        self._dead = self._dead or "it was closed"
+        self._task = None
+        if client is None:
+            return
+        try:
+            # A server that hangs would hold the closing handshake for long.
+            await asyncio.wait_for(client.close(), CLOSE_DEADLINE_S)
+        except (OSError, TimeoutError):
+            return  # the connection is gone, which is what was asked for
+
+    async def _ask(self, call: Callable[[Any], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+        """Await one answer of the server within the deadline, or be dead."""
+        self._check_alive()
+        if self._client is None:
+            client_class = await asyncio.to_thread(_client_class)
+            self._client = client_class(
+                base_url=self.base_url,
+                message_timeout_s=2 * self.deadline_s,  # the deadline is ours
+                websocket_ping_interval_s=None,  # the deadline notices a dead server
+                headers=self.headers,
+            )
+        try:
+            async with asyncio.timeout(self.deadline_s):
+                return await call(self._client)
+        except asyncio.CancelledError:
+            self._dead = "a call was cancelled"  # its answer would be read as the next one's
+            raise
+        except TimeoutError as error:
+            self._dead = f"no answer within {self.deadline_s:g} s"
+            raise EnvError(f"browser server {self.base_url}: {self._dead}") from error
+        except Exception as error:
+            # OpenEnv turns every error of the server into one RuntimeError, and the
+            # transport has many of its own: an unknown task alone is not the machinery's.
+            message = str(error).removeprefix("Server error: ")
+            if message.startswith("unknown task"):
+                raise TaskError(message.removesuffix(" (code: EXECUTION_ERROR)")) from error
+            self._dead = f"{type(error).__name__}: {message}"
+            raise EnvError(f"browser server {self.base_url}: {self._dead}") from error
+
+    def _check_alive(self) -> None:
+        if self._dead:
+            raise EnvError(f"this environment is dead ({self._dead}): take a fresh one")
+
+    def _observe(self, task: Task, reply: dict[str, Any]) -> Observation:
+        elements = simplify_axtree(reply["axtree_txt"])
+        self._bids = {page_id(task, element.id): element.id for element in elements if element.id}
+        elements = [
+            dataclasses.replace(element, id=page_id(task, element.id)) if element.id else element
+            for element in elements
+        ]
+        page = "\n".join(map(str, elements))
+        error = _one_line(task, reply["error"])
+        png = reply["screenshot"]
+        return Observation(
+            messages=page_messages(reply["goal"], page, self._history, error, self.hide_page),
+            goal=reply["goal"],
+            page="" if self.hide_page else page,
+            url=reply["url"],
+            error=error,
+            actions=_possible_actions(elements, reply["goal"]),
+            screenshot=None if png is None else base64.b64decode(png),
+        )
+
+    def _refuse(self, error: str) -> StepResult:
+        old = self._observation
+        page = old.page
+        messages = page_messages(old.goal, page, self._history, error, self.hide_page)
+        self._observation = dataclasses.replace(old, messages=messages, error=error)
+        return StepResult(
+            self._observation, reward=0.0, done=False, valid_action=False, info={"raw_reward": 0.0}
+        )
+
+
+def _possible_actions(elements: list[Element], goal: str) -> tuple[str, ...]:
+    """Return a click for every element, and for text fields each word quoted in the goal."""
+    words = re.findall(r'"([^"]+)"', goal)
+    actions = []
+    for element in elements:
+        if element.id:
+            actions.append(f"click({element.id!r})")
+            if element.role in TEXT_ROLES:
+                actions += [f"fill({element.id!r}, {word!r})" for word in words]
+    return tuple(actions)
+
+
+def _one_line(task: Task, error: str) -> str:
+    """Return the first line of a server's error, with the ids that the model knows."""
+    line = error.strip().splitlines()[0] if error.strip() else ""
+    line = _MENTIONED_BID.sub(lambda m: f"{m[1]}{m[2]}{page_id(task, m[3])}{m[2]}", line)
+    return line if len(line) <= MAX_ERROR_LENGTH else line[:MAX_ERROR_LENGTH] + "..."
+
+
+@cache
+def _client_class() -> type:
+    try:
+        from openenv.core.env_client import EnvClient  # takes seconds: it loads a web UI
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "BrowserGymEnv needs the package openenv: run `make setup`"
+        ) from error
+
+    class BrowserGymClient(EnvClient):
+        """The wire format as it is: actions as text, answers as dicts."""
+
+        def _step_payload(self, action: str) -> dict[str, Any]:
+            return {"action_str": action}
+
+        def _parse_result(self, payload: dict[str, Any]) -> Any:
+            return payload
+
+        def _parse_state(self, payload: dict[str, Any]) -> Any:
+            return payload
+
+    return BrowserGymClient

@@ -1,0 +1,81 @@
+"""A bounded set of environments, each lent to one episode at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from envs.base import Env
+
+_log = logging.getLogger(__name__)
+
+
+class EnvPool:
+    """Lends environments; one whose lease ended in an exception is closed and never reused.
+
+    Deadlines are the environment's own: a hang becomes an EnvError there, and then here a
+    discarded environment.
+
+    Args:
+        factory: makes an environment, awaited if it is a coroutine function.
+        size: how many may be lent at a time.
+
+    Attributes:
+        created: environments made so far.
+        discarded: environments closed because their lease ended in an exception.
+    """
+
+    def __init__(self, factory: Callable[[], Env | Awaitable[Env]], size: int):
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
+        self.size = size
+        self.created = 0
+        self.discarded = 0
+        self._factory = factory
+        self._slots = asyncio.Semaphore(size)
+        self._idle: list[Env] = []
+        self._closed = False
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncIterator[Env]:
+        """Lend an environment, an idle one if there is one, for the length of the block.
+
+        Raises:
+            RuntimeError: the pool is closed.
+        """
+        async with self._slots:
+            if self._closed:
+                raise RuntimeError("the pool is closed")
+            env = self._idle.pop() if self._idle else await self._create()
+            try:
+                yield env
+            except BaseException:
+                self.discarded += 1
+                await self._close_env(env)
+                raise
+            if self._closed:
+                await self._close_env(env)
+            else:
+                self._idle.append(env)
+
+    async def close(self) -> None:
+        """Close the idle environments now, and the lent ones as they come back."""
+        self._closed = True
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*map(self._close_env, idle))
+
+    async def _create(self) -> Env:
+        made = self._factory()
+        env = await made if inspect.isawaitable(made) else made
+        self.created += 1
+        return env
+
+    async def _close_env(self, env: Env) -> None:
+        try:
+            await asyncio.shield(env.close())  # a cancelled lease frees its session too
+        except Exception:
+            # The exception that ended the lease is the one to raise, not this one.
+            _log.warning("an environment failed to close", exc_info=True)

@@ -1,0 +1,156 @@
+"""What the model reads: a page as lines, and the chat around it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from envs.base import Message
+
+SYSTEM = """You control a web page. Each line of the page is an element: [id] role 'name'.
+Answer with exactly one action and nothing else:
+click('id')
+fill('id', 'text')
+select_option('id', 'option')
+press('id', 'key')
+drag_and_drop('id', 'id')
+scroll(0, 200)
+noop()"""
+
+EXAMPLES = (
+    (
+        "Press the button to go on.",
+        "text 'Welcome back'\n[9] button 'Continue'",
+        "click('9')",
+    ),
+    (
+        "Open the settings.",
+        "[31] link 'Home'\n[22] link 'Settings'\n[17] link 'Help'",
+        "click('22')",
+    ),
+)
+"""(goal, page, answer) of two earlier turns: other pages, other ids, the same for every task."""
+
+HIDDEN_PAGE = "(hidden)"
+
+TEXT_ROLES = {"textbox", "searchbox", "spinbutton"}
+CONTROLS = TEXT_ROLES | {
+    *("button", "checkbox", "combobox", "link", "listbox", "menuitem", "option", "radio"),
+    *("Date", "DateTime", "InputTime", "slider", "switch", "tab", "treeitem"),
+}
+
+_STATES = {"value", "checked", "selected", "expanded", "disabled", "pressed"}
+_QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+_LINE = re.compile(rf"(\t*)(?:\[(\w+)\] )?(\S+)(?: ({_QUOTED}))?(.*)")
+_ATTRIBUTE = re.compile(rf"(\w+)=({_QUOTED}|[^,]+)")
+
+
+@dataclass(frozen=True)
+class Element:
+    """One line of a page: `[id] role 'name', state`; the id is empty for a plain text."""
+
+    id: str
+    role: str
+    name: str
+    state: str = ""
+
+    def __str__(self) -> str:
+        name = f" {self.name!r}" if self.name else ""
+        return f"{f'[{self.id}] ' if self.id else ''}{self.role}{name}{self.state}"
+
+
+def simplify_axtree(axtree_txt: str) -> list[Element]:
+    """Read BrowserGym's accessibility tree and drop what only lays the page out.
+
+    Controls stay, and elements with a name. A nameless element around texts alone becomes
+    one `text` with its id; any other nameless element goes, its children stay.
+
+    Args:
+        axtree_txt: the tree as BrowserGym flattens it, one node a line, indented by tabs.
+
+    Returns:
+        The elements in the order of the page.
+    """
+    nodes = [_parse(line) for line in axtree_txt.splitlines()]
+    nodes = [node for node in nodes if node[1].role != "StaticText" or node[1].name]
+    elements: list[Element] = []
+    taken: set[int] = set()
+    ids: set[str] = set()
+    for i, (depth, node) in enumerate(nodes):
+        # The inner parts of a date field, say, inherit the id of the field.
+        repeated = node.id in ids
+        if i in taken or repeated or node.role == "RootWebArea":
+            continue
+        if node.id:
+            ids.add(node.id)
+        if node.role == "StaticText":
+            elements.append(Element("", "text", node.name))
+        elif node.role in CONTROLS or node.name:
+            elements.append(node)
+        elif children := _texts(nodes, i, depth):
+            taken.update(children)
+            name = " ".join(nodes[child][1].name for child in children)
+            elements.append(Element(node.id, "text", name))
+    return elements
+
+
+def page_messages(
+    goal: str,
+    page: str,
+    history: Sequence[str],
+    error: str,
+    hide_page: bool = False,
+) -> tuple[Message, ...]:
+    """Build the chat that the model continues with one action.
+
+    Args:
+        goal: the instruction.
+        page: the page, one element a line.
+        history: the actions done so far in this episode.
+        error: why the last one was refused or failed, empty if it did not.
+        hide_page: True to blank the page, for the control that cannot read it.
+
+    Returns:
+        System message, the worked examples as earlier turns, and the user's message.
+    """
+    messages = [{"role": "system", "content": SYSTEM}]
+    for example_goal, example_page, answer in EXAMPLES:
+        messages.append({"role": "user", "content": _turn(example_goal, example_page)})
+        messages.append({"role": "assistant", "content": answer})
+    content = _turn(goal, HIDDEN_PAGE if hide_page else page)
+    if history:
+        content += f"\nDone so far: {' '.join(history)}"
+    if error:
+        content += f"\nError: {error}"
+    messages.append({"role": "user", "content": content})
+    return tuple(messages)
+
+
+def _turn(goal: str, page: str) -> str:
+    return f"Goal: {goal}\nPage:\n{page}"
+
+
+def _parse(line: str) -> tuple[int, Element]:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise ValueError(f"expected a line of an accessibility tree, got {line!r}")
+    tabs, bid, role, quoted, rest = match.groups()
+    name = str(ast.literal_eval(quoted)) if quoted else ""
+    states = [f"{k}={v}" for k, v in _ATTRIBUTE.findall(rest) if k in _STATES]
+    state = "".join(f", {one}" for one in states)
+    return len(tabs), Element(bid or "", role, name, state)
+
+
+def _texts(nodes: list[tuple[int, Element]], i: int, depth: int) -> list[int]:
+    """Return the descendants of node i if they are texts alone, otherwise none."""
+    children = []
+    for j in range(i + 1, len(nodes)):
+        child_depth, child = nodes[j]
+        if child_depth <= depth:
+            break
+        if child.role != "StaticText":
+            return []
+        children.append(j)
+    return children

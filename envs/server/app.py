@@ -1,0 +1,123 @@
+"""BrowserGym's MiniWoB as an OpenEnv application: reset, step and state over a WebSocket."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI
+from openenv.core.env_server import (
+    Action,
+    Environment,
+    Observation,
+    State,
+    create_fastapi_app,
+)
+
+from envs.actions import InvalidAction, parse_action
+from envs.server.session import SessionError
+from envs.server.supervisor import WorkerPool
+
+
+class BrowserGymAction(Action):
+    """One action as text, in the grammar of `envs.actions`."""
+
+    action_str: str
+
+
+class BrowserGymObservation(Observation):
+    """The page after a reset or a step; `metadata` holds `success` and `raw_reward`."""
+
+    goal: str = ""
+    axtree_txt: str = ""
+    url: str = ""
+    screenshot: str | None = None  # base64 of a PNG
+    error: str = ""
+    last_action_error: bool = False
+
+
+class BrowserGymState(State):
+    """The episode that is running."""
+
+    task_name: str = ""
+    seed: int | None = None
+
+
+class BrowserGymEnvironment(Environment[BrowserGymAction, BrowserGymObservation, BrowserGymState]):
+    """One OpenEnv session: its page lives in one of the pool's workers.
+
+    Args:
+        pool: the workers.
+    """
+
+    SUPPORTS_CONCURRENT_SESSIONS = True
+
+    def __init__(self, pool: WorkerPool):
+        super().__init__()
+        self._session = pool.open()
+        self._state = BrowserGymState()
+        self._last: BrowserGymObservation | None = None
+
+    async def reset_async(  # type: ignore[override]
+        self,
+        seed: int | None = None,
+        episode_id: str | None = None,
+        task_name: str = "click-test",
+        screenshot: bool = False,
+    ) -> BrowserGymObservation:
+        """Start an episode of a MiniWoB task; seed None is seed 0."""
+        seed = 0 if seed is None else seed
+        if type(seed) is not int or not isinstance(task_name, str):
+            raise ValueError(f"expected an int seed and a task name, got {seed!r}, {task_name!r}")
+        # The old episode ends even if the new one fails to start.
+        self._last = None
+        answer = await self._session.call(
+            "reset", task_name=task_name, seed=seed, screenshot=bool(screenshot)
+        )
+        self._state = BrowserGymState(episode_id=episode_id, task_name=task_name, seed=seed)
+        self._last = BrowserGymObservation(**answer)
+        return self._last
+
+    async def step_async(  # type: ignore[override]
+        self, action: BrowserGymAction, timeout_s: float | None = None
+    ) -> BrowserGymObservation:
+        """Do one action; a text that is no action comes back as `error`, the page unchanged."""
+        if self._last is None or self._last.done:
+            raise SessionError("no episode is running: reset first")
+        self._state.step_count += 1
+        try:
+            parsed = parse_action(action.action_str)
+        except InvalidAction as error:
+            update = {"error": str(error), "last_action_error": True, "reward": 0.0}
+            return self._last.model_copy(update=update)
+        self._last = BrowserGymObservation(**await self._session.call("step", action=parsed))
+        return self._last
+
+    def reset(self, *args: Any, **kwargs: Any) -> BrowserGymObservation:
+        """Not served: the server calls `reset_async`."""
+        raise TypeError("await reset_async instead")
+
+    def step(self, *args: Any, **kwargs: Any) -> BrowserGymObservation:
+        """Not served: the server calls `step_async`."""
+        raise TypeError("await step_async instead")
+
+    @property
+    def state(self) -> BrowserGymState:
+        """The episode's name, seed and number of steps."""
+        return self._state
+
+    def close(self) -> None:
+        """Close the session's page."""
+        self._session.close()
+
+
+def build_app(pool: WorkerPool, max_sessions: int) -> FastAPI:
+    """Build the application; one more session than `max_sessions` gets CAPACITY_REACHED."""
+    return create_fastapi_app(
+        partial(BrowserGymEnvironment, pool),
+        BrowserGymAction,
+        BrowserGymObservation,
+        max_concurrent_envs=max_sessions,
+        env_name="browsergym",
+        state_cls=BrowserGymState,
+    )

@@ -1,0 +1,17 @@
+import pytest
+
+from envs.server.local import LocalServer
+
+
+@pytest.fixture(scope="session")
+def browser_server():
+    server = LocalServer(workers=2, max_sessions=16)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def server(browser_server):
+    """The one server of the test run, alive even if an earlier test killed it."""
+    browser_server.start()
+    return browser_server
