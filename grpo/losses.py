@@ -1,0 +1,379 @@
+r"""Policy-gradient losses as pure functions of log-probabilities.
+
+Tensors are [N, T]: a row is one turn's completion and column t describes token t. A loss is a
+per-token value times `token_weights`, summed; so the losses of micro-batches add up to the loss
+of the batch, whatever the split. $\pi$ is the policy being trained, $\pi_{old}$ the one that
+sampled the tokens, $\pi_{ref}$ the reference; $r = \pi / \pi_{old}$ is the ratio, $A$ the
+advantage. Where nothing else is said, log-probabilities are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+KLKind = Literal["k1", "k2", "k3", "unbiased"]
+Level = Literal["token", "sequence"]
+Aggregation = Literal["grpo", "bnpo", "dapo", "dr_grpo"]
+Loss = Literal["grpo", "gspo", "cispo"]
+
+
+def kl_estimate(
+    logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind, old_logprobs: Tensor | None = None
+) -> Tensor:
+    r"""Estimate the divergence from the reference policy at each sampled token.
+
+    With $d = \log\pi_{ref} - \log\pi$ (http://joschu.net/blog/kl-approx.html):
+
+    $$k_1 = -d, \quad k_2 = d^2 / 2, \quad k_3 = e^d - d - 1, \quad unbiased = r\,k_3$$
+
+    What the value and the gradient of each estimate, the token drawn from $\pi$ (on-policy) or
+    from $\pi_{old}$ (off-policy). As a loss only the gradient counts (arXiv 2510.01555):
+
+    - "k1": the value is unbiased on-policy, but its gradient is 0 in expectation there, pure
+      noise that knows nothing of the reference; off-policy it is that of $-KL(\pi_{old}\|\pi)$.
+    - "k2": the value is biased; the gradient is that of $KL(\pi\|\pi_{ref})$ on-policy, and
+      off-policy that of $E_{old}[d^2] / 2$.
+    - "k3": the value is unbiased on-policy, never negative and of low variance, but the
+      gradient is that of the other direction, $KL(\pi_{ref}\|\pi)$; off-policy it is
+      $E_{old}[(1 - e^d) \nabla\log\pi]$, of no divergence.
+    - "unbiased": value and gradient are those of $KL(\pi\|\pi_{ref})$, on-policy and off-policy
+      (DeepSeek-V3.2, arXiv 2512.02556). The gradient through r matters even where r is 1.
+
+    Args:
+        logprobs: log-probabilities of the sampled tokens, in nats, of any shape.
+        ref_logprobs: those of the reference, of the same shape.
+        kind: the estimator.
+        old_logprobs: those of $\pi_{old}$, for "unbiased" alone; None means on-policy, where
+            they are `logprobs.detach()`.
+
+    Returns:
+        The estimates, in nats, in the shape of `logprobs`.
+
+    Raises:
+        ValueError: a shape or the kind is wrong.
+    """
+    _check_choice("kind", kind, KLKind)
+    _check_shape("ref_logprobs", ref_logprobs, logprobs.shape)
+    d = ref_logprobs - logprobs
+    if kind == "k1":
+        return -d
+    if kind == "k2":
+        return d.square() / 2
+    k3 = d.expm1() - d  # exp(d) - 1 would lose the small differences
+    if kind == "k3":
+        return k3
+    old_logprobs = logprobs.detach() if old_logprobs is None else old_logprobs
+    _check_shape("old_logprobs", old_logprobs, logprobs.shape)
+    return (logprobs - old_logprobs).exp() * k3
+
+
+def log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, level: Level) -> Tensor:
+    r"""Compute the log of the importance ratio between the policy and the one that sampled.
+
+    Token level (GRPO, arXiv 2402.03300) and sequence level (GSPO, arXiv 2507.18071):
+
+    $$\log r_t = \log\pi_t - \log\pi_{old,t}, \qquad \log s = \frac{1}{|y|}\sum_t \log r_t$$
+
+    Args:
+        logprobs: [N, T], in nats.
+        old_logprobs: [N, T], in nats.
+        mask: [N, T], bool, True at sampled tokens; the rest may hold anything, NaN included.
+        level: "token", or "sequence" for the row's mean at each of its tokens.
+
+    Returns:
+        [N, T], 0 where the mask is False.
+
+    Raises:
+        ValueError: a shape, the mask's dtype or the level is wrong.
+    """
+    _check_choice("level", level, Level)
+    _check_mask(mask, logprobs.shape)
+    _check_shape("old_logprobs", old_logprobs, logprobs.shape)
+    difference = torch.where(mask, logprobs, 0.0) - torch.where(mask, old_logprobs, 0.0)
+    if level == "token":
+        return difference
+    lengths = mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.where(mask, difference.sum(dim=1, keepdim=True) / lengths, 0.0)
+
+
+def clipped_surrogate(
+    log_ratio: Tensor,
+    advantages: Tensor,
+    epsilon_low: float,
+    epsilon_high: float,
+    delta: float | None = None,
+) -> Tensor:
+    r"""Compute PPO's clipped loss, with either bound of its own and an optional dual clip.
+
+    $$-\min(\min(r, \delta)\,A,\ \mathrm{clip}(r, 1-\epsilon_{low}, 1+\epsilon_{high})\,A)$$
+
+    PPO (arXiv 1707.06347); DAPO's clip-higher is $\epsilon_{high} > \epsilon_{low}$
+    (arXiv 2503.14476). Without $\delta$ a ratio far above 1 makes the loss of a negative
+    advantage unbounded; $\delta$ stops it (dual clip, arXiv 1912.09729; TRL's `delta`).
+
+    Args:
+        log_ratio: [N, T], as `log_ratio` gives it.
+        advantages: [N] or [N, T].
+        epsilon_low: the ratio is clipped below 1 - epsilon_low where A < 0.
+        epsilon_high: the ratio is clipped above 1 + epsilon_high where A > 0.
+        delta: the ratio is clipped above delta where A < 0; more than 1 + epsilon_high.
+
+    Returns:
+        [N, T], the loss of each token, to be minimised.
+
+    Raises:
+        ValueError: a shape or a bound is wrong.
+    """
+    advantages = _per_token(advantages, log_ratio.shape)
+    if epsilon_low < 0 or epsilon_high < 0:
+        raise ValueError(f"epsilons must not be negative, got {epsilon_low} and {epsilon_high}")
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
+    if delta is not None:
+        if delta <= 1 + epsilon_high:
+            raise ValueError(
+                f"delta must be above 1 + epsilon_high={1 + epsilon_high}, got {delta}"
+            )
+        ratio = ratio.clamp(max=delta)
+    return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def cispo(log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, epsilon_high: float) -> Tensor:
+    r"""Compute CISPO's loss: REINFORCE under a capped importance weight that has no gradient.
+
+    $$-\mathrm{sg}[\min(r, 1 + \epsilon_{high})]\ A\ \log\pi$$
+
+    MiniMax-M1 (arXiv 2506.13585), without a lower bound, as used there. Every token keeps a
+    gradient, also the clipped ones. TRL's `epsilon_high` is the cap itself: 5.0 there is 4.0 here.
+
+    Args:
+        log_ratio: [N, T], as `log_ratio` gives it.
+        logprobs: [N, T], in nats.
+        advantages: [N] or [N, T].
+        epsilon_high: the weight is at most 1 + epsilon_high.
+
+    Returns:
+        [N, T], the loss of each token; only its gradient has a meaning.
+
+    Raises:
+        ValueError: a shape or the bound is wrong.
+    """
+    _check_shape("logprobs", logprobs, log_ratio.shape)
+    advantages = _per_token(advantages, log_ratio.shape)
+    if epsilon_high < 0:
+        raise ValueError(f"epsilon_high must not be negative, got {epsilon_high}")
+    return -log_ratio.detach().exp().clamp(max=1 + epsilon_high) * advantages * logprobs
+
+
+def token_weights(
+    mask: Tensor,
+    aggregation: Aggregation,
+    *,
+    max_completion_length: int | None = None,
+    episode_ids: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    r"""Say how tokens are averaged: the weight of each token in the batch's loss.
+
+    With U units (rows, or episodes where `episode_ids` is given) of $n_u$ tokens each:
+
+    - "grpo": $1 / (U n_u)$, the mean over units of the mean over tokens (arXiv 2402.03300); a
+      token of a long unit counts less.
+    - "dapo", "bnpo": $1 / \sum_u n_u$, the mean over all tokens (DAPO, arXiv 2503.14476). They
+      differ where BNPO divides by the tokens of its micro-batch and DAPO by those of the batch.
+      Weights are made once for the batch, so here they are the same.
+    - "dr_grpo": $1 / (U L)$ with the constant L = `max_completion_length` (arXiv 2503.20783),
+      so that no token's weight depends on a length.
+
+    Units without a token weigh 0 and are not counted in U.
+
+    Args:
+        mask: [N, T], bool, True at sampled tokens, of the whole batch.
+        aggregation: how to average.
+        max_completion_length: L, the token budget of one unit, for "dr_grpo" alone.
+        episode_ids: [N], integers; rows with equal ids are one unit. None: each row is one.
+        dtype: of the result.
+
+    Returns:
+        [N, T], 0 where the mask is False.
+
+    Raises:
+        ValueError: a shape, dtype or name is wrong, L is missing, or no token is sampled.
+    """
+    _check_choice("aggregation", aggregation, Aggregation)
+    _check_mask(mask, mask.shape)
+    units = torch.arange(len(mask), device=mask.device)
+    if episode_ids is not None:
+        _check_shape("episode_ids", episode_ids, mask.shape[:1])
+        units = torch.unique(episode_ids, return_inverse=True)[1]
+    tokens = torch.zeros_like(units).index_add(0, units, mask.sum(dim=1))
+    count = (tokens > 0).sum()
+    if count == 0:
+        raise ValueError(f"mask must be True somewhere, got {list(mask.shape)} of False")
+    if aggregation == "grpo":
+        denominator = count * tokens[units].clamp(min=1)
+    elif aggregation == "dr_grpo":
+        if max_completion_length is None or max_completion_length < 1:
+            raise ValueError(
+                f"dr_grpo needs a positive max_completion_length, got {max_completion_length}"
+            )
+        denominator = (count * max_completion_length).expand(len(mask))
+    else:
+        denominator = tokens.sum().expand(len(mask))
+    return torch.where(mask, denominator.to(dtype).reciprocal().unsqueeze(1), 0.0)
+
+
+def policy_loss(
+    logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    weights: Tensor,
+    *,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    importance_weights: Tensor | None = None,
+    loss: Loss = "grpo",
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+    delta: float | None = None,
+    beta: float = 0.0,
+    kl: KLKind = "k3",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    r"""Compute the loss of a batch or micro-batch, and sums for its metrics.
+
+    $$\sum_{n,t} w_{nt} \left(\rho_{nt}\,\ell_{nt} + \beta\,\mathrm{kl}_{nt}\right)$$
+
+    with $\ell$ the clipped surrogate ("grpo", and "gspo" at sequence level) or "cispo". Only
+    `logprobs` receives a gradient. What stands at masked positions, NaN included, changes
+    neither the loss nor a gradient.
+
+    Args:
+        logprobs: [N, T], of the policy being trained, in nats.
+        advantages: [N] or [N, T].
+        mask: [N, T], bool, True at sampled tokens.
+        weights: [N, T], w, from `token_weights` of the whole batch.
+        old_logprobs: [N, T], of the policy that sampled; None means on-policy: the ratio is 1
+            and has a gradient.
+        ref_logprobs: [N, T], of the reference; needed if beta is not 0.
+        importance_weights: [N, T], rho, e.g. the truncated ratio between trainer and sampler;
+            None is 1. The KL term is not multiplied.
+        loss: "grpo", "gspo" or "cispo"; GSPO wants far smaller epsilons (3e-4 and 4e-4 there).
+        epsilon_low: see `clipped_surrogate`; "cispo" has no lower bound.
+        epsilon_high: see `clipped_surrogate` and `cispo`.
+        delta: see `clipped_surrogate`; not with "cispo".
+        beta: the weight of the KL term.
+        kl: see `kl_estimate`; the ratio of "unbiased" is the token's, also with "gspo".
+
+    Returns:
+        The loss, a scalar, and detached scalars: `tokens`, the number of sampled tokens, and
+        sums over them which `mean_stats` adds up and divides: `ratio`; `clip_ratio/low` and
+        `clip_ratio/high`, tokens at which a clip of the ratio took hold; `approx_kl`, k3 of
+        $KL(\pi_{old}\|\pi)$; and, with a reference, `kl`, k3 of $KL(\pi\|\pi_{ref})$ whatever
+        `kl` says, so that runs compare.
+
+    Raises:
+        ValueError: a shape, dtype or name is wrong, or arguments contradict each other.
+    """
+    _check_choice("loss", loss, Loss)
+    _check_choice("kl", kl, KLKind)
+    _check_mask(mask, logprobs.shape)
+    if beta < 0:
+        raise ValueError(f"beta must not be negative, got {beta}")
+    if beta != 0 and ref_logprobs is None:
+        raise ValueError(f"beta={beta} needs ref_logprobs, got None")
+    if loss == "cispo" and delta is not None:
+        raise ValueError(f"delta does not apply to cispo, got {delta}")
+
+    # 0 times NaN is NaN, in the backward pass too: unsampled positions are replaced before any
+    # arithmetic, never multiplied away after it.
+    def sampled(name: str, values: Tensor) -> Tensor:
+        _check_shape(name, values, logprobs.shape)
+        return torch.where(mask, values, 0.0)
+
+    old_logprobs = logprobs if old_logprobs is None else old_logprobs
+    old_logprobs = sampled("old_logprobs", old_logprobs).detach()
+    logprobs = sampled("logprobs", logprobs)
+    advantages = sampled("advantages", _per_token(advantages, logprobs.shape)).detach()
+    weights = sampled("weights", weights).detach()
+
+    log_r = log_ratio(logprobs, old_logprobs, mask, "sequence" if loss == "gspo" else "token")
+    if loss == "cispo":
+        per_token_loss = cispo(log_r, logprobs, advantages, epsilon_high)
+    else:
+        per_token_loss = clipped_surrogate(log_r, advantages, epsilon_low, epsilon_high, delta)
+    if importance_weights is not None:
+        rho = sampled("importance_weights", importance_weights).detach()
+        per_token_loss = per_token_loss * rho
+
+    ratio = log_r.detach().exp()
+    low, high = ratio < 1 - epsilon_low, ratio > 1 + epsilon_high
+    per_token = {
+        "tokens": mask,
+        "ratio": ratio,
+        "clip_ratio/low": low & (advantages < 0) & (loss != "cispo"),
+        "clip_ratio/high": high & ((advantages > 0) | (loss == "cispo")),
+        "approx_kl": kl_estimate(old_logprobs, logprobs.detach(), "k3"),
+    }
+    if ref_logprobs is not None:
+        ref_logprobs = sampled("ref_logprobs", ref_logprobs).detach()
+        per_token["kl"] = kl_estimate(logprobs.detach(), ref_logprobs, "k3")
+        if beta != 0:
+            per_token_kl = kl_estimate(logprobs, ref_logprobs, kl, old_logprobs)
+            per_token_loss = per_token_loss + beta * per_token_kl
+
+    stats = {name: torch.where(mask, x, 0).sum(dtype=ratio.dtype) for name, x in per_token.items()}
+    return (per_token_loss * weights).sum(), stats
+
+
+def mean_stats(stats: Iterable[dict[str, Tensor]]) -> dict[str, float]:
+    """Add up the sums that `policy_loss` gave for micro-batches and divide by their tokens.
+
+    Args:
+        stats: one dict a micro-batch, all with the same names.
+
+    Returns:
+        Means over all sampled tokens, and `tokens`, their number.
+
+    Raises:
+        ValueError: there are no stats, no tokens, or the names differ.
+    """
+    stats = list(stats)
+    if not stats or any(s.keys() != stats[0].keys() for s in stats):
+        raise ValueError(f"stats must have the same names, got {[sorted(s) for s in stats]}")
+    sums = {name: sum(s[name].item() for s in stats) for name in stats[0]}
+    tokens = sums.pop("tokens")
+    if tokens == 0:
+        raise ValueError("stats must hold at least one token, got 0")
+    return {"tokens": tokens, **{name: total / tokens for name, total in sums.items()}}
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {get_args(choices)}, got {value!r}")
+
+
+def _check_shape(name: str, tensor: Tensor, shape: torch.Size) -> None:
+    if tensor.shape != shape:
+        axes = {1: "[N]=", 2: "[N, T]="}.get(len(shape), "")
+        raise ValueError(f"{name} must be {axes}{list(shape)}, got {list(tensor.shape)}")
+
+
+def _check_mask(mask: Tensor, shape: torch.Size) -> None:
+    if len(shape) != 2:
+        raise ValueError(f"log-probabilities and mask must be [N, T], got {list(shape)}")
+    _check_shape("mask", mask, shape)
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be torch.bool, got {mask.dtype}")
+
+
+def _per_token(advantages: Tensor, shape: torch.Size) -> Tensor:
+    if advantages.shape == shape:
+        return advantages
+    if advantages.shape != shape[:1]:
+        expected = f"[N]={list(shape[:1])} or [N, T]={list(shape)}"
+        raise ValueError(f"advantages must be {expected}, got {list(advantages.shape)}")
+    return advantages.unsqueeze(1).expand(shape)
