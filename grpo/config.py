@@ -1,0 +1,185 @@
+"""One flat configuration: its fields are the YAML keys and the command-line options."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """What the user asked for cannot be done; the message is one line and says why."""
+
+
+def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on. Each field's help text is its documentation."""
+
+    # What is learned, and where it goes.
+    task: str = _option("click-test", "MiniWoB task")
+    model: str = _option("", "Hugging Face id, folder or .gguf file; empty: the bundled model")
+    adapter: str = _option("", "folder of a LoRA adapter to start from")
+    output: str = _option("", "folder of the run; empty: runs/<task>")
+    seed: int = _option(0, "of everything random in the run")
+
+    # Rollouts.
+    group_size: int = _option(8, "episodes of one task and seed, G; at least 2")
+    groups_per_step: int = _option(4, "groups of one training step")
+    max_steps: int = _option(10, "browser actions an episode at most")
+    max_new_tokens: int = _option(24, "tokens an answer at most")
+    temperature: float = _option(1.0, "of the sampled and of the trained distribution")
+    valid_action_bonus: float = _option(0.0, "reward for an answer that is a valid action")
+    backend: str = _option("local", "which generator samples", ("local",))
+    cache_tokens: int = _option(4096, "distinct tokens the local generator keeps")
+
+    # The environment.
+    env_url: str = _option("", "address of an OpenEnv server; empty: start one here")
+    env_workers: int = _option(2, "browser processes of the server started here")
+    env_sessions: int = _option(16, "browser sessions at once")
+    env_deadline: float = _option(30.0, "seconds until an env call counts as failed")
+
+    # The algorithm.
+    steps: int = _option(20, "training steps at most")
+    minutes: float = _option(0.0, "training time at most; 0: no limit")
+    updates_per_batch: int = _option(1, "optimizer steps on one batch of rollouts")
+    loss: str = _option("grpo", "clipped surrogate", ("grpo", "gspo", "cispo"))
+    aggregation: str = _option(
+        "dapo", "how tokens are averaged", ("grpo", "bnpo", "dr_grpo", "dapo")
+    )
+    scale_rewards: str = _option(
+        "group", "what advantages are divided by", ("group", "batch", "none")
+    )
+    baseline: str = _option("mean", "what is subtracted from rewards", ("mean", "leave_one_out"))
+    epsilon_low: float = _option(0.2, "the ratio is clipped at 1 - epsilon_low")
+    epsilon_high: float = _option(0.2, "the ratio is clipped at 1 + epsilon_high")
+    delta: float = _option(0.0, "dual clip: bound on the ratio where the advantage is negative")
+    beta: float = _option(0.0, "weight of the KL penalty to the reference; 0: none")
+    kl: str = _option("k3", "estimator of the penalty", ("k1", "k2", "k3", "unbiased"))
+
+    # The optimizer.
+    learning_rate: float = _option(2e-4, "of AdamW on the adapter")
+    warmup_steps: int = _option(2, "updates until the learning rate is reached")
+    max_grad_norm: float = _option(1.0, "gradients are clipped to this norm; 0: not")
+    lora_r: int = _option(8, "rank of the adapter")
+    lora_alpha: float = _option(16.0, "the adapter's output is scaled by alpha / r")
+    lora_target_modules: str = _option(
+        "all-linear", "all-linear, or names of linear layers with commas between"
+    )
+
+    # The machine.
+    device: str = _option("auto", "auto, cpu, cuda, ...")
+    dtype: str = _option("auto", "of the frozen base", ("auto", "float32", "bfloat16", "float16"))
+    road: str = _option("auto", "how the update computes", ("auto", "tree", "padded"))
+    max_tokens_per_microbatch: int = _option(4096, "distinct tokens of one forward")
+
+    # What is kept and shown.
+    eval_episodes: int = _option(100, "held-out seeds of an evaluation; 0: none")
+    save_every: int = _option(10, "steps between checkpoints; 0: only the last")
+    keep_checkpoints: int = _option(2, "checkpoints that are kept")
+    resume: bool = _option(False, "go on from the run's newest checkpoint")
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a model or a browser."""
+        if self.group_size < 2:
+            raise ConfigError(
+                f"group_size must be at least 2, got {self.group_size}: advantages compare the "
+                "episodes of a group"
+            )
+        for name in ("groups_per_step", "max_steps", "max_new_tokens", "updates_per_batch",
+                     "env_sessions", "env_workers", "lora_r", "max_tokens_per_microbatch"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise ConfigError(f"temperature must be above 0, got {self.temperature}")
+        for f in fields(self):
+            choices, value = f.metadata["choices"], getattr(self, f.name)
+            if choices and value not in choices:
+                raise ConfigError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps its files."""
+        return Path(self.output or f"runs/{self.task}")
+
+    def to_yaml(self) -> str:
+        """The configuration as YAML that `from_mapping` reads."""
+        return yaml.safe_dump(asdict(self), sort_keys=False)
+
+    @classmethod
+    def from_mapping(cls, values: dict[str, Any], source: str = "config") -> Config:
+        """Make a configuration from YAML's keys and values.
+
+        Raises:
+            ConfigError: a key is unknown (the nearest name is suggested) or a value's type
+                or range is wrong.
+        """
+        types = get_type_hints(cls)
+        for key, value in values.items():
+            if key not in types:
+                near = difflib.get_close_matches(key, types, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ConfigError(f"unknown key {key!r} in {source}{hint}")
+            if types[key] is float and isinstance(value, int) and not isinstance(value, bool):
+                values = {**values, key: float(value)}
+            elif type(value) is not types[key]:
+                raise ConfigError(f"{key} in {source} must be {types[key].__name__}, got {value!r}")
+        return cls(**values)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Config:
+        """Read a YAML file.
+
+        Raises:
+            ConfigError: there is no such file, or it is no mapping of known keys.
+        """
+        try:
+            values = yaml.safe_load(Path(path).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"cannot read config {str(path)!r}: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"config {str(path)!r} must map keys to values, got {values!r}")
+        return cls.from_mapping(values, str(path))
+
+    @classmethod
+    def from_command_line(
+        cls, argv: Sequence[str] | None, *, description: str, configs: Path
+    ) -> Config:
+        """Read `--config`, else the task's own file in `configs`, then the other options.
+
+        Args:
+            argv: the arguments; None for the program's own.
+            description: shown by `--help`.
+            configs: folder in which `<task>.yaml` is looked for when no `--config` is given.
+
+        Raises:
+            ConfigError: as `from_yaml`; what argparse refuses exits with code 2.
+        """
+        parser = argparse.ArgumentParser(
+            description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        parser.add_argument("--config", help="YAML file with any of the keys below")
+        types = get_type_hints(cls)
+        for f in fields(cls):
+            kind = types[f.name]
+            parser.add_argument(
+                "--" + f.name.replace("_", "-"),
+                **({"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}),
+                default=argparse.SUPPRESS,
+                choices=f.metadata["choices"],
+                help=f"{f.metadata['help']} (default: {f.default!r})".replace("%", "%%"),
+            )
+        given = vars(parser.parse_args(argv))
+        path = given.pop("config", None)
+        own = configs / f"{given.get('task', cls.task)}.yaml"
+        if path is None and own.is_file():
+            path = own
+        return replace(cls.from_yaml(path) if path else cls(), **given)

@@ -1,0 +1,157 @@
+"""What a person sees: progress bars while it runs, a summary and curves at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+CURVES = (
+    ("reward", "mean reward"),
+    ("completion_length", "completion length (tokens)"),
+    ("entropy", "entropy (nats per token)"),
+)
+
+
+class Bar:
+    """One progress bar: call it to advance, e.g. as `Rollouts.on_episode`."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress, self._task = progress, task
+
+    def __call__(self, *_: object) -> None:
+        """Advance by one, whatever is given."""
+        self._progress.advance(self._task)
+
+    def reset(self) -> None:
+        """Back to 0, its clock too."""
+        self._progress.reset(self._task)
+
+
+class Bars:
+    """Nested progress bars, e.g. episodes inside steps, with the time that is left."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<26}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._open = 0
+
+    @contextmanager
+    def bar(self, description: str, total: int) -> Iterator[Bar]:
+        """A bar for the length of the block."""
+        if not self._open:
+            self._progress.start()
+        self._open += 1
+        task = self._progress.add_task(description, total=total)
+        try:
+            yield Bar(self._progress, task)
+        finally:
+            self._progress.remove_task(task)
+            self._open -= 1
+            if not self._open:
+                self._progress.stop()
+
+
+def step_line(step: int, metrics: dict[str, float]) -> str:
+    """One training step in a line."""
+    parts = [f"step {step:>3}"]
+    for name, form in (
+        ("reward", "reward {:.2f}"),
+        ("success", "success {:.2f}"),
+        ("invalid_action_rate", "invalid {:.2f}"),
+        ("completion_length", "{:.1f} tokens"),
+        ("entropy", "entropy {:.2f}"),
+        ("kl", "kl {:.3f}"),
+        ("seconds/rollout", "rollout {:.1f}s"),
+        ("seconds/update", "update {:.1f}s"),
+    ):
+        if name in metrics:
+            parts.append(form.format(metrics[name]))
+    return "  ".join(parts)
+
+
+def time_line(summary: dict[str, Any]) -> str:
+    """Where the time of a `summary.json` went, in a line."""
+    seconds = summary["seconds"]
+    return (
+        f"{summary['steps']} steps, {summary['episodes']} episodes; seconds: "
+        f"set-up {seconds['setup']:.0f}, evaluation {seconds['eval']:.0f}, "
+        f"rollouts {seconds['rollout']:.0f} (waiting for browsers alone {seconds['env']:.0f}), "
+        f"updates {seconds['update']:.0f}"
+    )
+
+
+def success_table(summary: dict[str, Any]) -> Table:
+    """The success rates of a `summary.json` as a table."""
+    n = max(summary[who][how]["n"] for who in _POLICIES for how in ("sampled", "greedy"))
+    table = Table(title=f"{summary['task']}: success on {n} held-out seeds (95 % interval)")
+    table.add_column("policy")
+    table.add_column("sampled (temperature 1)", justify="right")
+    table.add_column("greedy", justify="right")
+    table.add_column("what it is", style="dim")
+    for who, what in _POLICIES.items():
+        rates = [summary[who][how] for how in ("sampled", "greedy")]
+        style = "bold green" if who == "trained" else ""
+        cells = [f"{r['success']:.2f}  [{r['low']:.2f}, {r['high']:.2f}]" for r in rates]
+        table.add_row(who, *cells, what, style=style)
+    return table
+
+
+_POLICIES = {
+    "random": "any action on any element of the page, its id given",
+    "blind": "the model after training, the page hidden",
+    "untrained": "the model before training",
+    "trained": "the model after training",
+}
+
+
+def plot_curves(steps: Sequence[dict[str, float]], path: Path, *, title: str) -> None:
+    """Draw reward, completion length and entropy over the training steps as a PNG.
+
+    Args:
+        steps: what `read_metrics` gives.
+        path: of the picture.
+        title: above it.
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the picture of the curves needs matplotlib: install the extra 'tensorboard'"
+        ) from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(CURVES), figsize=(13, 3.6), layout="constrained")
+    for axis, (name, label) in zip(axes, CURVES, strict=True):
+        points = [(line["step"], line[name]) for line in steps if name in line]
+        axis.plot(*zip(*points, strict=True) if points else ([], []), color="#2a6f97", marker=".")
+        axis.set(xlabel="training step", title=label)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylim(-0.03, max(1.03, axes[0].get_ylim()[1]))
+    axes[2].set_ylim(bottom=0)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,107 @@
+"""Success rates on held-out seeds, with the baselines that give them a meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+
+import numpy as np
+
+from envs.base import Observation, Task
+from envs.pool import EnvPool
+from grpo.rollout import Act, Frame, Rollouts, gather, run_episode
+from grpo.types import Completion, Episode
+
+
+@dataclass(frozen=True)
+class Success:
+    """A success rate with its 95 % interval.
+
+    Attributes:
+        success: successes over n, the rate.
+        low: lower end of the Wilson interval.
+        high: upper end.
+        n: episodes that were played to an end; dropped ones do not count.
+    """
+
+    success: float
+    low: float
+    high: float
+    n: int
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927).
+
+    (p + z²/2n ± z sqrt(p (1 - p) / n + z²/4n²)) / (1 + z²/n), with p = successes / n. Unlike
+    p ± z sqrt(p (1 - p) / n) it is not empty at p = 1.
+
+    Args:
+        successes: number of successes, 0 to n.
+        n: number of trials; with none the interval is [0, 1].
+        z: standard normal quantile; the default gives 95 %.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes must be between 0 and n={n}, got {successes}")
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre, spread = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    # Exactly 0 and 1 at the ends, where rounding would leave 1e-17.
+    low = 0.0 if successes == 0 else (centre - spread) / scale
+    high = 1.0 if successes == n else (centre + spread) / scale
+    return low, high
+
+
+async def random_policy(observation: Observation, seed: int) -> tuple[str, Completion]:
+    """Choose any action the page allows, each as likely as the others."""
+    random = np.random.default_rng(seed)
+    text = str(random.choice(observation.actions)) if observation.actions else "noop()"
+    return text, Completion((), (), (), policy_version=-1, finish_reason="stop")
+
+
+async def evaluate(rollouts: Rollouts, tasks: Sequence[Task], *, seed: int = 0) -> Success:
+    """Play one episode a task and count the solved ones.
+
+    Args:
+        rollouts: how episodes are played, the policy included.
+        tasks: held-out ones.
+        seed: fixes what is sampled.
+    """
+    episodes: list[Episode | None] = await gather(
+        rollouts.episode(task, [seed, task.seed]) for task in tasks
+    )
+    played = [episode for episode in episodes if episode is not None]
+    solved = sum(episode.success for episode in played)
+    low, high = wilson_interval(solved, len(played))
+    return Success(solved / len(played) if played else 0.0, low, high, len(played))
+
+
+async def record_episode(
+    pool: EnvPool, act: Act, task: Task, folder: Path, *, max_steps: int, seed: int = 0
+) -> Episode:
+    """Play one episode and keep a picture of each page and what was said to it.
+
+    Writes `<k>.png` for every page and `episode.txt` into the folder.
+
+    Raises:
+        EnvError: the machinery failed.
+    """
+    frames: list[Frame] = []
+    async with pool.lease() as env:
+        episode = await run_episode(
+            env, task, act, max_steps=max_steps, seed=[seed, task.seed], frames=frames
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f"{task.name}, seed {task.seed}: {frames[0][0].goal}"]
+    for k, (observation, text) in enumerate(frames):
+        if observation.screenshot is not None:
+            (folder / f"{k}.png").write_bytes(observation.screenshot)
+        lines += ["", f"page {k}" + (f" ({observation.error})" if observation.error else "")]
+        lines += [observation.page, *([f"> {text}"] if text else [])]
+    lines += ["", f"reward {episode.reward:g}, {'solved' if episode.success else 'not solved'}"]
+    (folder / "episode.txt").write_text("\n".join(lines) + "\n")
+    return episode

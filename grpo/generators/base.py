@@ -1,0 +1,42 @@
+"""What a generator promises: token ids in, sampled token ids and their log-probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from grpo.types import Completion
+
+
+class GeneratorError(RuntimeError):
+    """The generator failed (its process, its connection), not the policy."""
+
+
+class Generator(Protocol):
+    """Samples completions from the current policy; batching is its own affair."""
+
+    async def generate(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        seed: int,
+        temperature: float = 1.0,
+        max_new_tokens: int | None = None,
+    ) -> Completion:
+        """Sample one completion.
+
+        Args:
+            prompt_ids: the tokens of the chat so far.
+            seed: fixes what is sampled, given the policy.
+            temperature: 0 takes the likeliest token each time (greedy).
+            max_new_tokens: limit of sampled tokens; None for the generator's own.
+
+        Returns:
+            The completion, its log-probabilities those of the distribution sampled from
+            (for greedy, of the distribution at temperature 1).
+
+        Raises:
+            ValueError: the prompt leaves no room for an answer.
+            GeneratorError: the generator failed.
+        """
+        ...

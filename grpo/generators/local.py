@@ -1,0 +1,226 @@
+"""The embedded generator: samples with the trainer's own model, in the same process.
+
+Requests of all episodes meet in a queue and are decoded together, joining and leaving
+between two tokens (continuous batching, Orca, OSDI 2022). Models that the token tree
+supports share every equal prefix (`TreeCache`); others compute a prompt once and
+repeat its cache for the requests that share it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo.generators.tree_cache import TreeCache
+from grpo.policy import LoRAPolicy
+from grpo.types import Completion
+
+
+@dataclass(eq=False)
+class _Request:
+    prompt_ids: tuple[int, ...]
+    temperature: float
+    max_new_tokens: int
+    random: np.random.Generator
+    done: asyncio.Future[Completion]
+    version: int = 0
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+class LocalGenerator:
+    """Samples from a `LoRAPolicy` (see `grpo.generators.base.Generator`).
+
+    Each request draws from its own random stream, so what is sampled depends on the
+    policy, the prompt and the seed, and not on what else was in the batch (but for
+    rounding where two tokens are within one part in a million).
+    """
+
+    def __init__(
+        self,
+        policy: LoRAPolicy,
+        *,
+        max_new_tokens: int = 32,
+        executor: Executor | None = None,
+        cache_tokens: int = 4096,
+    ) -> None:
+        """Make a generator.
+
+        Args:
+            policy: what to sample from; read anew at each token.
+            max_new_tokens: default limit of an answer's length.
+            executor: runs the forward passes; give it one thread, the one that updates.
+            cache_tokens: nodes the tree cache holds; more only where one prompt needs it.
+        """
+        self.policy = policy
+        self.max_new_tokens = max_new_tokens
+        self.cache_tokens = cache_tokens
+        self.tokens_sampled = 0
+        self.tokens_computed = 0
+        self.busy_seconds = 0.0
+        self._executor = executor
+        self._arrived: list[_Request] = []  # touched by the event loop alone
+        self._waiting: list[_Request] = []
+        self._active: list[_Request] = []
+        self._cache: TreeCache | None = None
+        self._cache_version = -1
+        self._loop_task: asyncio.Task[None] | None = None
+
+    async def generate(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        seed: int,
+        temperature: float = 1.0,
+        max_new_tokens: int | None = None,
+    ) -> Completion:
+        """Sample one completion (see `Generator.generate`)."""
+        limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        room = self.policy.max_length - len(prompt_ids)
+        if not prompt_ids or room < 1:
+            raise ValueError(
+                f"expected a prompt of 1 to {self.policy.max_length - 1} tokens (the model's "
+                f"limit less one for the answer), got {len(prompt_ids)}"
+            )
+        loop = asyncio.get_running_loop()
+        request = _Request(
+            prompt_ids=tuple(prompt_ids),
+            temperature=temperature,
+            max_new_tokens=min(limit, room),
+            random=np.random.default_rng(seed),
+            done=loop.create_future(),
+        )
+        self._arrived.append(request)
+        if self._loop_task is None or self._loop_task.done():
+            self._loop_task = loop.create_task(self._serve())
+        return await request.done
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        step = self._step_tree if self.policy.road == "tree" else self._step_repeated
+        while self._arrived or self._waiting or self._active:
+            self._waiting += self._arrived
+            self._arrived = []
+            requests = [*self._waiting, *self._active]
+            started = time.monotonic()
+            try:
+                finished = await loop.run_in_executor(self._executor, step)
+            except Exception as error:  # handed to those who wait for an answer
+                finished, self._waiting, self._active, self._cache = [], [], [], None
+                for request in requests:
+                    if not request.done.done():
+                        request.done.set_exception(error)
+            self.busy_seconds += time.monotonic() - started
+            for request in finished:
+                if not request.done.cancelled():
+                    request.done.set_result(self._completion(request))
+
+    @torch.no_grad()
+    def _step_tree(self) -> list[_Request]:
+        """Admit what waits, compute all new nodes in one forward, sample one token each."""
+        self._active = [r for r in self._active if not r.done.cancelled()]
+        cache = self._admit()
+        if not self._active:
+            return []
+        nodes = [cache.insert(-1, (*r.prompt_ids, *r.ids)) for r in self._active]
+        self.tokens_computed += cache.compute()
+        # Requests at the same node read the same distribution.
+        distinct, row = np.unique(nodes, return_inverse=True)
+        return self._sample(self.policy.head(cache.states(distinct)), row)
+
+    def _admit(self) -> TreeCache:
+        """Move requests from the queue into the batch as far as the cache has room."""
+        if self._cache is None or self._cache_version != self.policy.version:
+            self._cache = TreeCache(self.policy.decoder, self.cache_tokens, self.policy.device)
+            self._cache_version = self.policy.version
+        waiting, self._waiting = self._waiting, []
+        for request in waiting:
+            reserved = sum(r.max_new_tokens - len(r.ids) for r in [*self._active, request])
+            cache = self._cache
+            if len(cache) + cache.missing(request.prompt_ids) + reserved > cache.capacity:
+                if self._active:
+                    self._waiting.append(request)
+                    continue
+                cache.keep_trunk()
+                if len(request.prompt_ids) + reserved > cache.capacity:
+                    needed = len(request.prompt_ids) + reserved
+                    self._cache = TreeCache(self.policy.decoder, needed, self.policy.device)
+            self._cache.insert(-1, request.prompt_ids)
+            request.version = self.policy.version
+            self._active.append(request)
+        return self._cache
+
+    @torch.no_grad()
+    def _step_repeated(self) -> list[_Request]:
+        """Answer all requests of the prompt that waits longest, for any kind of model."""
+        prompt = self._waiting[0].prompt_ids
+        self._active = [r for r in self._waiting if r.prompt_ids == prompt]
+        self._waiting = [r for r in self._waiting if r.prompt_ids != prompt]
+        for request in self._active:
+            request.version = self.policy.version
+        device, model = self.policy.device, self.policy.model
+        finished: list[_Request] = []
+        output = model(torch.tensor([prompt], device=device), use_cache=True, logits_to_keep=1)
+        self.tokens_computed += len(prompt)
+        rows = [0] * len(self._active)  # the prompt's row serves them all
+        while True:
+            batch = self._active
+            finished += self._sample(output.logits[:, -1], np.array(rows))
+            if not self._active:
+                return finished
+            # Row i of the logits is request i from here on; who is done leaves the cache.
+            kept = [
+                row for request, row in zip(batch, rows, strict=True) if request in self._active
+            ]
+            cache = output.past_key_values
+            cache.reorder_cache(torch.tensor(kept, device=device))
+            ids = torch.tensor([r.ids[-1:] for r in self._active], device=device)
+            output = model(ids, past_key_values=cache, use_cache=True)
+            self.tokens_computed += len(kept)
+            rows = list(range(len(kept)))
+
+    def _sample(self, logits: Tensor, row: np.ndarray) -> list[_Request]:
+        """Draw one token for each active request and return the requests that are done.
+
+        A uniform number of the request's own stream is looked up in the cumulative
+        distribution, so that one number a token decides what is sampled.
+
+        Args:
+            logits: [R, V].
+            row: [len(active)]; which row each request reads.
+        """
+        stop, finished, active = self.policy.stop_ids, [], []
+        scale = np.array([r.temperature or 1.0 for r in self._active])
+        scaled = logits.double()[row] / torch.from_numpy(scale)[:, None].to(logits.device)
+        logprobs = torch.log_softmax(scaled, dim=-1)
+        uniform = torch.tensor([r.random.random() for r in self._active], dtype=torch.float64)
+        cumulative = logprobs.exp().cumsum(-1)
+        target = uniform[:, None].to(logits.device) * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, target, right=True)[:, 0]
+        greedy = torch.tensor([r.temperature == 0 for r in self._active], device=logits.device)
+        tokens = torch.where(greedy, scaled.argmax(-1), drawn)
+        chosen = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
+        for request, token, logprob in zip(self._active, tokens.tolist(), chosen, strict=True):
+            request.ids.append(token)
+            request.logprobs.append(logprob)
+            full = len(request.ids) == request.max_new_tokens
+            (finished if token in stop or full else active).append(request)
+        self.tokens_sampled += len(self._active)
+        self._active = active
+        return finished
+
+    def _completion(self, request: _Request) -> Completion:
+        return Completion(
+            prompt_ids=request.prompt_ids,
+            completion_ids=tuple(request.ids),
+            logprobs=tuple(request.logprobs),
+            policy_version=request.version,
+            finish_reason="stop" if request.ids[-1] in self.policy.stop_ids else "length",
+        )

@@ -1,0 +1,129 @@
+"""The key/value cache as a token tree: every distinct prefix is computed and kept once.
+
+Prompts of one group are the same nodes, the system prompt of all groups is one trunk, equal
+beginnings of sampled answers are one branch, and a later turn finds what an earlier one
+read. Nodes are appended as they come, so the ancestors of a node are a row of a boolean
+matrix instead of the range they are in `grpo.tree`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class KeyValueBuffer:
+    """Keys and values of all layers in buffers made once; what `transformers` calls a cache.
+
+    Attention layers call `update` alone when the mask and positions are given, as here.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store [1, heads, new, dim] behind what is there and return all of it."""
+        if layer not in self.layers:
+            shape = (*keys.shape[:2], self.capacity)
+            self.layers[layer] = (
+                keys.new_empty(*shape, keys.shape[3]),
+                values.new_empty(*shape, values.shape[3]),
+            )
+        stop = self.length + keys.shape[2]
+        for buffer, new in zip(self.layers[layer], (keys, values), strict=True):
+            buffer[:, :, self.length : stop] = new
+        all_keys, all_values = self.layers[layer]
+        return all_keys[:, :, :stop], all_values[:, :, :stop]
+
+
+class TreeCache:
+    """A growing token tree with each node's hidden state.
+
+    `insert` adds nodes, `compute` runs the model once over those not yet computed.
+    """
+
+    def __init__(self, decoder: Any, capacity: int, device: torch.device) -> None:
+        self.decoder, self.capacity, self.device = decoder, capacity, device
+        self.buffer = KeyValueBuffer(capacity)
+        self.children: dict[tuple[int, int], int] = {}
+        self.tokens: list[int] = []
+        self.depths: list[int] = []
+        self.sees = torch.zeros(capacity, capacity, dtype=torch.bool, device=device)
+        self.hidden: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def missing(self, ids: Sequence[int]) -> int:
+        """How many nodes inserting these ids from the root would add."""
+        node = -1
+        for depth, token in enumerate(ids):
+            child = self.children.get((node, token))
+            if child is None:
+                return len(ids) - depth
+            node = child
+        return 0
+
+    def insert(self, node: int, ids: Sequence[int]) -> int:
+        """Follow ids from a node (-1: the root), adding nodes that are not there.
+
+        Returns:
+            The node of the last id.
+        """
+        for token in ids:
+            child = self.children.get((node, token))
+            if child is None:
+                child = len(self.tokens)
+                self.children[node, token] = child
+                self.tokens.append(token)
+                self.depths.append(self.depths[node] + 1 if node >= 0 else 0)
+                if node >= 0:
+                    self.sees[child, :child] = self.sees[node, :child]
+                self.sees[child, child] = True
+            node = child
+        return node
+
+    def compute(self) -> int:
+        """One forward over the nodes that have no hidden state yet; returns their number."""
+        start, stop = self.buffer.length, len(self)
+        if start == stop:
+            return 0
+        new = self.decoder(
+            input_ids=torch.tensor([self.tokens[start:]], device=self.device),
+            attention_mask=self.sees[None, None, start:stop, :stop],
+            position_ids=torch.tensor([self.depths[start:]], device=self.device),
+            past_key_values=self.buffer,
+            use_cache=True,
+        ).last_hidden_state[0]
+        if self.hidden is None:
+            self.hidden = new.new_empty(self.capacity, new.shape[1])
+        self.hidden[start:stop] = new
+        self.buffer.length = stop
+        return stop - start
+
+    def states(self, nodes: np.ndarray) -> Tensor:
+        """Last hidden states [R, D] of R computed nodes."""
+        assert self.hidden is not None, "compute() comes first"
+        return self.hidden[torch.from_numpy(nodes).to(self.device)]
+
+    def keep_trunk(self) -> None:
+        """Forget all but the chain of nodes from the root to the first branch."""
+        counts = [0] * len(self)
+        for parent, _ in self.children:
+            if parent >= 0:
+                counts[parent] += 1
+        length = next((i + 1 for i, n in enumerate(counts) if n != 1), 0)
+        if sum(parent < 0 for parent, _ in self.children) != 1:
+            length = 0
+        self.children = {key: node for key, node in self.children.items() if node < length}
+        del self.tokens[length:], self.depths[length:]
+        self.sees[length:] = False
+        self.buffer.length = min(self.buffer.length, length)

@@ -1,0 +1,63 @@
+"""Log-probabilities of chosen tokens and entropies, without holding all logits at once.
+
+A vocabulary of 50,000 makes logits the largest tensor of the update, so they are made a
+chunk of positions at a time and made again in the backward pass (Chen et al., arXiv
+1604.06174).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def token_logprobs(
+    hidden: Tensor,
+    head: Callable[[Tensor], Tensor],
+    positions: Tensor,
+    tokens: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk_size: int = 256,
+) -> tuple[Tensor, Tensor]:
+    """Log p(token | prefix) for C chosen tokens, and the entropy of each distribution.
+
+    log p(v) = logit_v / temperature - logsumexp(logits / temperature), in float32 at least.
+    H = -sum_v p(v) log p(v), in nats.
+
+    Args:
+        hidden: [P, D] last hidden states of P prefixes.
+        head: the output layer, [*, D] -> [*, V] logits.
+        positions: [C] long, ascending; which prefix the token continues.
+        tokens: [C] long; the token.
+        temperature: of the sampling distribution, above 0.
+        chunk_size: prefixes whose logits are held at once.
+
+    Returns:
+        logprobs [C] and entropy [P].
+    """
+
+    def chunk(hidden: Tensor, local: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(hidden)
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()
+        logprobs = torch.log_softmax(logits / temperature, dim=-1)
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        return logprobs[local, tokens], entropy
+
+    # One chunk has its logits in memory during backward either way: making them again
+    # would cost time and save nothing.
+    recompute = torch.is_grad_enabled() and hidden.requires_grad and hidden.shape[0] > chunk_size
+    parts = []
+    for start in range(0, hidden.shape[0], chunk_size):
+        stop = min(start + chunk_size, hidden.shape[0])
+        first, last = torch.searchsorted(
+            positions, torch.tensor([start, stop], device=positions.device)
+        )
+        args = hidden[start:stop], positions[first:last] - start, tokens[first:last]
+        parts.append(checkpoint(chunk, *args, use_reentrant=False) if recompute else chunk(*args))
+    logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)

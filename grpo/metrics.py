@@ -1,0 +1,64 @@
+"""Every metric of a training step, defined once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from grpo.advantages import zero_std_fraction
+from grpo.types import Group
+
+METRICS = {
+    "reward": "mean reward of the step's episodes",
+    "completion_length": "mean number of sampled tokens of an answer, end token included",
+    "entropy": "mean over sampled tokens of the entropy they were drawn with, nats",
+    "success": "share of episodes that solved their task",
+    "reward_std": "mean over groups of the rewards' standard deviation (n - 1)",
+    "frac_reward_zero_std": "share of groups whose rewards are all equal: they teach nothing",
+    "invalid_action_rate": "share of answers that were no action the page allows",
+    "episode_length": "mean number of answers of an episode",
+    "truncated_rate": "share of answers cut off at max_new_tokens",
+    "loss": "the loss of the update",
+    "grad_norm": "norm of the adapter's gradient before clipping",
+    "learning_rate": "of the update",
+    "kl": "k3 estimate of KL(policy || reference), mean over sampled tokens, nats",
+    "approx_kl": "k3 estimate of KL(old policy || policy), mean over sampled tokens, nats",
+    "ratio": "mean of policy / old policy over sampled tokens",
+    "clip_ratio/low": "share of sampled tokens clipped at 1 - epsilon_low",
+    "clip_ratio/high": "share of sampled tokens clipped at 1 + epsilon_high",
+    "sampling/logp_difference": "mean |log p(trainer) - log p(sampler)| over sampled tokens",
+    "env/failures": "env calls that failed (browser, server, network), so far",
+    "env/episodes_dropped": "episodes that failed twice, so far",
+    "env/groups_dropped": "groups with fewer than two survivors, so far",
+    "tokens/rows": "tokens of the batch's rows, prompts included",
+    "tokens/distinct": "distinct prefixes among them: what the tree computes",
+    "update/skipped": "1 if the update was left out (no signal, or a gradient not finite)",
+    "seconds/rollout": "wall time of the step's rollouts",
+    "seconds/generate": "of that, the sampler was busy",
+    "seconds/env": "of that, nothing was sampled: the browsers alone were waited for",
+    "seconds/update": "wall time of the update",
+}
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """What can be read off a step's episodes (see `METRICS`)."""
+    episodes = [episode for group in groups for episode in group.episodes]
+    turns = [turn for episode in episodes for turn in episode.turns]
+    rewards = torch.tensor([episode.reward for episode in episodes])
+    group_ids = torch.tensor([g for g, group in enumerate(groups) for _ in group.episodes])
+    stds = [rewards[group_ids == g].std() for g in range(len(groups))]
+    return {
+        "reward": rewards.mean().item(),
+        "completion_length": _mean([len(turn.completion.completion_ids) for turn in turns]),
+        "success": _mean([episode.success for episode in episodes]),
+        "reward_std": torch.stack(stds).mean().item(),
+        "frac_reward_zero_std": zero_std_fraction(rewards, group_ids),
+        "invalid_action_rate": _mean([not turn.valid_action for turn in turns]),
+        "episode_length": len(turns) / len(episodes),
+        "truncated_rate": _mean([turn.completion.finish_reason == "length" for turn in turns]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

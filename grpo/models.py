@@ -1,0 +1,82 @@
+"""Loading a language model: a hub id, a folder, a GGUF file, or the bundled default."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grpo.bundled import bundled_model_path
+from grpo.config import Config, ConfigError
+from grpo.policy import LoRAPolicy
+
+
+def load_policy(config: Config) -> LoRAPolicy:
+    """Load the model and tokenizer a configuration names and put an adapter on.
+
+    Raises:
+        ConfigError: the model is not there, has no chat template, or has no layer of the
+            names given for the adapter.
+    """
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, config.dtype) if config.dtype != "auto" else torch.bfloat16
+    model, tokenizer = load_model(config.model, device=device, dtype=dtype)
+    targets = config.lora_target_modules
+    try:
+        return LoRAPolicy(
+            model,
+            tokenizer,
+            lora_r=config.lora_r,
+            lora_alpha=config.lora_alpha,
+            lora_target_modules=targets if targets == "all-linear" else targets.split(","),
+            adapter=config.adapter or None,
+            road=config.road,  # type: ignore[arg-type]  # Config has checked it
+            seed=config.seed,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def load_model(name: str, *, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Load a `transformers` causal language model and its tokenizer.
+
+    Args:
+        name: a Hugging Face id, a folder, a .gguf file; empty for the bundled model.
+        device: where it goes.
+        dtype: of its weights.
+
+    Raises:
+        ConfigError: there is no such model, or it cannot be chatted with.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = Path(name) if name else bundled_model_path()
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(path)}
+    if path.suffix == ".gguf" and path.is_file():
+        source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    elif name and not path.is_dir():
+        if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
+            raise ConfigError(
+                f"no model at {name!r}: expected a folder, a .gguf file or a hub id such as "
+                "'LiquidAI/LFM2-350M'"
+            )
+        source = {"pretrained_model_name_or_path": name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model = AutoModelForCausalLM.from_pretrained(
+            **source, dtype=dtype, attn_implementation="sdpa"
+        )
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"cannot load model {name!r}: {reason}") from error
+    if tokenizer.chat_template is None:
+        raise ConfigError(
+            f"model {name!r} has no chat template: expected an instruction-tuned model"
+        )
+    if dtype == torch.float16:
+        warnings.warn("float16 has no headroom for gradients; bfloat16 is safer", stacklevel=2)
+    return model.to(device), tokenizer

@@ -1,0 +1,230 @@
+"""The policy: a Hugging Face causal language model, with LoRA on its linear layers.
+
+The only file that knows both the model and `lora`. It offers what the algorithm needs:
+log-probabilities of sampled tokens, the reference policy (the adapter switched off), the
+parameters to train, and the adapter's files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from grpo.logprobs import token_logprobs
+from grpo.tree import TokenTree, build_tree
+from grpo.types import TokenBatch
+from lora import apply_lora, disabled_adapters, load_adapter, lora_parameters, save_adapter
+
+
+class TokenLogprobs(NamedTuple):
+    """Per-token results, [N, T] each, 0 where no completion token stands."""
+
+    logprobs: Tensor
+    entropy: Tensor
+
+
+class LoRAPolicy:
+    """A language model whose LoRA adapter is trained and whose base stays frozen.
+
+    Attributes:
+        model: the `transformers` model, its linear layers replaced by `LoRALinear`.
+        tokenizer: its tokenizer, with a chat template.
+        version: number of updates so far; generators drop their caches when it changes.
+        road: "tree" computes every distinct prefix once, "padded" one row at a time.
+        lora_modules: number of linear layers that carry an adapter.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        lora_r: int = 8,
+        lora_alpha: float = 16,
+        lora_target_modules: str | Sequence[str] = "all-linear",
+        adapter: str | Path | None = None,
+        road: Literal["tree", "padded", "auto"] = "auto",
+        seed: int = 0,
+    ) -> None:
+        """Put an adapter on a model.
+
+        Args:
+            model: a `transformers` causal language model.
+            tokenizer: its tokenizer.
+            lora_r: rank of the adapter.
+            lora_alpha: the adapter's output is scaled by alpha / r.
+            lora_target_modules: "all-linear" (all but the output head) or module names.
+            adapter: a folder with an adapter in PEFT's format to start from; its own
+                rank, alpha and modules then count.
+            road: how the update computes log-probabilities; "auto" probes the model.
+            seed: of A's random start.
+        """
+        self.model = model.eval()  # no dropout: the sampled distribution is the trained one
+        self.tokenizer = tokenizer
+        self.version = 0
+        if adapter is not None:
+            self.lora_modules = load_adapter(model, adapter)
+        else:
+            self.lora_modules = apply_lora(
+                model,
+                lora_target_modules,
+                r=lora_r,
+                alpha=lora_alpha,
+                generator=torch.Generator().manual_seed(seed),
+            )
+        self.road: Literal["tree", "padded"] = self._probe() if road == "auto" else road
+
+    @property
+    def name(self) -> str:
+        """The model's hub id or folder."""
+        return str(self.model.name_or_path)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.model.device
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The model without its output head."""
+        return self.model.get_decoder()
+
+    @property
+    def head(self) -> nn.Module:
+        """The output layer, [*, D] -> [*, V]."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        configured = self.model.generation_config.eos_token_id
+        ids = configured if isinstance(configured, list) else [configured]
+        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of prompt and completion together that the model was made for."""
+        return int(self.model.config.max_position_embeddings)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The adapter's parameters, float32: all that is trained."""
+        return list(lora_parameters(self.model))
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within it the policy is the reference policy: the same model, adapter off."""
+        with disabled_adapters(self.model):
+            yield
+
+    def save(self, folder: str | Path) -> None:
+        """Write the adapter as PEFT and vLLM read it."""
+        save_adapter(self.model, folder, base_model_name_or_path=self.name)
+
+    def load(self, folder: str | Path) -> None:
+        """Read an adapter of the same shape, as `save` or PEFT wrote it.
+
+        Raises:
+            ValueError: it does not fit this policy.
+        """
+        load_adapter(self.model, folder)
+
+    def logprobs(self, batch: TokenBatch, *, temperature: float = 1.0) -> TokenLogprobs:
+        """Log-probability of every completion token, and the entropy it was drawn with.
+
+        Both roads give the same values and gradients: the tree holds each distinct prefix
+        once, padded rows are the tree that shares nothing.
+
+        Args:
+            batch: N rows of up to T tokens.
+            temperature: of the sampling distribution.
+
+        Returns:
+            logprobs and entropy, [N, T] each, in nats.
+        """
+        mask = batch.completion_mask.to(self.device)
+        if self.road == "tree":
+            tree = build_tree(batch.rows()).to(self.device)
+            hidden = self.tree_hidden(tree)
+            nodes, parents, tokens = tree.nodes, tree.parents, tree.tokens
+        else:
+            hidden = self.padded_hidden(batch).flatten(0, 1)
+            nodes = torch.arange(hidden.shape[0], device=self.device).view(mask.shape)
+            parents, tokens = nodes.flatten() - 1, batch.input_ids.to(self.device).flatten()
+        # Of the completion tokens the distinct ones, and of their prefixes likewise.
+        wanted, where = torch.unique(nodes[mask], return_inverse=True)
+        prefixes, position = torch.unique(parents[wanted], return_inverse=True)
+        order = torch.argsort(position)
+        sorted_logprobs, entropy = token_logprobs(
+            hidden[prefixes],
+            self.head,
+            position[order],
+            tokens[wanted[order]],
+            temperature=temperature,
+        )
+        logprobs = sorted_logprobs[torch.argsort(order)]
+        blank = torch.zeros(mask.shape, dtype=logprobs.dtype, device=self.device)
+        return TokenLogprobs(
+            blank.masked_scatter(mask, logprobs[where]),
+            blank.masked_scatter(mask, entropy[position][where]),
+        )
+
+    def tree_hidden(self, tree: TokenTree) -> Tensor:
+        """Last hidden states [M, D] of a tree's nodes, in one forward."""
+        output = self.decoder(
+            input_ids=tree.tokens[None],
+            attention_mask=tree.ancestor_mask()[None, None],
+            position_ids=tree.depths[None],
+            use_cache=False,
+        )
+        return output.last_hidden_state[0]
+
+    def padded_hidden(self, batch: TokenBatch) -> Tensor:
+        """Last hidden states [N, T, D] of padded rows."""
+        output = self.decoder(
+            input_ids=batch.input_ids.to(self.device),
+            attention_mask=batch.token_mask.to(self.device).long(),
+            use_cache=False,
+        )
+        return output.last_hidden_state
+
+    @torch.no_grad()
+    def _probe(self) -> Literal["tree", "padded"]:
+        """Which road is right for the model, and that it reproduces the model's own logits.
+
+        The tree needs layers that see their ancestors through the attention mask alone.
+        Convolutions, recurrences and sliding windows do not; a window would not show on rows
+        as short as the probe's, nor a convolution that starts near zero, so the kinds of
+        layers are looked at too.
+        """
+        config = self.model.config
+        windowed = getattr(config, "sliding_window", None) is not None and getattr(
+            config, "use_sliding_window", True
+        )
+        foreign = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
+        ids = torch.arange(1, 25).mul(7919).remainder(config.vocab_size)
+        trunk, *tails = ids.view(4, 6).tolist()
+        rows = [trunk + tail for tail in tails] + [trunk[:3] + tail for tail in tails]
+        alone = [torch.tensor([row], device=self.device) for row in rows]
+        truth = torch.cat([self.model(input_ids=row).logits[0] for row in alone]).float()
+        bound = 0.1 if self.model.dtype in (torch.bfloat16, torch.float16) else 1e-3
+
+        def agrees(hidden: Tensor) -> bool:
+            error = (self.head(hidden).float() - truth).std(-1) / truth.std()
+            return bool(error.max() < bound)
+
+        if not foreign and not windowed:
+            tree = build_tree(rows).to(self.device)
+            if agrees(self.tree_hidden(tree)[tree.nodes[tree.nodes >= 0]]):
+                return "tree"
+        hidden = [self.decoder(input_ids=row, use_cache=False).last_hidden_state for row in alone]
+        if agrees(torch.cat(hidden, dim=1)[0]):
+            return "padded"
+        raise ValueError(
+            f"{type(self.model).__name__} does more between its last hidden states and its "
+            "logits than its output layer; such models are not supported"
+        )

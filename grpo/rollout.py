@@ -1,0 +1,161 @@
+"""Rollouts: one coroutine an episode, so that a slow page holds nobody up.
+
+This is where messages become tokens and tokens become actions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from envs.base import Env, EnvError, Observation, Task
+from envs.pool import EnvPool
+from grpo.generators.base import Generator
+from grpo.types import Completion, Episode, Group, Turn
+
+Act = Callable[[Observation, int], Awaitable[tuple[str, Completion]]]
+"""A policy as an episode sees it: (observation, seed) -> (text, how it was sampled)."""
+
+Frame = tuple[Observation, str]
+"""What was seen and what was then said ("" after the end): one picture of an episode."""
+
+
+def sampled_by(generator: Generator, tokenizer: Any, *, temperature: float) -> Act:
+    """The policy that asks a generator: chat template in, decoded text out."""
+
+    async def act(observation: Observation, seed: int) -> tuple[str, Completion]:
+        prompt_ids = tokenizer.apply_chat_template(
+            list(observation.messages), add_generation_prompt=True, return_dict=False
+        )
+        completion = await generator.generate(prompt_ids, seed=seed, temperature=temperature)
+        text = tokenizer.decode(completion.completion_ids, skip_special_tokens=True)
+        return text, completion
+
+    return act
+
+
+async def run_episode(
+    env: Env,
+    task: Task,
+    act: Act,
+    *,
+    max_steps: int,
+    seed: Sequence[int],
+    valid_action_bonus: float = 0.0,
+    frames: list[Frame] | None = None,
+) -> Episode:
+    """Play one episode.
+
+    Args:
+        env: a session that nobody else uses.
+        task: what to start from.
+        act: the policy.
+        max_steps: actions at most.
+        seed: numbers that fix what is sampled; the turn's number is added to them.
+        valid_action_bonus: added to the reward for each valid action.
+        frames: if given, screenshots are asked for and every turn is appended.
+
+    Raises:
+        EnvError: the machinery failed; there is no outcome.
+    """
+    observation = await env.reset(task, screenshot=frames is not None)
+    turns: list[Turn] = []
+    reward, success, done = 0.0, False, False
+    while not done and len(turns) < max_steps:
+        turn_seed = int(np.random.SeedSequence([*seed, len(turns)]).generate_state(1)[0])
+        text, completion = await act(observation, turn_seed)
+        result = await env.step(text)
+        if frames is not None:
+            frames.append((observation, text))
+        turns.append(Turn(completion, text, result.valid_action))
+        reward += result.reward + valid_action_bonus * result.valid_action
+        success, done, observation = success or result.success, result.done, result.observation
+    if frames is not None:
+        frames.append((observation, ""))
+    return Episode(task, tuple(turns), reward, success, "done" if done else "max_steps")
+
+
+@dataclass
+class Rollouts:
+    """Plays episodes over a pool of sessions; failures of the machinery are data.
+
+    An episode whose session fails is played once more on a fresh one, then dropped; a group
+    with fewer than two survivors is dropped. Each is counted and none becomes a reward.
+
+    Attributes:
+        pool: the sessions; its size bounds how many episodes run at once.
+        act: the policy.
+        max_steps: actions an episode at most.
+        valid_action_bonus: reward for each valid action.
+        on_episode: called after each episode, with None for a dropped one.
+        counters: `env_failures`, `episodes`, `episodes_dropped`, `groups_dropped`.
+    """
+
+    pool: EnvPool
+    act: Act
+    max_steps: int
+    valid_action_bonus: float = 0.0
+    on_episode: Callable[[Episode | None], None] = lambda _: None
+    counters: Counter[str] = field(default_factory=Counter)
+
+    async def episode(self, task: Task, seed: Sequence[int]) -> Episode | None:
+        """One episode, retried once; None if both tries failed."""
+        for _ in range(2):
+            try:
+                async with self.pool.lease() as env:
+                    episode = await run_episode(
+                        env,
+                        task,
+                        self.act,
+                        max_steps=self.max_steps,
+                        seed=seed,
+                        valid_action_bonus=self.valid_action_bonus,
+                    )
+            except EnvError:
+                self.counters["env_failures"] += 1
+                continue
+            self.counters["episodes"] += 1
+            self.on_episode(episode)
+            return episode
+        self.counters["episodes_dropped"] += 1
+        self.on_episode(None)
+        return None
+
+    async def group(self, task: Task, group_size: int, seed: Sequence[int]) -> Group | None:
+        """The surviving episodes of one task and seed; None if fewer than two survive."""
+        episodes = await gather(self.episode(task, [*seed, i]) for i in range(group_size))
+        survivors = tuple(episode for episode in episodes if episode is not None)
+        if len(survivors) >= 2:
+            return Group(task, survivors)
+        self.counters["groups_dropped"] += 1
+        return None
+
+    async def collect(
+        self, tasks: Sequence[Task], group_size: int, seed: Sequence[int]
+    ) -> list[Group]:
+        """The groups of one training step, all played at once.
+
+        Args:
+            tasks: one a group.
+            group_size: episodes a group, G.
+            seed: numbers that fix what is sampled.
+        """
+        groups = await gather(
+            self.group(task, group_size, [*seed, i]) for i, task in enumerate(tasks)
+        )
+        return [group for group in groups if group is not None]
+
+
+async def gather(coroutines: Any) -> list[Any]:
+    """All results in order; the first error cancels the rest and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(coroutine) for coroutine in coroutines]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in running]

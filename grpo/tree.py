@@ -1,0 +1,131 @@
+"""Rows of tokens as one tree in which every shared prefix is held once.
+
+The rows of a step repeat themselves: one system prompt opens them all, the episodes of a
+group read the same page, and short completions are often equal. Two positions whose whole
+prefixes are equal have equal hidden states under a causal model, so one forward over the
+distinct prefixes, each token seeing its ancestors only, gives all of them.
+
+Sorting the rows first puts the nodes in depth-first order. The descendants of node j are
+then the contiguous range [j, end[j]), and j is an ancestor of i (or i itself) exactly if
+`j <= i < end[j]`: the whole attention mask is one comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """M nodes, one a distinct prefix of N rows of up to T tokens.
+
+    Attributes:
+        tokens: [M] long; the last token of the prefix.
+        parents: [M] long; the node of the prefix without that token, -1 at a root.
+        depths: [M] long; length of the prefix less one, which is the token's position.
+        ends: [M] long; one past the last descendant.
+        nodes: [N, T] long; the node of token t of row n, -1 past the row's end.
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    depths: Tensor
+    ends: Tensor
+    nodes: Tensor
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def to(self, device: torch.device) -> TokenTree:
+        """The same tree with its tensors on a device."""
+        return TokenTree(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    def ancestor_mask(self) -> Tensor:
+        """[M, M] bool; True where column j is row i's ancestor or i itself."""
+        index = torch.arange(len(self), device=self.tokens.device)
+        return (index[None, :] <= index[:, None]) & (index[:, None] < self.ends[None, :])
+
+
+def build_tree(rows: Sequence[Sequence[int]]) -> TokenTree:
+    """Fold rows into a tree, in time linear in their tokens (after sorting the rows).
+
+    Args:
+        rows: N sequences of token ids, of any lengths.
+
+    Returns:
+        The tree; equal rows share all their nodes.
+    """
+    arrays = [np.asarray(row, dtype=np.int64) for row in rows]
+    width = max((len(row) for row in arrays), default=0)
+    nodes = np.full((len(arrays), width), -1, dtype=np.int64)
+    tokens: list[np.ndarray] = []
+    parents: list[np.ndarray] = []
+    depths: list[np.ndarray] = []
+    ends = np.zeros(sum(map(len, arrays)), dtype=np.int64)
+    previous, path, count = np.empty(0, np.int64), np.empty(0, np.int64), 0
+    for n in sorted(range(len(arrays)), key=lambda n: arrays[n].tolist()):
+        row = arrays[n]
+        shared = shared_prefix(previous, row)
+        ends[path[shared:]] = count  # no later row continues what this one leaves
+        new = np.arange(count, count + len(row) - shared)
+        path = np.concatenate([path[:shared], new])
+        tokens.append(row[shared:])
+        parents.append(
+            np.concatenate([path[shared - 1 : shared] if shared else [-1], new])[: len(new)]
+        )
+        depths.append(np.arange(shared, len(row)))
+        nodes[n, : len(row)] = path
+        previous, count = row, count + len(new)
+    ends[path] = count
+
+    def tensor(parts: list[np.ndarray]) -> Tensor:
+        flat = np.concatenate(parts) if parts else np.empty(0)
+        return torch.from_numpy(flat.astype(np.int64))
+
+    return TokenTree(
+        tokens=tensor(tokens),
+        parents=tensor(parents),
+        depths=tensor(depths),
+        ends=torch.from_numpy(ends[:count]),
+        nodes=torch.from_numpy(nodes),
+    )
+
+
+def shared_prefix(a: np.ndarray, b: np.ndarray) -> int:
+    """Number of leading tokens that two rows have in common."""
+    length = min(len(a), len(b))
+    differ = np.flatnonzero(a[:length] != b[:length])
+    return int(differ[0]) if len(differ) else length
+
+
+def split_rows(rows: Sequence[Sequence[int]], max_nodes: int) -> list[list[int]]:
+    """Cut rows into parts whose trees have at most max_nodes nodes each.
+
+    Rows are taken in sorted order, so that what shares a prefix stays together and a cut
+    falls between groups before it falls inside one. What the parts share is computed once a
+    part. A row longer than the budget makes a part of its own.
+
+    Args:
+        rows: N sequences of token ids.
+        max_nodes: the budget, in tree nodes (distinct tokens).
+
+    Returns:
+        Lists of row indices that together hold every row once.
+    """
+    arrays = [np.asarray(row, dtype=np.int64) for row in rows]
+    parts: list[list[int]] = []
+    count, previous = 0, np.empty(0, np.int64)
+    for n in sorted(range(len(arrays)), key=lambda n: arrays[n].tolist()):
+        row = arrays[n]
+        new = len(row) - shared_prefix(previous, row)
+        if not parts or count + new > max_nodes:
+            parts.append([])
+            count, new = 0, len(row)
+        parts[-1].append(n)
+        count, previous = count + new, row
+    return parts

@@ -1,0 +1,109 @@
+"""The nouns of the library, from what was sampled to what is trained on.
+
+Completion (one sampled answer) -> Turn (the answer in its episode) -> Episode -> Group
+(the episodes of one task and seed) -> TokenBatch (rows of tokens, ready for the loss).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from envs.base import Task
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Exactly what the generator saw and sampled; ids are never decoded and encoded again.
+
+    Attributes:
+        prompt_ids: the tokens that were read.
+        completion_ids: the tokens that were sampled, with the end token if it was.
+        logprobs: log-probability of each sampled token under the sampling distribution
+            (temperature included), in nats.
+        policy_version: number of updates of the policy that sampled it.
+        finish_reason: "stop" for an end token, "length" for the limit of new tokens.
+    """
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    policy_version: int
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One answer of the policy in an episode: the unit of training."""
+
+    completion: Completion
+    text: str
+    valid_action: bool
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One attempt at a task.
+
+    Attributes:
+        task: the task and the seed of its start.
+        turns: the answers, in order.
+        reward: the sum of the steps' rewards.
+        success: True if a step solved the task.
+        stop_reason: "done" (the environment ended it) or "max_steps".
+    """
+
+    task: Task
+    turns: tuple[Turn, ...]
+    reward: float
+    success: bool
+    stop_reason: Literal["done", "max_steps"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Episodes that started from the same page: one task, one seed."""
+
+    task: Task
+    episodes: tuple[Episode, ...]
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """N rows (one row is one turn: prompt, completion, padding) of up to T tokens.
+
+    Column t of every tensor describes token t.
+
+    Attributes:
+        input_ids: [N, T] long; 0 where there is no token.
+        token_mask: [N, T] bool; True where there is a token.
+        completion_mask: [N, T] bool; True on sampled tokens.
+        sampling_logprobs: [N, T] float32; what the sampler reported, 0 elsewhere.
+        advantages: [N] float32; of the row's episode.
+        token_weights: [N, T] float32; the loss is `(per_token_loss * token_weights).sum()`.
+    """
+
+    input_ids: Tensor
+    token_mask: Tensor
+    completion_mask: Tensor
+    sampling_logprobs: Tensor
+    advantages: Tensor
+    token_weights: Tensor
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    def rows(self) -> list[list[int]]:
+        """The N rows' token ids without padding."""
+        lengths = self.token_mask.sum(1).tolist()
+        ids = self.input_ids.tolist()
+        return [row[:length] for row, length in zip(ids, lengths, strict=True)]
+
+    def select(self, rows: Sequence[int] | Tensor) -> TokenBatch:
+        """The batch of these rows alone, weights unchanged."""
+        index = torch.as_tensor(rows, dtype=torch.long)
+        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
