@@ -1,0 +1,36 @@
+"""Low-rank adapters: put into a model, switched off, merged, saved in PEFT's format.
+
+>>> count = apply_lora(model, r=8, alpha=16)
+>>> optimizer = torch.optim.AdamW(lora_parameters(model))
+>>> with disabled_adapters(model):
+...     reference = model(input_ids).logits
+>>> save_adapter(model, "adapter", base_model_name_or_path="some/model")
+
+Paper: LoRA, arXiv 2106.09685.
+"""
+
+from lora.checkpoint import load_adapter, save_adapter
+from lora.inject import (
+    apply_lora,
+    disabled_adapters,
+    lora_modules,
+    lora_parameters,
+    merge,
+    unmerge,
+)
+from lora.layers import LoRALinear
+from lora.state import adapter_state, load_adapter_state
+
+__all__ = [
+    "LoRALinear",
+    "adapter_state",
+    "apply_lora",
+    "disabled_adapters",
+    "load_adapter",
+    "load_adapter_state",
+    "lora_modules",
+    "lora_parameters",
+    "merge",
+    "save_adapter",
+    "unmerge",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -56,6 +57,9 @@ def main() -> None:
     )
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, _exit)
+    if hasattr(os, "sched_setaffinity"):
+        # A parent with bound OpenMP threads hands its one core down to us and our browsers.
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
     find_chromium()  # fails at once where there is none
     pool = WorkerPool(args.workers, args.deadline_s)
     try:

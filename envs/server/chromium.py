@@ -26,7 +26,6 @@ _NAMES = (
     "chrome-headless-shell",
     "chromium-headless-shell",
     "chromium",
-    "chromium-browser",
     "google-chrome",
 )
 _PLAYWRIGHT_DOWNLOADS = (

