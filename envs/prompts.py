@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from envs.base import Message
 
-SYSTEM = """You control a web page. Each line of the page is an element: [id] role 'name'.
+SYSTEM = """You control a web page. Each line of the page is an element: role 'name' [id].
 Answer with exactly one action and nothing else:
 click('id')
 fill('id', 'text')
@@ -22,12 +22,12 @@ noop()"""
 EXAMPLES = (
     (
         "Press the button to go on.",
-        "text 'Welcome back'\n[9] button 'Continue'",
+        "text 'Welcome back'\nbutton 'Continue' [9]",
         "click('9')",
     ),
     (
         "Open the settings.",
-        "[31] link 'Home'\n[22] link 'Settings'\n[17] link 'Help'",
+        "link 'Home' [31]\nlink 'Settings' [22]\nlink 'Help' [17]",
         "click('22')",
     ),
 )
@@ -49,7 +49,10 @@ _ATTRIBUTE = re.compile(rf"(\w+)=({_QUOTED}|[^,]+)")
 
 @dataclass(frozen=True)
 class Element:
-    """One line of a page: `[id] role 'name', state`; the id is empty for a plain text."""
+    """One line of a page: `role 'name' [id], state`; the id is empty for a plain text.
+
+    The id stands behind the name because a language model copies what followed its match.
+    """
 
     id: str
     role: str
@@ -58,7 +61,7 @@ class Element:
 
     def __str__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
-        return f"{f'[{self.id}] ' if self.id else ''}{self.role}{name}{self.state}"
+        return f"{self.role}{name}{f' [{self.id}]' if self.id else ''}{self.state}"
 
 
 def simplify_axtree(axtree_txt: str) -> list[Element]:

@@ -77,7 +77,9 @@ async def run(config: Config, console: Console) -> dict[str, Any]:
             with bars.bar(f"evaluate {who}", len(held_out)) as advance:
                 async with sessions(hide_page) as pool:
                     rollouts = Rollouts(pool, act, config.max_steps, on_episode=advance)
-                    return asdict(await evaluate(rollouts, held_out, seed=config.seed))
+                    result = await evaluate(rollouts, held_out, seed=config.seed)
+            console.print(f"{who:<20} success {result.success:.2f} of {result.n}")
+            return asdict(result)
 
         async def both(who: str, **how: Any) -> dict[str, Any]:
             return {
@@ -109,13 +111,15 @@ async def run(config: Config, console: Console) -> dict[str, Any]:
                 seconds["eval"] += time.monotonic() - started
 
             per_step = config.groups_per_step * config.group_size
-            with bars.bar("train: steps", config.steps - trainer.step) as advance:
-                with bars.bar("  rollouts of the step", per_step) as rollouts.on_episode:
-                    async for metrics in trainer.train():
-                        log.log(trainer.step, metrics)
-                        console.print(step_line(trainer.step, metrics))
-                        advance()
-                        rollouts.on_episode.reset()
+            with (
+                bars.bar("train: steps", config.steps - trainer.step) as advance,
+                bars.bar("  rollouts of the step", per_step) as rollouts.on_episode,
+            ):
+                async for metrics in trainer.train():
+                    log.log(trainer.step, metrics)
+                    console.print(step_line(trainer.step, metrics))
+                    advance()
+                    rollouts.on_episode.reset()
             log.close()
 
             if config.eval_episodes:

@@ -16,6 +16,12 @@ class ConfigError(ValueError):
     """What the user asked for cannot be done; the message is one line and says why."""
 
 
+AT_LEAST_ONE = (
+    *("groups_per_step", "max_steps", "max_new_tokens", "env_sessions", "env_workers"),
+    *("updates_per_batch", "lora_r", "max_tokens_per_microbatch"),
+)
+
+
 def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
     return field(default=default, metadata={"help": help, "choices": choices})
 
@@ -94,8 +100,7 @@ class Config:
                 f"group_size must be at least 2, got {self.group_size}: advantages compare the "
                 "episodes of a group"
             )
-        for name in ("groups_per_step", "max_steps", "max_new_tokens", "updates_per_batch",
-                     "env_sessions", "env_workers", "lora_r", "max_tokens_per_microbatch"):  # fmt: skip
+        for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.temperature <= 0:

@@ -53,7 +53,9 @@ def load_model(name: str, *, device: str, dtype: torch.dtype) -> tuple[Any, Any]
         ConfigError: there is no such model, or it cannot be chatted with.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # it would break the bars of the run
     path = Path(name) if name else bundled_model_path()
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(path)}
     if path.suffix == ".gguf" and path.is_file():

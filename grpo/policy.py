@@ -155,8 +155,9 @@ class LoRAPolicy:
             hidden = self.padded_hidden(batch).flatten(0, 1)
             nodes = torch.arange(hidden.shape[0], device=self.device).view(mask.shape)
             parents, tokens = nodes.flatten() - 1, batch.input_ids.to(self.device).flatten()
-        # Of the completion tokens the distinct ones, and of their prefixes likewise.
-        wanted, where = torch.unique(nodes[mask], return_inverse=True)
+        # Of the completion tokens the distinct ones, and of their prefixes likewise. A tree is
+        # as wide as its longest row, a micro-batch as the batch that it was cut from.
+        wanted, where = torch.unique(nodes[mask[:, : nodes.shape[1]]], return_inverse=True)
         prefixes, position = torch.unique(parents[wanted], return_inverse=True)
         order = torch.argsort(position)
         sorted_logprobs, entropy = token_logprobs(

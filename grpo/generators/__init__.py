@@ -1,0 +1,1 @@
+"""Where completions come from: `base` is the contract, `local` the embedded default."""

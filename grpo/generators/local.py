@@ -89,6 +89,8 @@ class LocalGenerator:
                 f"expected a prompt of 1 to {self.policy.max_length - 1} tokens (the model's "
                 f"limit less one for the answer), got {len(prompt_ids)}"
             )
+        if limit < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {limit}")
         loop = asyncio.get_running_loop()
         request = _Request(
             prompt_ids=tuple(prompt_ids),
@@ -138,8 +140,11 @@ class LocalGenerator:
     def _admit(self) -> TreeCache:
         """Move requests from the queue into the batch as far as the cache has room."""
         if self._cache is None or self._cache_version != self.policy.version:
-            self._cache = TreeCache(self.policy.decoder, self.cache_tokens, self.policy.device)
+            capacity = self._cache.capacity if self._cache and self._active else self.cache_tokens
+            self._cache = TreeCache(self.policy.decoder, capacity, self.policy.device)
             self._cache_version = self.policy.version
+            for request in self._active:  # whose answers were begun with an older policy
+                self._cache.insert(-1, (*request.prompt_ids, *request.ids))
         waiting, self._waiting = self._waiting, []
         for request in waiting:
             reserved = sum(r.max_new_tokens - len(r.ids) for r in [*self._active, request])
@@ -149,8 +154,8 @@ class LocalGenerator:
                     self._waiting.append(request)
                     continue
                 cache.keep_trunk()
-                if len(request.prompt_ids) + reserved > cache.capacity:
-                    needed = len(request.prompt_ids) + reserved
+                if len(cache) + cache.missing(request.prompt_ids) + reserved > cache.capacity:
+                    needed = max(self.cache_tokens, len(request.prompt_ids) + reserved)
                     self._cache = TreeCache(self.policy.decoder, needed, self.policy.device)
             self._cache.insert(-1, request.prompt_ids)
             request.version = self.policy.version
@@ -197,17 +202,28 @@ class LocalGenerator:
             row: [len(active)]; which row each request reads.
         """
         stop, finished, active = self.policy.stop_ids, [], []
-        scale = np.array([r.temperature or 1.0 for r in self._active])
-        scaled = logits.double()[row] / torch.from_numpy(scale)[:, None].to(logits.device)
+        # Requests that read the same logits at the same temperature share a distribution.
+        kinds = [(int(n), r.temperature or 1.0) for n, r in zip(row, self._active, strict=True)]
+        index = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
+        rows, temperatures = zip(*index, strict=True)
+        scaled = logits[list(rows)].to(torch.promote_types(logits.dtype, torch.float32))
+        scaled /= torch.tensor(temperatures, device=logits.device)[:, None]
         logprobs = torch.log_softmax(scaled, dim=-1)
+        cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
+        which = torch.tensor([index[kind] for kind in kinds], device=logits.device)
         uniform = torch.tensor([r.random.random() for r in self._active], dtype=torch.float64)
-        cumulative = logprobs.exp().cumsum(-1)
-        target = uniform[:, None].to(logits.device) * cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, target, right=True)[:, 0]
-        greedy = torch.tensor([r.temperature == 0 for r in self._active], device=logits.device)
-        tokens = torch.where(greedy, scaled.argmax(-1), drawn)
-        chosen = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
-        for request, token, logprob in zip(self._active, tokens.tolist(), chosen, strict=True):
+        target = uniform.to(logits.device) * cumulative[which, -1]
+        drawn = [
+            torch.searchsorted(cumulative[i], target[n : n + 1], right=True).item()
+            for n, i in enumerate(which.tolist())
+        ]
+        best = logprobs.argmax(-1).tolist()
+        tokens = [
+            best[index[kind]] if request.temperature == 0 else token
+            for kind, request, token in zip(kinds, self._active, drawn, strict=True)
+        ]
+        chosen = logprobs[which, torch.tensor(tokens, device=logits.device)].tolist()
+        for request, token, logprob in zip(self._active, tokens, chosen, strict=True):
             request.ids.append(token)
             request.logprobs.append(logprob)
             full = len(request.ids) == request.max_new_tokens

@@ -19,11 +19,11 @@ CLICK = Task("click-test", 0)
 
 
 def ids(page, role="button"):
-    return re.findall(rf"^\[(\w+)\] {role}\b", page, re.MULTILINE)
+    return re.findall(rf"^{role}\b.* \[(\w+)\]", page, re.MULTILINE)
 
 
-def id_of(page, line_end):
-    (found,) = re.findall(rf"^\[(\w+)\] {re.escape(line_end)}$", page, re.MULTILINE)
+def id_of(page, line_start):
+    (found,) = re.findall(rf"^{re.escape(line_start)} \[(\w+)\]", page, re.MULTILINE)
     return found
 
 
@@ -124,7 +124,7 @@ async def test_sessions_at_once_do_not_meet(server):
         try:
             observation = await env.reset(Task("click-button", seed))
             name = re.search(r'"(.+)"', observation.goal)[1]
-            button = re.findall(rf"^\[(\w+)\] button '{name}'", observation.page, re.MULTILINE)[0]
+            button = id_of(observation.page, f"button {name!r}")
             result = await env.step(f"click('{button}')")
             return result.success, observation.page
         finally:

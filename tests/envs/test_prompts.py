@@ -21,10 +21,10 @@ RootWebArea 'Task', focused, url='file:///task.html'
 def test_layout_goes_and_content_stays():
     assert [str(element) for element in simplify_axtree(TREE)] == [
         "text 'Lorem'",
-        '[13] text "don\'t"',
-        "[14] textbox, value='a, b'",
-        "[15] spinbutton 'Day'",
-        "[16] checkbox \"it's\", checked='false'",
+        'text "don\'t" [13]',
+        "textbox [14], value='a, b'",
+        "spinbutton 'Day' [15]",
+        "checkbox \"it's\" [16], checked='false'",
     ]
 
 
@@ -38,18 +38,18 @@ def test_element_without_id():
 
 
 def test_messages():
-    messages = page_messages("Do it.", "[57] button 'OK'", ["noop()"], "no such thing")
+    messages = page_messages("Do it.", "button 'OK' [57]", ["noop()"], "no such thing")
     roles = [message["role"] for message in messages]
     assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
     last = messages[-1]["content"]
-    for part in ("Do it.", "[57] button 'OK'", "noop()", "no such thing"):
+    for part in ("Do it.", "button 'OK' [57]", "noop()", "no such thing"):
         assert part in last
     assert not any("57" in message["content"] for message in messages[:-1])
 
 
 def test_hidden_page_keeps_everything_else():
-    shown = page_messages("Do it.", "[57] button 'OK'", ["noop()"], "bad")
-    hidden = page_messages("Do it.", "[57] button 'OK'", ["noop()"], "bad", hide_page=True)
+    shown = page_messages("Do it.", "button 'OK' [57]", ["noop()"], "bad")
+    hidden = page_messages("Do it.", "button 'OK' [57]", ["noop()"], "bad", hide_page=True)
     assert hidden[:-1] == shown[:-1]
-    content = shown[-1]["content"].replace("[57] button 'OK'", "(hidden)")
+    content = shown[-1]["content"].replace("button 'OK' [57]", "(hidden)")
     assert hidden[-1]["content"] == content

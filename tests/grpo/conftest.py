@@ -1,0 +1,240 @@
+"""Tiny models, a tokenizer of sixteen words, and what puts a run together from them."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import nn
+
+from envs.base import Task
+from envs.pool import EnvPool
+from envs.scripted import ScriptedEnv
+from grpo.batch import make_batch
+from grpo.config import Config
+from grpo.generators.local import LocalGenerator
+from grpo.policy import LoRAPolicy
+from grpo.rollout import Rollouts, sampled_by
+from grpo.trainer import Trainer
+from grpo.types import Completion, Episode, Group, Turn
+
+# One page of ScriptedEnv: its four clicks are four of the words, so that chance is 1 in 16.
+TASK = Task("click-word", 7)
+PAGE = asyncio.run(ScriptedEnv().reset(TASK))
+WORDS = ["<eos>", "<unk>", *PAGE.actions, "noop()", "Click", "Goal:", "Page:", "text"]
+WORDS += ["[0]", "a", "b", "c", "d"]
+SIZES = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+    "max_position_embeddings": 128,
+    "eos_token_id": 0,
+    "bos_token_id": None,
+    "pad_token_id": None,
+}
+
+
+def make_model(family):
+    from transformers import (
+        Lfm2Config,
+        Lfm2ForCausalLM,
+        LlamaConfig,
+        LlamaForCausalLM,
+        MistralConfig,
+        MistralForCausalLM,
+    )
+
+    torch.manual_seed(0)
+    if family == "llama":
+        return LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **SIZES)).eval()
+    if family == "mistral":
+        config = MistralConfig(num_hidden_layers=2, sliding_window=3, **SIZES)
+        return MistralForCausalLM(config).eval()
+    layers = ["conv", "full_attention", "conv"]
+    config = Lfm2Config(num_hidden_layers=3, layer_types=layers, block_auto_adjust_ff_dim=False,
+                        **SIZES)  # fmt: skip
+    return Lfm2ForCausalLM(config).eval()
+
+
+def to_float64(model):
+    """The norms of `transformers` compute in float32 whatever they are given: replace them."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__.endswith("RMSNorm"):
+            norm = nn.RMSNorm(module.weight.numel(), eps=module.variance_epsilon)
+            norm.weight = module.weight
+            model.set_submodule(name, norm)
+    return model.double()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate(WORDS)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.decoder = decoders.WordPiece()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=0
+    )
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+    return tokenizer
+
+
+@pytest.fixture
+def base_model():
+    """A function: the model of a family before its adapter, the same each time."""
+    return lambda family="llama": to_float64(make_model(family))
+
+
+@pytest.fixture
+def perturb():
+    """A function that adds noise to every parameter of a policy's adapter."""
+
+    def add(policy, seed=1, std=0.2):
+        random = torch.Generator().manual_seed(seed)
+        for p in policy.parameters():
+            noise = torch.empty(p.shape, dtype=p.dtype).normal_(std=std, generator=random)
+            p.data += noise
+
+    return add
+
+
+@pytest.fixture
+def make_policy(tokenizer, perturb):
+    """A function: a tiny policy, in float64 and with an adapter that does something."""
+
+    def make(family="llama", *, double=True, start=False, **options):
+        model = make_model(family)
+        policy = LoRAPolicy(to_float64(model) if double else model, tokenizer, **options)
+        if double:
+            for p in policy.parameters():
+                p.data = p.data.double()
+        if not start:
+            perturb(policy)
+        return policy
+
+    return make
+
+
+def completion(prompt, answer, logprobs=None):
+    logprobs = tuple(logprobs) if logprobs is not None else (-1.0,) * len(answer)
+    return Completion(tuple(prompt), tuple(answer), logprobs, 0, "stop")
+
+
+@pytest.fixture
+def group_of():
+    """A function: a group of (reward, turn, turn, ...) with turns (prompt, answer)."""
+
+    def make(*episodes, task=TASK):
+        return Group(
+            task,
+            tuple(
+                Episode(
+                    task,
+                    tuple(Turn(completion(*turn), "", True) for turn in turns),
+                    float(reward),
+                    reward > 0,
+                    "done",
+                )
+                for reward, *turns in episodes
+            ),
+        )
+
+    return make
+
+
+# A prompt of three answers, two of them equal; a row that begins another; a prompt that shares
+# two tokens with the first; and one that shares none.
+P, Q, R = [3, 4, 5, 6], [3, 4, 9, 2, 8], [7, 7]
+
+
+@pytest.fixture
+def groups(group_of):
+    return [
+        group_of((1, (P, [8, 9, 0])), (0, (P, [8, 9, 0])), (0, (P, [8])), (1, (P, [8, 2, 0]))),
+        group_of((0.5, (Q, [10, 0])), (0, (Q, [10, 0]), ([*Q, 10], [11])), (0, (Q, [0]))),
+        group_of((2, (R, [3, 4, 5, 6])), (0, (R, [9]))),
+    ]
+
+
+@pytest.fixture
+def batch(groups):
+    return make_batch(groups)
+
+
+@pytest.fixture
+def row_by_row():
+    """A function: log-probabilities and entropy [N, T] from the model's own logits."""
+
+    def compute(model, batch, temperature=1.0):
+        logprobs, entropy = [], []
+        for ids, mask in zip(batch.rows(), batch.completion_mask, strict=True):
+            logits = model(torch.tensor([ids])).logits[0, :-1] / temperature
+            distribution = logits.log_softmax(-1)
+            chosen = distribution.gather(1, torch.tensor(ids)[1:, None])[:, 0]
+            padding = (1, len(mask) - len(ids))
+            row = nn.functional.pad(chosen, padding)
+            logprobs.append(torch.where(mask, row, 0.0))
+            row = nn.functional.pad(-(distribution.exp() * distribution).sum(-1), padding)
+            entropy.append(torch.where(mask, row, 0.0))
+        return torch.stack(logprobs), torch.stack(entropy)
+
+    return compute
+
+
+@pytest.fixture
+def gradient():
+    """A function: the gradient of a scalar in a policy's parameters, as one vector."""
+
+    def compute(policy, scalar):
+        return torch.cat([g.flatten() for g in torch.autograd.grad(scalar, policy.parameters())])
+
+    return compute
+
+
+@pytest.fixture
+def executor():
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+@pytest.fixture
+def make_trainer(make_policy, executor, tmp_path):
+    """A function: a trainer on the one page whose words the tokenizer knows."""
+
+    class OnePage(Trainer):
+        def tasks(self, step):
+            return [TASK] * self.config.groups_per_step
+
+    def make(env=ScriptedEnv, *, policy=None, size=8, **options):
+        settings = {
+            "output": str(tmp_path / "run"),
+            "task": TASK.name,
+            "group_size": 8,
+            "groups_per_step": 2,
+            "max_steps": 1,
+            "max_new_tokens": 1,
+            "learning_rate": 0.03,
+            "warmup_steps": 0,
+            "eval_episodes": 0,
+        }
+        config = Config(**(settings | options))
+        policy = policy or make_policy(double=False, start=True)
+        generator = LocalGenerator(policy, max_new_tokens=config.max_new_tokens, executor=executor)
+        act = sampled_by(generator, policy.tokenizer, temperature=config.temperature)
+        rollouts = Rollouts(EnvPool(env, size), act, config.max_steps, config.valid_action_bonus)
+        return OnePage(config, policy, generator, rollouts, executor)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundled_path():
+    from grpo.bundled import bundled_model_path
+
+    return bundled_model_path()

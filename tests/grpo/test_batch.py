@@ -1,0 +1,115 @@
+import pytest
+import torch
+
+from grpo.batch import make_batch, split_batch
+from grpo.losses import policy_loss
+from grpo.tree import build_tree
+
+T, A = True, False
+
+
+def test_columns(group_of):
+    batch = make_batch([group_of((1, ([3, 4], [5, 0])), (0, ([3, 4, 6], [7])))], aggregation="dapo")
+    assert batch.input_ids.tolist() == [[3, 4, 5, 0], [3, 4, 6, 7]]
+    assert batch.token_mask.tolist() == [[T, T, T, T], [T, T, T, T]]
+    assert batch.completion_mask.tolist() == [[A, A, T, T], [A, A, A, T]]
+    assert batch.sampling_logprobs.tolist() == [[0, 0, -1, -1], [0, 0, 0, -1]]
+    third = torch.tensor(1 / 3)
+    assert torch.equal(batch.token_weights, third * batch.completion_mask)
+    assert batch.rows() == [[3, 4, 5, 0], [3, 4, 6, 7]]
+
+
+def test_padding(group_of):
+    batch = make_batch([group_of((1, ([3], [5])), (0, ([3, 4, 6], [7, 8])))])
+    assert batch.input_ids[0].tolist() == [3, 5, 0, 0, 0]
+    assert batch.token_mask[0].tolist() == [T, T, A, A, A]
+    assert batch.completion_mask[0].tolist() == [A, T, A, A, A]
+    assert batch.token_weights[0, 2:].tolist() == [0, 0, 0]
+    assert batch.rows()[0] == [3, 5]
+
+
+def test_the_end_token_is_trained_though_padding_has_the_same_id(group_of):
+    batch = make_batch([group_of((1, ([3], [5, 0])), (0, ([3, 4, 6], [7, 0])))])
+    assert batch.completion_mask.sum(1).tolist() == [2, 2]
+    assert batch.completion_mask[0].tolist() == [A, T, T, A, A]
+
+
+def test_each_turn_carries_its_episodes_advantage(group_of):
+    turn = ([3], [5])
+    batch = make_batch(
+        [group_of((1, turn, turn, turn), (0, turn)), group_of((3, turn), (5, turn, turn))],
+        scale_rewards="none",
+    )
+    assert batch.advantages.tolist() == [0.5, 0.5, 0.5, -0.5, -1, 1, 1]
+
+
+def test_scale_and_baseline_are_passed_on(group_of):
+    groups = [group_of(*((r, ([3], [5])) for r in (1, 0, 0, 0)))]
+    plain = make_batch(groups, scale_rewards="none").advantages
+    assert plain.tolist() == [0.75, -0.25, -0.25, -0.25]
+    left_out = make_batch(groups, scale_rewards="none", baseline="leave_one_out").advantages
+    torch.testing.assert_close(left_out, torch.tensor([1, -1 / 3, -1 / 3, -1 / 3]))
+    # The standard deviation of (1, 0, 0, 0) is 1/2.
+    torch.testing.assert_close(make_batch(groups).advantages, plain / (0.5 + 1e-4))
+
+
+def test_weights_are_those_of_episodes(group_of):
+    one, two = ([3], [5]), ([3], [6, 7])
+    groups = [group_of((1, one, two), (0, two))]
+    weights = make_batch(groups, aggregation="grpo").token_weights.sum(1)
+    torch.testing.assert_close(weights, torch.tensor([1 / 6, 2 / 6, 1 / 2]))
+    weights = make_batch(groups, aggregation="dr_grpo", max_completion_length=10).token_weights
+    torch.testing.assert_close(weights.sum(1), torch.tensor([1 / 20, 2 / 20, 2 / 20]))
+
+
+@pytest.fixture
+def half_settled(group_of):
+    """Two groups with a signal around one whose rewards are equal."""
+    return [
+        group_of((1, ([3, 4], [5, 0])), (0, ([3, 4], [6])), (0, ([3, 4], [5, 0]), ([3, 8], [2]))),
+        group_of((1, ([7], [2, 2, 9, 9])), (1, ([7], [3, 0]))),
+        group_of((0, ([7, 3], [4])), (1, ([7, 3], [9, 9]))),
+    ]
+
+
+@pytest.mark.parametrize("aggregation", ["grpo", "dapo", "dr_grpo"])
+def test_dropping_settled_rows_leaves_the_gradient(
+    make_policy, gradient, half_settled, aggregation
+):
+    policy = make_policy()
+
+    def of(drop):
+        batch = make_batch(
+            half_settled,
+            aggregation=aggregation,
+            max_completion_length=12,
+            drop_zero_advantages=drop,
+        )
+        loss, _ = policy_loss(
+            policy.logprobs(batch).logprobs,
+            batch.advantages,
+            batch.completion_mask,
+            batch.token_weights,
+        )
+        return len(batch), gradient(policy, loss)
+
+    (rows, whole), (kept, part) = of(False), of(True)
+    assert (rows, kept) == (8, 6)
+    assert whole.abs().max() > 1e-2
+    torch.testing.assert_close(part, whole, rtol=0, atol=1e-10)
+
+
+def test_nothing_left(group_of):
+    groups = [group_of((1, ([3], [5])), (1, ([3], [6])))]
+    assert make_batch(groups, drop_zero_advantages=True) is None
+    assert len(make_batch(groups)) == 2
+
+
+def test_split_batch_holds_every_row_once(batch):
+    parts = split_batch(batch, 12)
+    assert len(parts) > 1
+    assert all(len(build_tree(part.rows())) <= 12 for part in parts)
+    rows = sorted(row for part in parts for row in part.rows())
+    assert rows == sorted(batch.rows())
+    weight = sum(part.token_weights.sum() for part in parts)
+    torch.testing.assert_close(weight, batch.token_weights.sum())

@@ -1,0 +1,196 @@
+import pytest
+import torch
+
+from grpo.batch import make_batch, split_batch
+from grpo.losses import policy_loss
+
+T = 0.8
+FAMILIES = {"llama": "tree", "lfm2": "padded", "mistral": "padded"}
+
+
+def close(one, other, atol=1e-10):
+    torch.testing.assert_close(one, other, rtol=0, atol=atol)
+
+
+def scalar(logprobs, entropy):
+    """A function of every log-probability and entropy, each with a factor of its own."""
+    factors = torch.linspace(-1, 2, logprobs.numel(), dtype=logprobs.dtype).view(logprobs.shape)
+    return (logprobs * factors).sum() + (entropy * factors.flip(0, 1)).sum()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_road_is_chosen_by_the_layers(make_policy, family):
+    assert make_policy(family).road == FAMILIES[family]
+
+
+@pytest.mark.parametrize(
+    ("family", "road"),
+    [("llama", "tree"), ("llama", "padded"), ("lfm2", "auto"), ("mistral", "auto")],
+)
+def test_both_roads_equal_the_models_own_rows(
+    make_policy, batch, row_by_row, gradient, family, road
+):
+    policy = make_policy(family, road=road)
+    got = policy.logprobs(batch, temperature=T)
+    expected = row_by_row(policy.model, batch, T)
+    close(got.logprobs, expected[0])
+    close(got.entropy, expected[1])
+    slope, other = gradient(policy, scalar(*got)), gradient(policy, scalar(*expected))
+    assert slope.abs().max() > 1  # the bound below is an absolute one
+    close(slope, other)
+
+
+def test_the_tree_computes_each_prefix_once(make_policy, batch, monkeypatch):
+    policy = make_policy()
+    seen = []
+    forward = policy.decoder.forward
+    monkeypatch.setattr(
+        policy.decoder, "forward", lambda **k: seen.append(k["input_ids"].shape) or forward(**k)
+    )
+    policy.logprobs(batch)
+    distinct = {tuple(row[: t + 1]) for row in batch.rows() for t in range(len(row))}
+    assert seen == [(1, len(distinct))]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_splitting_changes_neither_loss_nor_gradient(make_policy, groups, gradient, family):
+    policy = make_policy(family)
+    batch = make_batch(groups, aggregation="grpo")
+    with torch.no_grad(), policy.reference():
+        ref = policy.logprobs(batch).logprobs
+    noise = torch.sin(torch.arange(ref.numel())).view_as(ref)
+    old = policy.logprobs(batch).logprobs.detach() + 0.1 * noise
+
+    def loss(part, rows):
+        return policy_loss(
+            policy.logprobs(part, temperature=T).logprobs,
+            part.advantages,
+            part.completion_mask,
+            part.token_weights,
+            old_logprobs=old[rows],
+            ref_logprobs=ref[rows],
+            beta=0.3,
+        )[0]
+
+    whole = loss(batch, slice(None))
+    slope = gradient(policy, whole)
+    for max_tokens in (1, 9, 16):
+        parts = split_batch(batch, max_tokens)
+        losses = [loss(part, rows_of(batch, part)) for part in parts]
+        assert len(parts) > 1
+        close(sum(losses), whole)
+        close(sum(gradient(policy, one) for one in losses), slope)
+
+
+def rows_of(batch, part):
+    """Which rows of the batch a part holds; of equal rows each is taken once."""
+    free = list(range(len(batch)))
+    found = []
+    for n in range(len(part)):
+        row = next(
+            m
+            for m in free
+            if torch.equal(batch.input_ids[m], part.input_ids[n])
+            and torch.equal(batch.completion_mask[m], part.completion_mask[n])
+            and batch.advantages[m] == part.advantages[n]
+        )
+        free.remove(row)
+        found.append(row)
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reference_is_the_base(make_policy, base_model, batch, row_by_row, family):
+    policy = make_policy(family)
+    base, _ = row_by_row(base_model(family), batch, T)
+    with torch.no_grad():
+        with policy.reference():
+            close(policy.logprobs(batch, temperature=T).logprobs, base)
+        moved = policy.logprobs(batch, temperature=T).logprobs
+    assert (moved - base).abs().max() > 0.1
+
+
+def test_a_new_adapter_is_the_base(make_policy, base_model, batch, row_by_row):
+    policy = make_policy(start=True)
+    base, _ = row_by_row(base_model(), batch)
+    close(policy.logprobs(batch).logprobs, base)
+
+
+def test_columns_without_a_sampled_token_are_0(make_policy, batch):
+    got = make_policy().logprobs(batch)
+    assert (got.logprobs[~batch.completion_mask] == 0).all()
+    assert (got.entropy[~batch.completion_mask] == 0).all()
+    assert (got.logprobs[batch.completion_mask] < 0).all()
+
+
+def test_only_the_adapter_is_trained(make_policy):
+    policy = make_policy()
+    trained = {id(p) for p in policy.model.parameters() if p.requires_grad}
+    assert trained == {id(p) for p in policy.parameters()}
+    assert policy.lora_modules == 14  # seven linear layers in each of two blocks
+
+
+def test_save_and_load(make_policy, batch, tmp_path):
+    policy = make_policy(double=False)
+    policy.save(tmp_path)
+    other = make_policy(double=False, start=True)
+    other.load(tmp_path)
+    torch.testing.assert_close(
+        other.logprobs(batch).logprobs, policy.logprobs(batch).logprobs, rtol=0, atol=0
+    )
+    with pytest.raises(ValueError, match="r=4"):
+        make_policy(double=False, lora_r=4).load(tmp_path)
+    again = make_policy(double=False, start=True, adapter=tmp_path, lora_r=4)
+    assert again.parameters()[0].shape == policy.parameters()[0].shape
+
+
+def test_a_model_that_scales_its_logits_is_refused(make_policy, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    forward = LlamaForCausalLM.forward
+
+    def scaled(self, *args, **options):
+        output = forward(self, *args, **options)
+        output.logits = output.logits * 0.9
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", scaled)
+    with pytest.raises(ValueError, match="LlamaForCausalLM does more between"):
+        make_policy()
+
+
+@pytest.mark.model
+def test_bundled_model_in_float32(bundled_path, group_of, row_by_row):
+    from envs.prompts import page_messages
+    from grpo.models import load_model
+    from grpo.policy import LoRAPolicy
+
+    model, tokenizer = load_model(str(bundled_path), device="cpu", dtype=torch.float32)
+    policy = LoRAPolicy(model, tokenizer)
+    for p in policy.parameters():
+        p.data += 0.02 * torch.sin(torch.arange(p.numel())).view_as(p)
+    assert policy.road == "tree"
+
+    def chat(page):
+        messages = list(page_messages("Click the button.", page, (), ""))
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False
+        )
+
+    def answer(text):
+        return [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+
+    one, two = chat("[13] button 'Go'"), chat("[57] button 'Stop'")
+    batch = make_batch(
+        [
+            group_of((1, (one, answer("click('13')"))), (0, (one, answer("click('9')")))),
+            group_of((1, (two, answer("click('57')"))), (0, (two, answer("noop()")))),
+        ]
+    )
+    with torch.no_grad():
+        expected, entropy = row_by_row(policy.model, batch, T)
+        for road in ("tree", "padded"):
+            policy.road = road
+            got = policy.logprobs(batch, temperature=T)
+            close(got.logprobs, expected, 1e-4)
+            close(got.entropy, entropy, 1e-4)
