@@ -40,8 +40,11 @@ class EnvPool:
         self._closed = False
 
     @asynccontextmanager
-    async def lease(self) -> AsyncIterator[Env]:
+    async def lease(self, *, fresh: bool = False) -> AsyncIterator[Env]:
         """Lend an environment, an idle one if there is one, for the length of the block.
+
+        Args:
+            fresh: True for a new one: after a failure the idle ones may be dead as well.
 
         Raises:
             RuntimeError: the pool is closed.
@@ -49,7 +52,11 @@ class EnvPool:
         async with self._slots:
             if self._closed:
                 raise RuntimeError("the pool is closed")
-            env = self._idle.pop() if self._idle else await self._create()
+            idle = self._idle.pop() if self._idle else None
+            if idle is not None and fresh:
+                await self._close_env(idle)  # so that there are never more than `size`
+                idle = None
+            env = idle or await self._create()
             try:
                 yield env
             except BaseException:

@@ -30,7 +30,7 @@ from envs.browsergym import BrowserGymEnv
 from envs.pool import EnvPool
 from envs.server.local import LocalServer
 from grpo.config import Config, ConfigError
-from grpo.display import Bars, plot_curves, step_line, success_table, time_line
+from grpo.display import Bars, plot_curves, sparkline, step_line, success_table, time_line
 from grpo.evaluate import evaluate, random_policy, record_episode
 from grpo.generators.local import LocalGenerator
 from grpo.loggers import MetricsLog, read_metrics
@@ -64,6 +64,7 @@ async def run(config: Config, console: Console) -> dict[str, Any]:
         max_new_tokens=config.max_new_tokens,
         executor=executor,
         cache_tokens=config.cache_tokens,
+        threads=config.sampling_threads or None,
     )
     sampled, greedy = (
         sampled_by(generator, policy.tokenizer, temperature=t) for t in (config.temperature, 0.0)
@@ -117,7 +118,7 @@ async def run(config: Config, console: Console) -> dict[str, Any]:
             ):
                 async for metrics in trainer.train():
                     log.log(trainer.step, metrics)
-                    console.print(step_line(trainer.step, metrics))
+                    console.print(step_line(trainer.step, metrics), soft_wrap=True)
                     advance()
                     rollouts.on_episode.reset()
             log.close()
@@ -164,19 +165,15 @@ async def browsers(config: Config) -> AsyncIterator[Any]:
 def show(summary: dict[str, Any], config: Config, console: Console) -> None:
     """Print the summary and draw the curves."""
     folder = config.folder
-    plot_curves(
-        read_metrics(folder / "metrics.jsonl"),
-        folder / "curves.png",
-        title=f"{config.task}: {summary['steps']} steps, {summary['episodes']} episodes",
-    )
-    console.print()
+    steps = read_metrics(folder / "metrics.jsonl")
+    title = f"{config.task}: {summary['steps']} steps, {summary['episodes']} episodes"
+    plot_curves(steps, folder / "curves.png", title=title)
+    console.print(f"\nsuccess while training  {sparkline(steps)}\n", soft_wrap=True)
     if "trained" in summary:
         console.print(success_table(summary))
-    console.print(time_line(summary))
-    console.print(
-        f"\n{folder}/  adapter, curves.png, screenshots/, metrics.jsonl, summary.json\n"
-        f"tensorboard --logdir {folder}/tensorboard"
-    )
+    console.print(time_line(summary), soft_wrap=True)
+    console.print(f"\n{folder}/  adapter, curves.png, screenshots, metrics.jsonl, summary.json")
+    console.print(f"tensorboard --logdir {folder}/tensorboard")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from grpo.advantages import group_advantages
-from grpo.losses import token_weights
+from grpo.advantages import Baseline, Scale, group_advantages
+from grpo.losses import Aggregation, token_weights
 from grpo.tree import split_rows
 from grpo.types import Group, TokenBatch
 
@@ -19,9 +19,9 @@ from grpo.types import Group, TokenBatch
 def make_batch(
     groups: Sequence[Group],
     *,
-    scale_rewards: str = "group",
-    baseline: str = "mean",
-    aggregation: str = "dapo",
+    scale_rewards: Scale = "group",
+    baseline: Baseline = "mean",
+    aggregation: Aggregation = "dapo",
     max_completion_length: int | None = None,
     drop_zero_advantages: bool = False,
 ) -> TokenBatch | None:

@@ -27,7 +27,7 @@ def save_checkpoint(
         step: training steps done.
         policy: its adapter is saved in PEFT's format.
         state: the rest (optimizer, schedule, counters): tensors and plain values.
-        keep: how many checkpoints stay.
+        keep: how many checkpoints stay, at least 1; those of later steps go.
     """
     folder = run / "checkpoints" / f"step-{step:06d}"
     unfinished = folder.with_name(folder.name + ".tmp")
@@ -41,8 +41,11 @@ def save_checkpoint(
         os.close(descriptor)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
-    for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+    found = checkpoints(run)
+    kept = [path for path in found if path.name <= folder.name][-keep:]
+    for other in found:
+        if other not in kept:  # later steps are of an earlier run into the same folder
+            shutil.rmtree(other)
     return folder
 
 

@@ -7,9 +7,12 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
+
+from grpo.advantages import Baseline, Scale
+from grpo.losses import Aggregation, KLKind, Loss
 
 
 class ConfigError(ValueError):
@@ -18,12 +21,12 @@ class ConfigError(ValueError):
 
 AT_LEAST_ONE = (
     *("groups_per_step", "max_steps", "max_new_tokens", "env_sessions", "env_workers"),
-    *("updates_per_batch", "lora_r", "max_tokens_per_microbatch"),
+    *("updates_per_batch", "lora_r", "max_tokens_per_microbatch", "keep_checkpoints"),
 )
 
 
-def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    return field(default=default, metadata={"help": help, "choices": choices})
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,9 @@ class Config:
     max_new_tokens: int = _option(24, "tokens an answer at most")
     temperature: float = _option(1.0, "of the sampled and of the trained distribution")
     valid_action_bonus: float = _option(0.0, "reward for an answer that is a valid action")
-    backend: str = _option("local", "which generator samples", ("local",))
+    backend: Literal["local"] = _option("local", "which generator samples")
     cache_tokens: int = _option(4096, "distinct tokens the local generator keeps")
+    sampling_threads: int = _option(1, "CPU threads of the local generator; 0: all")
 
     # The environment.
     env_url: str = _option("", "address of an OpenEnv server; empty: start one here")
@@ -57,19 +61,15 @@ class Config:
     steps: int = _option(20, "training steps at most")
     minutes: float = _option(0.0, "training time at most; 0: no limit")
     updates_per_batch: int = _option(1, "optimizer steps on one batch of rollouts")
-    loss: str = _option("grpo", "clipped surrogate", ("grpo", "gspo", "cispo"))
-    aggregation: str = _option(
-        "dapo", "how tokens are averaged", ("grpo", "bnpo", "dr_grpo", "dapo")
-    )
-    scale_rewards: str = _option(
-        "group", "what advantages are divided by", ("group", "batch", "none")
-    )
-    baseline: str = _option("mean", "what is subtracted from rewards", ("mean", "leave_one_out"))
+    loss: Loss = _option("grpo", "clipped surrogate")
+    aggregation: Aggregation = _option("dapo", "how tokens are averaged")
+    scale_rewards: Scale = _option("group", "what advantages are divided by")
+    baseline: Baseline = _option("mean", "what is subtracted from rewards")
     epsilon_low: float = _option(0.2, "the ratio is clipped at 1 - epsilon_low")
     epsilon_high: float = _option(0.2, "the ratio is clipped at 1 + epsilon_high")
     delta: float = _option(0.0, "dual clip: bound on the ratio where the advantage is negative")
     beta: float = _option(0.0, "weight of the KL penalty to the reference; 0: none")
-    kl: str = _option("k3", "estimator of the penalty", ("k1", "k2", "k3", "unbiased"))
+    kl: KLKind = _option("k3", "estimator of the penalty")
 
     # The optimizer.
     learning_rate: float = _option(2e-4, "of AdamW on the adapter")
@@ -83,8 +83,8 @@ class Config:
 
     # The machine.
     device: str = _option("auto", "auto, cpu, cuda, ...")
-    dtype: str = _option("auto", "of the frozen base", ("auto", "float32", "bfloat16", "float16"))
-    road: str = _option("auto", "how the update computes", ("auto", "tree", "padded"))
+    dtype: Literal["bfloat16", "float32", "float16"] = _option("bfloat16", "of the frozen base")
+    road: Literal["auto", "tree", "padded"] = _option("auto", "how the update computes")
     max_tokens_per_microbatch: int = _option(4096, "distinct tokens of one forward")
 
     # What is kept and shown.
@@ -105,10 +105,10 @@ class Config:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.temperature <= 0:
             raise ConfigError(f"temperature must be above 0, got {self.temperature}")
-        for f in fields(self):
-            choices, value = f.metadata["choices"], getattr(self, f.name)
+        for name, (_, choices) in _types(type(self)).items():
+            value = getattr(self, name)
             if choices and value not in choices:
-                raise ConfigError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}")
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
     @property
     def folder(self) -> Path:
@@ -127,10 +127,10 @@ class Config:
             ConfigError: a key is unknown (the nearest name is suggested) or a value's type
                 or range is wrong.
         """
-        types = get_type_hints(cls)
+        types = {name: kind for name, (kind, _) in _types(cls).items()}
         for key, value in values.items():
             if key not in types:
-                near = difflib.get_close_matches(key, types, n=1)
+                near = difflib.get_close_matches(str(key), types, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ConfigError(f"unknown key {key!r} in {source}{hint}")
             if types[key] is float and isinstance(value, int) and not isinstance(value, bool):
@@ -148,8 +148,9 @@ class Config:
         """
         try:
             values = yaml.safe_load(Path(path).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"cannot read config {str(path)!r}: {error}") from error
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())  # YAML's own is several lines
+            raise ConfigError(f"cannot read config {str(path)!r}: {reason}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"config {str(path)!r} must map keys to values, got {values!r}")
         return cls.from_mapping(values, str(path))
@@ -172,14 +173,14 @@ class Config:
             description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
         parser.add_argument("--config", help="YAML file with any of the keys below")
-        types = get_type_hints(cls)
+        types = _types(cls)
         for f in fields(cls):
-            kind = types[f.name]
+            kind, choices = types[f.name]
             parser.add_argument(
                 "--" + f.name.replace("_", "-"),
                 **({"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}),
                 default=argparse.SUPPRESS,
-                choices=f.metadata["choices"],
+                choices=choices or None,
                 help=f"{f.metadata['help']} (default: {f.default!r})".replace("%", "%%"),
             )
         given = vars(parser.parse_args(argv))
@@ -188,3 +189,9 @@ class Config:
         if path is None and own.is_file():
             path = own
         return replace(cls.from_yaml(path) if path else cls(), **given)
+
+
+def _types(config: type[Config]) -> dict[str, tuple[type, tuple[str, ...]]]:
+    """Of each field its plain type, and the choices of a `Literal`."""
+    hints = get_type_hints(config).items()
+    return {k: (str, get_args(h)) if get_origin(h) is Literal else (h, ()) for k, h in hints}

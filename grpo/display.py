@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,23 +92,32 @@ def step_line(step: int, metrics: dict[str, float]) -> str:
     return "  ".join(parts)
 
 
+def sparkline(steps: Sequence[dict[str, float]], name: str = "success", width: int = 60) -> str:
+    """The steps' values between 0 and 1 as a row of blocks, averaged down to the width."""
+    values = [step[name] for step in steps if name in step]
+    bins = min(width, len(values))
+    edges = [i * len(values) // bins for i in range(bins + 1)] if bins else []
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * min(1.0, max(0.0, mean)))] for mean in means)
+
+
 def time_line(summary: dict[str, Any]) -> str:
     """Where the time of a `summary.json` went, in a line."""
     seconds = summary["seconds"]
     return (
-        f"{summary['steps']} steps, {summary['episodes']} episodes; seconds: "
-        f"set-up {seconds['setup']:.0f}, evaluation {seconds['eval']:.0f}, "
-        f"rollouts {seconds['rollout']:.0f} (waiting for browsers alone {seconds['env']:.0f}), "
-        f"updates {seconds['update']:.0f}"
+        f"{summary['steps']} steps, {summary['episodes']} episodes. Seconds: set-up "
+        f"{seconds['setup']:.0f}, evaluation {seconds['eval']:.0f}, updates "
+        f"{seconds['update']:.0f}, rollouts {seconds['rollout']:.0f} "
+        f"(of them {seconds['env']:.0f} for browsers alone)"
     )
 
 
 def success_table(summary: dict[str, Any]) -> Table:
     """The success rates of a `summary.json` as a table."""
     n = max(summary[who][how]["n"] for who in _POLICIES for how in ("sampled", "greedy"))
-    table = Table(title=f"{summary['task']}: success on {n} held-out seeds (95 % interval)")
+    table = Table(title=f"{summary['task']}: success on {n} held-out seeds [95 % interval]")
     table.add_column("policy")
-    table.add_column("sampled (temperature 1)", justify="right")
+    table.add_column("sampled", justify="right")
     table.add_column("greedy", justify="right")
     table.add_column("what it is", style="dim")
     for who, what in _POLICIES.items():
@@ -119,10 +129,10 @@ def success_table(summary: dict[str, Any]) -> Table:
 
 
 _POLICIES = {
-    "random": "any action on any element of the page, its id given",
-    "blind": "the model after training, the page hidden",
-    "untrained": "the model before training",
-    "trained": "the model after training",
+    "random": "any action the page allows",
+    "blind": "trained, page hidden",
+    "untrained": "before training",
+    "trained": "after training",
 }
 
 

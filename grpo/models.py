@@ -23,7 +23,7 @@ def load_policy(config: Config) -> LoRAPolicy:
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = getattr(torch, config.dtype) if config.dtype != "auto" else torch.bfloat16
+    dtype = getattr(torch, config.dtype)
     model, tokenizer = load_model(config.model, device=device, dtype=dtype)
     targets = config.lora_target_modules
     try:
@@ -34,7 +34,7 @@ def load_policy(config: Config) -> LoRAPolicy:
             lora_alpha=config.lora_alpha,
             lora_target_modules=targets if targets == "all-linear" else targets.split(","),
             adapter=config.adapter or None,
-            road=config.road,  # type: ignore[arg-type]  # Config has checked it
+            road=config.road,
             seed=config.seed,
         )
     except (ValueError, FileNotFoundError) as error:
@@ -69,10 +69,10 @@ def load_model(name: str, *, device: str, dtype: torch.dtype) -> tuple[Any, Any]
         source = {"pretrained_model_name_or_path": name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             **source, dtype=dtype, attn_implementation="sdpa"
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"cannot load model {name!r}: {reason}") from error
     if tokenizer.chat_template is None:

@@ -105,9 +105,9 @@ class Rollouts:
 
     async def episode(self, task: Task, seed: Sequence[int]) -> Episode | None:
         """One episode, retried once; None if both tries failed."""
-        for _ in range(2):
+        for second_try in (False, True):
             try:
-                async with self.pool.lease() as env:
+                async with self.pool.lease(fresh=second_try) as env:
                     episode = await run_episode(
                         env,
                         task,

@@ -132,7 +132,8 @@ class Trainer:
 
         for _ in range(config.updates_per_batch):
             self.optimizer.zero_grad()
-            losses, stats = [], []
+            losses: list[float] = []
+            stats: list[dict[str, torch.Tensor]] = []
             for micro_batch, old_logprobs, ref_logprobs in zip(
                 micro_batches, old, reference, strict=True
             ):
@@ -167,8 +168,8 @@ class Trainer:
         means.pop("tokens")
         return {
             "loss": sum(losses),
-            "grad_norm": grad_norm.item(),
-            "learning_rate": learning_rate,
+            "grad_norm": float(grad_norm),
+            "learning_rate": float(learning_rate),
             **means,
             "tokens/rows": float(batch.token_mask.sum()),
             "tokens/distinct": float(len(build_tree(batch.rows()))),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ class LocalGenerator:
         max_new_tokens: int = 32,
         executor: Executor | None = None,
         cache_tokens: int = 4096,
+        threads: int | None = None,
     ) -> None:
         """Make a generator.
 
@@ -58,6 +60,9 @@ class LocalGenerator:
             max_new_tokens: default limit of an answer's length.
             executor: runs the forward passes; give it one thread, the one that updates.
             cache_tokens: nodes the tree cache holds; more only where one prompt needs it.
+            threads: CPU threads of a forward pass, None for torch's own number. Decoding is
+                many small products that gain little from a second core, and the browsers
+                that work at the same time gain much.
         """
         self.policy = policy
         self.max_new_tokens = max_new_tokens
@@ -66,6 +71,7 @@ class LocalGenerator:
         self.tokens_computed = 0
         self.busy_seconds = 0.0
         self._executor = executor
+        self._threads = threads
         self._arrived: list[_Request] = []  # touched by the event loop alone
         self._waiting: list[_Request] = []
         self._active: list[_Request] = []
@@ -106,14 +112,13 @@ class LocalGenerator:
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
-        step = self._step_tree if self.policy.road == "tree" else self._step_repeated
         while self._arrived or self._waiting or self._active:
             self._waiting += self._arrived
             self._arrived = []
             requests = [*self._waiting, *self._active]
             started = time.monotonic()
             try:
-                finished = await loop.run_in_executor(self._executor, step)
+                finished = await loop.run_in_executor(self._executor, self._step)
             except Exception as error:  # handed to those who wait for an answer
                 finished, self._waiting, self._active, self._cache = [], [], [], None
                 for request in requests:
@@ -125,6 +130,15 @@ class LocalGenerator:
                     request.done.set_result(self._completion(request))
 
     @torch.no_grad()
+    def _step(self) -> list[_Request]:
+        """Sample at least one token for somebody; returns the requests that are done."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self._threads or threads)
+        try:
+            return self._step_tree() if self.policy.road == "tree" else self._step_repeated()
+        finally:
+            torch.set_num_threads(threads)
+
     def _step_tree(self) -> list[_Request]:
         """Admit what waits, compute all new nodes in one forward, sample one token each."""
         self._active = [r for r in self._active if not r.done.cancelled()]
@@ -162,7 +176,6 @@ class LocalGenerator:
             self._active.append(request)
         return self._cache
 
-    @torch.no_grad()
     def _step_repeated(self) -> list[_Request]:
         """Answer all requests of the prompt that waits longest, for any kind of model."""
         prompt = self._waiting[0].prompt_ids
@@ -201,35 +214,30 @@ class LocalGenerator:
             logits: [R, V].
             row: [len(active)]; which row each request reads.
         """
-        stop, finished, active = self.policy.stop_ids, [], []
+        stop = self.policy.stop_ids
+        finished: list[_Request] = []
         # Requests that read the same logits at the same temperature share a distribution.
-        kinds = [(int(n), r.temperature or 1.0) for n, r in zip(row, self._active, strict=True)]
-        index = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
-        rows, temperatures = zip(*index, strict=True)
-        scaled = logits[list(rows)].to(torch.promote_types(logits.dtype, torch.float32))
-        scaled /= torch.tensor(temperatures, device=logits.device)[:, None]
-        logprobs = torch.log_softmax(scaled, dim=-1)
-        cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
-        which = torch.tensor([index[kind] for kind in kinds], device=logits.device)
-        uniform = torch.tensor([r.random.random() for r in self._active], dtype=torch.float64)
-        target = uniform.to(logits.device) * cumulative[which, -1]
-        drawn = [
-            torch.searchsorted(cumulative[i], target[n : n + 1], right=True).item()
-            for n, i in enumerate(which.tolist())
-        ]
-        best = logprobs.argmax(-1).tolist()
-        tokens = [
-            best[index[kind]] if request.temperature == 0 else token
-            for kind, request, token in zip(kinds, self._active, drawn, strict=True)
-        ]
-        chosen = logprobs[which, torch.tensor(tokens, device=logits.device)].tolist()
-        for request, token, logprob in zip(self._active, tokens, chosen, strict=True):
-            request.ids.append(token)
-            request.logprobs.append(logprob)
-            full = len(request.ids) == request.max_new_tokens
-            (finished if token in stop or full else active).append(request)
+        sharing: dict[tuple[int, float], list[_Request]] = defaultdict(list)
+        for n, request in zip(row, self._active, strict=True):
+            sharing[int(n), request.temperature].append(request)
+        for (n, temperature), requests in sharing.items():
+            wide = torch.promote_types(logits.dtype, torch.float32)
+            logprobs = torch.log_softmax(logits[n].to(wide) / (temperature or 1.0), dim=-1)
+            if temperature:
+                cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
+                uniform = torch.tensor([r.random.random() for r in requests], dtype=torch.float64)
+                target = uniform.to(logits.device) * cumulative[-1]
+                tokens = torch.searchsorted(cumulative, target, right=True)
+            else:
+                tokens = logprobs.argmax().expand(len(requests))
+            chosen = logprobs[tokens].tolist()
+            for request, token, logprob in zip(requests, tokens.tolist(), chosen, strict=True):
+                request.ids.append(token)
+                request.logprobs.append(logprob)
+                if token in stop or len(request.ids) == request.max_new_tokens:
+                    finished.append(request)
         self.tokens_sampled += len(self._active)
-        self._active = active
+        self._active = [request for request in self._active if request not in finished]
         return finished
 
     def _completion(self, request: _Request) -> Completion:

@@ -3,6 +3,7 @@ import torch
 
 from grpo.batch import make_batch, split_batch
 from grpo.losses import policy_loss
+from grpo.policy import LoRAPolicy
 
 T = 0.8
 FAMILIES = {"llama": "tree", "lfm2": "padded", "mistral": "padded"}
@@ -21,6 +22,13 @@ def scalar(logprobs, entropy):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_road_is_chosen_by_the_layers(make_policy, family):
     assert make_policy(family).road == FAMILIES[family]
+
+
+def test_a_window_in_the_configuration_alone(base_model, tokenizer):
+    for used, road in ((True, "padded"), (False, "tree")):
+        model = base_model()
+        model.config.sliding_window, model.config.use_sliding_window = 4096, used
+        assert LoRAPolicy(model, tokenizer).road == road
 
 
 @pytest.mark.parametrize(
@@ -163,7 +171,6 @@ def test_a_model_that_scales_its_logits_is_refused(make_policy, monkeypatch):
 def test_bundled_model_in_float32(bundled_path, group_of, row_by_row):
     from envs.prompts import page_messages
     from grpo.models import load_model
-    from grpo.policy import LoRAPolicy
 
     model, tokenizer = load_model(str(bundled_path), device="cpu", dtype=torch.float32)
     policy = LoRAPolicy(model, tokenizer)

@@ -1,5 +1,6 @@
 import asyncio
 from collections import Counter
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -114,14 +115,15 @@ async def test_two_failures_drop_the_episode():
 
 
 async def test_a_group_goes_on_without_who_is_dropped():
-    play = rollouts(failing(2, 2))
+    play = rollouts(failing(2, 0, 2))  # one session: the second try comes last, on the third
     group = await play.group(TASK, 3, [0])
     assert [episode.reward for episode in group.episodes] == [1.0, 1.0]  # and never a 0
     assert play.counters == {"env_failures": 2, "episodes_dropped": 1, "episodes": 2}
 
 
 async def test_fewer_than_two_survivors_drop_the_group():
-    play = rollouts(failing(1, 1, 2, 2))
+    # Two episodes fail, four end well on the third session, then the second tries of the two.
+    play = rollouts(failing(1, 1, 0, 2, 1))
     groups = await play.collect([TASK, TWO], 3, [0])
     assert [group.task for group in groups] == [TWO]
     assert play.counters == {
@@ -130,6 +132,19 @@ async def test_fewer_than_two_survivors_drop_the_group():
         "episodes": 4,
         "groups_dropped": 1,
     }
+
+
+async def test_the_second_try_is_on_a_fresh_session():
+    """A server that dies takes every idle session with it."""
+    play = rollouts(size=4)
+    async with AsyncExitStack() as leases:
+        idle = [await leases.enter_async_context(play.pool.lease()) for _ in range(4)]
+    for env in idle:
+        await env.close()
+    group = await play.group(TASK, 2, [0])
+    assert [episode.reward for episode in group.episodes] == [1.0, 1.0]
+    assert play.counters["episodes"] == 2
+    assert play.counters["episodes_dropped"] == 0
 
 
 async def test_a_pool_that_cannot_open_sessions():

@@ -1,0 +1,140 @@
+from collections import Counter
+from math import sqrt
+
+import pytest
+
+from envs.base import EnvError, Observation, Task
+from envs.pool import EnvPool
+from envs.scripted import ScriptedEnv
+from grpo.evaluate import evaluate, random_policy, record_episode, wilson_interval
+from grpo.rollout import Rollouts
+from grpo.types import Completion
+
+TASKS = [Task("click-word", seed) for seed in range(400)]
+
+
+def seeing(*actions):
+    return Observation((), actions=actions)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (98, 100, 0.9300, 0.9945),
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (5, 10, 0.2366, 0.7634),
+        (15, 148, 0.0624, 0.1605),  # Newcombe 1998, table I
+        (1, 29, 0.0061, 0.1718),  # the same
+    ],
+)
+def test_wilson_interval(successes, n, low, high):
+    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=6e-5)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(3, 10), (50, 100), (1, 7)])
+def test_wilson_interval_is_where_the_score_test_rejects(successes, n):
+    """Its ends p solve |successes/n - p| = z sqrt(p (1 - p) / n)."""
+    for p in wilson_interval(successes, n):
+        z = abs(successes / n - p) / sqrt(p * (1 - p) / n)
+        assert z == pytest.approx(1.959964, abs=1e-9)
+
+
+def test_wilson_interval_at_its_ends():
+    assert wilson_interval(0, 10)[0] == 0.0
+    assert wilson_interval(10, 10)[1] == 1.0
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(-1, 10), (11, 10), (1, 0)])
+def test_wilson_interval_of_no_proportion(successes, n):
+    with pytest.raises(ValueError, match=f"between 0 and n={n}, got {successes}"):
+        wilson_interval(successes, n)
+
+
+async def test_random_policy_is_uniform():
+    actions = [f"click('{i}')" for i in range(5)]
+    counts = Counter([(await random_policy(seeing(*actions), seed))[0] for seed in range(5000)])
+    assert set(counts) == set(actions)
+    # Hoeffding and a union of ten tails: a share is 0.043 off with probability 1e-7 at most.
+    assert max(abs(count / 5000 - 1 / 5) for count in counts.values()) < 0.043
+
+
+async def test_random_policy_needs_no_tokens():
+    text, completion = await random_policy(seeing(), 0)
+    assert text == "noop()"
+    assert completion.completion_ids == ()
+    assert await random_policy(seeing("a", "b"), 3) == await random_policy(seeing("a", "b"), 3)
+
+
+async def right(observation, seed):
+    word = observation.goal.removeprefix("Click ").removesuffix(".")
+    (line,) = [line for line in observation.page.splitlines() if repr(word) in line]
+    return f"click('{line[1:3]}')", Completion((1,), (2,), (-1.0,), 0, "stop")
+
+
+async def test_evaluate_a_policy_that_is_right():
+    result = await evaluate(Rollouts(EnvPool(ScriptedEnv, 4), right, 1), TASKS[:100])
+    assert (result.success, result.n) == (1.0, 100)
+    assert (result.low, result.high) == wilson_interval(100, 100)
+
+
+async def test_evaluate_chance():
+    play = Rollouts(EnvPool(ScriptedEnv, 4), random_policy, 1)
+    result = await evaluate(play, TASKS)
+    assert result.low < 0.25 < result.high  # four words, one of them right
+    assert result == await evaluate(play, TASKS)
+    assert result != await evaluate(play, TASKS, seed=1)
+
+
+async def test_dropped_episodes_do_not_count():
+    fail_at = iter([1, 0, 1])  # one session: the first episode, the nine others, its second try
+    pool = EnvPool(lambda: ScriptedEnv(next(fail_at)), 1)
+    result = await evaluate(Rollouts(pool, right, 1), TASKS[:10])
+    assert (result.success, result.n) == (1.0, 9)
+    nothing = await evaluate(Rollouts(EnvPool(lambda: ScriptedEnv(1), 2), right, 1), TASKS[:10])
+    assert (nothing.n, nothing.low, nothing.high) == (0, 0.0, 1.0)
+
+
+class Photographed(ScriptedEnv):
+    async def reset(self, task, *, screenshot=False):
+        self.screenshot = screenshot
+        return await super().reset(task)
+
+    def _observe(self, error):
+        seen = super()._observe(error)
+        picture = f"picture {self.calls}".encode() if self.screenshot else None
+        return Observation(**(vars(seen) | {"screenshot": picture}))
+
+
+async def test_record_episode(tmp_path):
+    pool = EnvPool(Photographed, 1)
+    episode = await record_episode(pool, right, TASKS[3], tmp_path / "a" / "b", max_steps=4)
+    assert episode.success
+    folder = tmp_path / "a" / "b"
+    assert sorted(path.name for path in folder.iterdir()) == ["0.png", "1.png", "episode.txt"]
+    assert (folder / "0.png").read_bytes() == b"picture 1"
+    assert (folder / "1.png").read_bytes() == b"picture 2"
+    text = (folder / "episode.txt").read_text()
+    assert text.startswith("click-word, seed 3: Click ")
+    assert f"> {episode.turns[0].text}\n" in text
+    assert text.endswith("reward 1, solved\n")
+
+
+async def test_record_episode_without_pictures_shows_refusals(tmp_path):
+    async def talk(observation, seed):
+        return "hello", Completion((1,), (2,), (-1.0,), 0, "stop")
+
+    await record_episode(EnvPool(ScriptedEnv, 1), talk, TASKS[0], tmp_path, max_steps=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["episode.txt"]
+    text = (tmp_path / "episode.txt").read_text()
+    assert text.count("> hello\n") == 2
+    assert "page 1 (" in text
+    assert text.endswith("reward 0, not solved\n")
+
+
+async def test_record_episode_raises_what_failed(tmp_path):
+    with pytest.raises(EnvError):
+        await record_episode(
+            EnvPool(lambda: ScriptedEnv(2), 1), right, TASKS[0], tmp_path, max_steps=2
+        )

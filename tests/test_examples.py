@@ -1,0 +1,150 @@
+"""The main job as a user starts it: what it refuses, what it leaves, and what it survives."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from envs.base import Task
+from envs.pool import EnvPool
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ("--steps", "1", "--group-size", "2", "--groups-per-step", "2", "--eval-episodes", "2",
+        "--env-sessions", "4", "--env-workers", "1", "--max-new-tokens", "8")  # fmt: skip
+
+
+def click_test(folder, *options):
+    return subprocess.run(
+        [sys.executable, "examples/click_test.py", "--output", str(folder), *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def refused(folder, *options):
+    """The one line of an error that is the user's to mend."""
+    done = click_test(folder, *options)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    return line
+
+
+def test_an_unknown_key(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text("grup_size: 4\n")
+    line = refused(tmp_path / "run", "--config", str(path))
+    assert line == f"error: unknown key 'grup_size' in {path}; did you mean 'group_size'?"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_group_of_one(tmp_path):
+    assert "group_size must be at least 2, got 1" in refused(tmp_path, "--group-size", "1")
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    assert "no model at '/no/such/model'" in refused(tmp_path, "--model", "/no/such/model")
+
+
+@pytest.mark.model
+def test_an_adapter_on_nothing(tmp_path, bundled_path):
+    line = refused(tmp_path, "--lora-target-modules", "nothing_like_this")
+    assert "['nothing_like_this'] match no nn.Linear; there are: down_proj" in line
+
+
+@pytest.mark.browser
+@pytest.mark.model
+def test_a_task_that_is_not_there(tmp_path, bundled_path):
+    line = refused(tmp_path, "--task", "no-such-task", *TINY)
+    assert "unknown task 'no-such-task'" in line
+
+
+@pytest.mark.browser
+@pytest.mark.model
+def test_a_run_leaves_what_it_promises(tmp_path, bundled_path):
+    done = click_test(tmp_path, *TINY, "--max-steps", "2")
+    assert done.returncode == 0, done.stderr
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"config.yaml", "metrics.jsonl", "summary.json", "curves.png"} <= files
+    assert {f"adapter/adapter_{name}" for name in ("config.json", "model.safetensors")} <= files
+    assert any(name.startswith("tensorboard/events.out") for name in files)
+    assert "checkpoints/step-000001/trainer.pt" in files
+    for when in ("before", "after"):
+        assert {f"screenshots/{when}/{name}" for name in ("0.png", "1.png", "episode.txt")} <= files
+        picture = (tmp_path / "screenshots" / when / "0.png").read_bytes()
+        assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+
+    (metrics,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert metrics["step"] == 1
+    assert {"reward", "completion_length", "success", "env/failures"} <= set(metrics)
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["task"], summary["steps"], summary["episodes"]) == ("click-test", 1, 4)
+    for who in ("random", "blind_untrained", "untrained", "blind", "trained"):
+        for how in ("sampled", "greedy"):
+            rate = summary[who][how]
+            assert rate["n"] == 2
+            assert 0 <= rate["low"] <= rate["success"] <= rate["high"] <= 1
+    assert set(summary["seconds"]) >= {"setup", "eval", "rollout", "generate", "env", "update"}
+    assert "trained" in done.stdout
+
+
+def browsers(server):
+    """The main process of each Chromium: those of a given type are its children."""
+    found = []
+    for pid in server.processes():
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if b"chrom" in command[0] and not any(arg.startswith(b"--type=") for arg in command):
+            found.append(pid)
+    return found
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("victim", ["browser", "server"])
+async def test_a_death_in_mid_run_costs_retries_and_not_the_run(victim):
+    from envs.browsergym import BrowserGymEnv
+    from envs.server.local import LocalServer
+    from grpo.evaluate import random_policy
+    from grpo.rollout import Rollouts
+
+    server, killed = LocalServer(workers=1, max_sessions=8), []
+
+    async def session():
+        return BrowserGymEnv(await server.ensure())
+
+    async def act(observation, seed):
+        if not killed:  # while a page is open and waits for this answer
+            killed.extend(browsers(server) if victim == "browser" else [server.pid])
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+        return await random_policy(observation, seed)
+
+    pool = EnvPool(session, size=3)
+    play = Rollouts(pool, act, max_steps=1)
+    try:
+        tasks = [Task("click-test", seed) for seed in range(3)]
+        groups = await play.collect(tasks, 3, [0])
+    finally:
+        await pool.close()
+        server.close()
+    assert killed
+    assert play.counters["env_failures"] >= 1
+    assert play.counters["episodes"] + play.counters["episodes_dropped"] == 9
+    assert play.counters["episodes"] >= 6
+    # The one button of the page is what a random action clicks: no failure became a reward.
+    assert {episode.reward for group in groups for episode in group.episodes} == {1.0}
+    assert server.processes() == []
+
+
+@pytest.fixture(scope="session")
+def bundled_path():
+    from grpo.bundled import bundled_model_path
+
+    return bundled_model_path()
