@@ -12,7 +12,7 @@ from grpo.types import Group
 METRICS = {
     "reward": "mean reward of the step's episodes",
     "completion_length": "mean number of sampled tokens of an answer, end token included",
-    "entropy": "mean over sampled tokens of the entropy they were drawn with, nats",
+    "entropy": "mean over the update's sampled tokens of the entropy they were drawn with, nats",
     "success": "share of episodes that solved their task",
     "reward_std": "mean over groups of the rewards' standard deviation (n - 1)",
     "frac_reward_zero_std": "share of groups whose rewards are all equal: they teach nothing",

@@ -146,7 +146,8 @@ class LoRAPolicy:
         Returns:
             logprobs and entropy, [N, T] each, in nats.
         """
-        mask = batch.completion_mask.to(self.device)
+        batch = batch.to(self.device)
+        mask = batch.completion_mask
         if self.road == "tree":
             tree = build_tree(batch.rows()).to(self.device)
             hidden = self.tree_hidden(tree)
@@ -154,7 +155,7 @@ class LoRAPolicy:
         else:
             hidden = self.padded_hidden(batch).flatten(0, 1)
             nodes = torch.arange(hidden.shape[0], device=self.device).view(mask.shape)
-            parents, tokens = nodes.flatten() - 1, batch.input_ids.to(self.device).flatten()
+            parents, tokens = nodes.flatten() - 1, batch.input_ids.flatten()
         # Of the completion tokens the distinct ones, and of their prefixes likewise. A tree is
         # as wide as its longest row, a micro-batch as the batch that it was cut from.
         wanted, where = torch.unique(nodes[mask[:, : nodes.shape[1]]], return_inverse=True)
@@ -187,8 +188,8 @@ class LoRAPolicy:
     def padded_hidden(self, batch: TokenBatch) -> Tensor:
         """Last hidden states [N, T, D] of padded rows."""
         output = self.decoder(
-            input_ids=batch.input_ids.to(self.device),
-            attention_mask=batch.token_mask.to(self.device).long(),
+            input_ids=batch.input_ids,
+            attention_mask=batch.token_mask.long(),
             use_cache=False,
         )
         return output.last_hidden_state

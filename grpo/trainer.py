@@ -19,7 +19,7 @@ from grpo.config import Config
 from grpo.generators.local import LocalGenerator
 from grpo.losses import mean_stats, policy_loss
 from grpo.metrics import rollout_metrics
-from grpo.policy import LoRAPolicy, TokenLogprobs
+from grpo.policy import LoRAPolicy
 from grpo.rollout import Rollouts
 from grpo.tree import build_tree
 from grpo.types import Group, TokenBatch
@@ -116,58 +116,35 @@ class Trainer:
         )
         if not batch:  # all groups were dropped, or each had equal rewards
             return {"update/skipped": 1.0, **self._spent(update=time.monotonic() - started)}
-        micro_batches = split_batch(batch, config.max_tokens_per_microbatch)
-
-        @torch.no_grad()
-        def logprobs() -> list[torch.Tensor]:
-            return [policy.logprobs(m, temperature=config.temperature)[0] for m in micro_batches]
-
-        reference: list[Any] = [None] * len(micro_batches)
-        old: list[Any] = [None] * len(micro_batches)
+        parts = split_batch(batch, config.max_tokens_per_microbatch)
+        micro_batches = [part.to(policy.device) for part in parts]
+        reference: list[Any] = [None] * len(parts)
+        old: list[Any] = [None] * len(parts)
         if config.beta:
             with policy.reference():
-                reference = logprobs()
+                reference = self.logprobs(micro_batches)
         if config.updates_per_batch > 1:  # at a single one the ratio is 1 by definition
-            old = logprobs()
+            old = self.logprobs(micro_batches)
 
         for _ in range(config.updates_per_batch):
             self.optimizer.zero_grad()
-            losses: list[float] = []
-            stats: list[dict[str, torch.Tensor]] = []
-            for micro_batch, old_logprobs, ref_logprobs in zip(
-                micro_batches, old, reference, strict=True
-            ):
-                now = policy.logprobs(micro_batch, temperature=config.temperature)
-                loss, sums = policy_loss(
-                    now.logprobs,
-                    micro_batch.advantages,
-                    micro_batch.completion_mask,
-                    micro_batch.token_weights,
-                    old_logprobs=old_logprobs,
-                    ref_logprobs=ref_logprobs,
-                    loss=config.loss,
-                    epsilon_low=config.epsilon_low,
-                    epsilon_high=config.epsilon_high,
-                    delta=config.delta or None,
-                    beta=config.beta,
-                    kl=config.kl,
-                )
-                loss.backward()
-                losses.append(loss.item())
-                stats.append(sums | sampled_sums(micro_batch, now))
+            sums = [
+                self.backward(*part) for part in zip(micro_batches, old, reference, strict=True)
+            ]
             grad_norm = torch.nn.utils.clip_grad_norm_(
                 policy.parameters(), config.max_grad_norm or float("inf")
             )
-            finite = bool(torch.isfinite(grad_norm))
             learning_rate = self.scheduler.get_last_lr()[0]
+            finite = bool(torch.isfinite(grad_norm))
             if finite:
                 self.optimizer.step()
                 self.scheduler.step()
                 policy.version += 1
-        means = mean_stats(stats)
-        means.pop("tokens")
+        loss = sum(part.pop("loss").item() for part in sums)
+        means = mean_stats(sums)
+        del means["tokens"]
         return {
-            "loss": sum(losses),
+            "loss": loss,
             "grad_norm": float(grad_norm),
             "learning_rate": float(learning_rate),
             **means,
@@ -175,6 +152,46 @@ class Trainer:
             "tokens/distinct": float(len(build_tree(batch.rows()))),
             "update/skipped": float(not finite),
             **self._spent(update=time.monotonic() - started),
+        }
+
+    @torch.no_grad()
+    def logprobs(self, micro_batches: Sequence[TokenBatch]) -> list[torch.Tensor]:
+        """Log-probabilities [N, T] of each micro-batch under the policy as it is."""
+        temperature = self.config.temperature
+        return [
+            self.policy.logprobs(part, temperature=temperature).logprobs for part in micro_batches
+        ]
+
+    def backward(
+        self,
+        batch: TokenBatch,
+        old_logprobs: torch.Tensor | None,
+        ref_logprobs: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """Add a micro-batch's gradient to the parameters'; returns its loss and metric sums."""
+        config = self.config
+        now = self.policy.logprobs(batch, temperature=config.temperature)
+        loss, sums = policy_loss(
+            now.logprobs,
+            batch.advantages,
+            batch.completion_mask,
+            batch.token_weights,
+            old_logprobs=old_logprobs,
+            ref_logprobs=ref_logprobs,
+            loss=config.loss,
+            epsilon_low=config.epsilon_low,
+            epsilon_high=config.epsilon_high,
+            delta=config.delta or None,
+            beta=config.beta,
+            kl=config.kl,
+        )
+        loss.backward()
+        mask = batch.completion_mask
+        difference = now.logprobs.detach() - batch.sampling_logprobs
+        return sums | {
+            "loss": loss.detach(),
+            "entropy": (now.entropy.detach() * mask).sum(),
+            "sampling/logp_difference": (difference.abs() * mask).sum(),
         }
 
     def state(self) -> dict[str, Any]:
@@ -223,13 +240,3 @@ class Trainer:
         for phase, spent in seconds.items():
             self.seconds[phase] += spent
         return {f"seconds/{phase}": spent for phase, spent in seconds.items()}
-
-
-def sampled_sums(batch: TokenBatch, now: TokenLogprobs) -> dict[str, torch.Tensor]:
-    """Sums over sampled tokens of the metrics that the loss does not need."""
-    mask = batch.completion_mask.to(now.logprobs.device)
-    difference = now.logprobs.detach() - batch.sampling_logprobs.to(now.logprobs.device)
-    return {
-        "entropy": (now.entropy.detach() * mask).sum(),
-        "sampling/logp_difference": (difference.abs() * mask).sum(),
-    }

@@ -107,3 +107,7 @@ class TokenBatch:
         """The batch of these rows alone, weights unchanged."""
         index = torch.as_tensor(rows, dtype=torch.long)
         return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """The same batch with its tensors on a device."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
