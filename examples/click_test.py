@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, inst
 
 from rich.console import Console
 
-from envs.base import Task, TaskError
+from envs.base import EnvError, Task, TaskError
 from envs.browsergym import BrowserGymEnv
 from envs.pool import EnvPool
 from envs.server.local import LocalServer
@@ -42,13 +42,13 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; the exit code is 0, or 2 if what was asked for cannot be done."""
+    """Run; the exit code is 2 if what was asked for cannot be done, 1 if the browsers fail."""
     try:
         config = Config.from_command_line(argv, description=str(__doc__), configs=CONFIGS)
         asyncio.run(run(config, Console(highlight=False)))
-    except (ConfigError, TaskError) as error:
+    except (ConfigError, TaskError, EnvError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, EnvError) else 2
     return 0
 
 
@@ -90,9 +90,9 @@ async def run(config: Config, console: Console) -> dict[str, Any]:
 
         async def pictures(when: str) -> None:
             async with sessions() as pool:
+                rollouts = Rollouts(pool, sampled, config.max_steps)
                 folder = config.folder / "screenshots" / when
-                task = Task(config.task, HELD_OUT)
-                await record_episode(pool, sampled, task, folder, max_steps=config.max_steps)
+                await record_episode(rollouts, held_out[0], folder, seed=config.seed)
 
         async with sessions() as pool:
             rollouts = Rollouts(pool, sampled, config.max_steps, config.valid_action_bonus)

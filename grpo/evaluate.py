@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.base import Observation, Task
-from envs.pool import EnvPool
-from grpo.rollout import Act, Frame, Rollouts, gather, run_episode
+from envs.base import EnvError, Observation, Task
+from grpo.rollout import Frame, Rollouts, gather
 from grpo.types import Completion, Episode
 
 
@@ -70,31 +69,37 @@ async def evaluate(rollouts: Rollouts, tasks: Sequence[Task], *, seed: int = 0) 
         rollouts: how episodes are played, the policy included.
         tasks: held-out ones.
         seed: fixes what is sampled.
+
+    Raises:
+        EnvError: not one episode could be played.
     """
     episodes: list[Episode | None] = await gather(
         rollouts.episode(task, [seed, task.seed]) for task in tasks
     )
     played = [episode for episode in episodes if episode is not None]
+    if tasks and not played:
+        raise EnvError(f"no episode could be played; the last error: {rollouts.last_error}")
     solved = sum(episode.success for episode in played)
     low, high = wilson_interval(solved, len(played))
     return Success(solved / len(played) if played else 0.0, low, high, len(played))
 
 
-async def record_episode(
-    pool: EnvPool, act: Act, task: Task, folder: Path, *, max_steps: int, seed: int = 0
-) -> Episode:
+async def record_episode(rollouts: Rollouts, task: Task, folder: Path, *, seed: int = 0) -> None:
     """Play one episode and keep a picture of each page and what was said to it.
 
-    Writes `<k>.png` for every page and `episode.txt` into the folder.
+    Writes `<k>.png` for every page and `episode.txt` into the folder; nothing if the
+    episode was dropped.
 
-    Raises:
-        EnvError: the machinery failed.
+    Args:
+        rollouts: how it is played.
+        task: what to play.
+        folder: made if it is not there.
+        seed: fixes what is sampled.
     """
     frames: list[Frame] = []
-    async with pool.lease() as env:
-        episode = await run_episode(
-            env, task, act, max_steps=max_steps, seed=[seed, task.seed], frames=frames
-        )
+    episode = await rollouts.episode(task, [seed, task.seed], frames=frames)
+    if episode is None:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"{task.name}, seed {task.seed}: {frames[0][0].goal}"]
     for k, (observation, text) in enumerate(frames):
@@ -104,4 +109,3 @@ async def record_episode(
         lines += [observation.page, *([f"> {text}"] if text else [])]
     lines += ["", f"reward {episode.reward:g}, {'solved' if episode.success else 'not solved'}"]
     (folder / "episode.txt").write_text("\n".join(lines) + "\n")
-    return episode

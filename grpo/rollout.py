@@ -94,6 +94,7 @@ class Rollouts:
         valid_action_bonus: reward for each valid action.
         on_episode: called after each episode, with None for a dropped one.
         counters: `env_failures`, `episodes`, `episodes_dropped`, `groups_dropped`.
+        last_error: of the newest failure.
     """
 
     pool: EnvPool
@@ -102,8 +103,11 @@ class Rollouts:
     valid_action_bonus: float = 0.0
     on_episode: Callable[[Episode | None], None] = lambda _: None
     counters: Counter[str] = field(default_factory=Counter)
+    last_error: str = ""
 
-    async def episode(self, task: Task, seed: Sequence[int]) -> Episode | None:
+    async def episode(
+        self, task: Task, seed: Sequence[int], *, frames: list[Frame] | None = None
+    ) -> Episode | None:
         """One episode, retried once; None if both tries failed."""
         for second_try in (False, True):
             try:
@@ -115,9 +119,13 @@ class Rollouts:
                         max_steps=self.max_steps,
                         seed=seed,
                         valid_action_bonus=self.valid_action_bonus,
+                        frames=frames,
                     )
-            except EnvError:
+            except EnvError as error:
                 self.counters["env_failures"] += 1
+                self.last_error = str(error)
+                if frames is not None:
+                    frames.clear()
                 continue
             self.counters["episodes"] += 1
             self.on_episode(episode)
@@ -144,11 +152,17 @@ class Rollouts:
             tasks: one a group.
             group_size: episodes a group, G.
             seed: numbers that fix what is sampled.
+
+        Raises:
+            EnvError: no group survived; the machinery is broken, not slow.
         """
         groups = await gather(
             self.group(task, group_size, [*seed, i]) for i, task in enumerate(tasks)
         )
-        return [group for group in groups if group is not None]
+        survivors = [group for group in groups if group is not None]
+        if not survivors:
+            raise EnvError(f"no group of the step survived; the last error: {self.last_error}")
+        return survivors
 
 
 async def gather(coroutines: Any) -> list[Any]:

@@ -78,8 +78,7 @@ class Trainer:
             if config.minutes and time.monotonic() - started > config.minutes * 60:
                 break
             groups, rollout = await self.collect(self.tasks(self.step))
-            metrics = rollout_metrics(groups) if groups else {}
-            metrics |= await self.in_executor(self.update, groups)
+            metrics = rollout_metrics(groups) | await self.in_executor(self.update, groups)
             self.step += 1
             self.episodes += sum(len(group.episodes) for group in groups)
             yield metrics | rollout | self.failures()
@@ -106,7 +105,7 @@ class Trainer:
     def update(self, groups: Sequence[Group]) -> dict[str, float]:
         """Improve the policy by the policy gradient of its groups."""
         config, policy, started = self.config, self.policy, time.monotonic()
-        batch = groups and make_batch(
+        batch = make_batch(
             groups,
             scale_rewards=config.scale_rewards,
             baseline=config.baseline,
@@ -114,7 +113,7 @@ class Trainer:
             max_completion_length=config.max_steps * config.max_new_tokens,
             drop_zero_advantages=config.beta == 0,
         )
-        if not batch:  # all groups were dropped, or each had equal rewards
+        if batch is None:  # the rewards of each group are all equal
             return {"update/skipped": 1.0, **self._spent(update=time.monotonic() - started)}
         parts = split_batch(batch, config.max_tokens_per_microbatch)
         micro_batches = [part.to(policy.device) for part in parts]
