@@ -35,7 +35,7 @@ from grpo.evaluate import evaluate, random_policy, record_episode
 from grpo.generators.local import LocalGenerator
 from grpo.loggers import MetricsLog, read_metrics
 from grpo.models import load_policy
-from grpo.rollout import Act, Rollouts, sampled_by
+from grpo.rollout import Act, Rollouts, gather, sampled_by
 from grpo.trainer import HELD_OUT, Trainer
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -83,10 +83,10 @@ async def run(config: Config, console: Console) -> dict[str, Any]:
             return asdict(result)
 
         async def both(who: str, **how: Any) -> dict[str, Any]:
-            return {
-                "sampled": await success(f"{who}, sampled", sampled, **how),
-                "greedy": await success(f"{who}, greedy", greedy, **how),
-            }
+            # Side by side: they read the same pages, which the generator computes once.
+            ways = {"sampled": sampled, "greedy": greedy}
+            rates = await gather(success(f"{who}, {k}", act, **how) for k, act in ways.items())
+            return dict(zip(ways, rates, strict=True))
 
         async def pictures(when: str) -> None:
             async with sessions() as pool:
@@ -102,7 +102,10 @@ async def run(config: Config, console: Console) -> dict[str, Any]:
             summary: dict[str, Any] = {"task": config.task, "model": policy.name}
             seconds = {"setup": time.monotonic() - started, "eval": 0.0}
 
-            if config.eval_episodes:
+            results = config.folder / "summary.json"
+            if config.resume and results.is_file():
+                summary = json.loads(results.read_text()) | summary
+            elif config.eval_episodes and not config.resume:
                 started = time.monotonic()
                 chance = await success("random", random_policy)
                 summary["random"] = {"sampled": chance, "greedy": chance}
@@ -110,6 +113,7 @@ async def run(config: Config, console: Console) -> dict[str, Any]:
                 summary["untrained"] = await both("untrained")
                 await pictures("before")
                 seconds["eval"] += time.monotonic() - started
+                results.write_text(json.dumps(summary, indent=2) + "\n")
 
             per_step = config.groups_per_step * config.group_size
             with (
@@ -133,7 +137,7 @@ async def run(config: Config, console: Console) -> dict[str, Any]:
     policy.save(config.folder / "adapter")
     summary |= {"steps": trainer.step, "episodes": trainer.episodes}
     summary["seconds"] = {k: round(v, 1) for k, v in (seconds | trainer.seconds).items()}
-    (config.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    results.write_text(json.dumps(summary, indent=2) + "\n")
     show(summary, config, console)
     return summary
 
@@ -141,8 +145,8 @@ async def run(config: Config, console: Console) -> dict[str, Any]:
 @asynccontextmanager
 async def browsers(config: Config) -> AsyncIterator[Any]:
     """A function that opens a pool of browser sessions, on a server started here or not."""
-    # Baselines open their own pool while training's sessions idle.
-    server = LocalServer(config.env_workers, max_sessions=2 * config.env_sessions)
+    # Two evaluations run side by side while training's sessions idle.
+    server = LocalServer(config.env_workers, max_sessions=3 * config.env_sessions)
 
     @asynccontextmanager
     async def sessions(hide_page: bool = False) -> AsyncIterator[EnvPool]:
@@ -169,7 +173,7 @@ def show(summary: dict[str, Any], config: Config, console: Console) -> None:
     title = f"{config.task}: {summary['steps']} steps, {summary['episodes']} episodes"
     plot_curves(steps, folder / "curves.png", title=title)
     console.print(f"\nsuccess while training  {sparkline(steps)}\n", soft_wrap=True)
-    if "trained" in summary:
+    if config.eval_episodes:
         console.print(success_table(summary))
     console.print(time_line(summary), soft_wrap=True)
     console.print(f"\n{folder}/  adapter, curves.png, screenshots, metrics.jsonl, summary.json")

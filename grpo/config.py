@@ -70,6 +70,7 @@ class Config:
     delta: float = _option(0.0, "dual clip: bound on the ratio where the advantage is negative")
     beta: float = _option(0.0, "weight of the KL penalty to the reference; 0: none")
     kl: KLKind = _option("k3", "estimator of the penalty")
+    log_kl: bool = _option(True, "measure the KL even where beta is 0: one more forward")
 
     # The optimizer.
     learning_rate: float = _option(2e-4, "of AdamW on the adapter")

@@ -114,13 +114,14 @@ def time_line(summary: dict[str, Any]) -> str:
 
 def success_table(summary: dict[str, Any]) -> Table:
     """The success rates of a `summary.json` as a table."""
-    n = max(summary[who][how]["n"] for who in _POLICIES for how in ("sampled", "greedy"))
+    rows = {who: what for who, what in _POLICIES.items() if who in summary}
+    n = max(summary[who][how]["n"] for who in rows for how in ("sampled", "greedy"))
     table = Table(title=f"{summary['task']}: success on {n} held-out seeds [95 % interval]")
     table.add_column("policy")
     table.add_column("sampled", justify="right")
     table.add_column("greedy", justify="right")
     table.add_column("what it is", style="dim")
-    for who, what in _POLICIES.items():
+    for who, what in rows.items():
         rates = [summary[who][how] for how in ("sampled", "greedy")]
         style = "bold green" if who == "trained" else ""
         cells = [f"{r['success']:.2f}  [{r['low']:.2f}, {r['high']:.2f}]" for r in rates]

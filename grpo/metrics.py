@@ -12,7 +12,7 @@ from grpo.types import Group
 METRICS = {
     "reward": "mean reward of the step's episodes",
     "completion_length": "mean number of sampled tokens of an answer, end token included",
-    "entropy": "mean over the update's sampled tokens of the entropy they were drawn with, nats",
+    "entropy": "mean over sampled tokens of -log p: an unbiased estimate of the entropy, nats",
     "success": "share of episodes that solved their task",
     "reward_std": "mean over groups of the rewards' standard deviation (n - 1)",
     "frac_reward_zero_std": "share of groups whose rewards are all equal: they teach nothing",
@@ -23,6 +23,7 @@ METRICS = {
     "grad_norm": "norm of the adapter's gradient before clipping",
     "learning_rate": "of the update",
     "kl": "k3 estimate of KL(policy || reference), mean over sampled tokens, nats",
+    "update/entropy": "exact entropy of the distributions that the update's tokens came from, nats",
     "approx_kl": "k3 estimate of KL(old policy || policy), mean over sampled tokens, nats",
     "ratio": "mean of policy / old policy over sampled tokens",
     "clip_ratio/low": "share of sampled tokens clipped at 1 - epsilon_low",
@@ -47,10 +48,12 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     turns = [turn for episode in episodes for turn in episode.turns]
     rewards = torch.tensor([episode.reward for episode in episodes])
     group_ids = torch.tensor([g for g, group in enumerate(groups) for _ in group.episodes])
+    logprobs = [p for turn in turns for p in turn.completion.logprobs]
     stds = [rewards[group_ids == g].std() for g in range(len(groups))]
     return {
         "reward": rewards.mean().item(),
         "completion_length": _mean([len(turn.completion.completion_ids) for turn in turns]),
+        "entropy": -_mean(logprobs),
         "success": _mean([episode.success for episode in episodes]),
         "reward_std": torch.stack(stds).mean().item(),
         "frac_reward_zero_std": zero_std_fraction(rewards, group_ids),

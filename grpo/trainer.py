@@ -119,7 +119,7 @@ class Trainer:
         micro_batches = [part.to(policy.device) for part in parts]
         reference: list[Any] = [None] * len(parts)
         old: list[Any] = [None] * len(parts)
-        if config.beta:
+        if config.beta or config.log_kl:
             with policy.reference():
                 reference = self.logprobs(micro_batches)
         if config.updates_per_batch > 1:  # at a single one the ratio is 1 by definition
@@ -189,7 +189,7 @@ class Trainer:
         difference = now.logprobs.detach() - batch.sampling_logprobs
         return sums | {
             "loss": loss.detach(),
-            "entropy": (now.entropy.detach() * mask).sum(),
+            "update/entropy": (now.entropy.detach() * mask).sum(),
             "sampling/logp_difference": (difference.abs() * mask).sum(),
         }
 

@@ -152,7 +152,8 @@ async def test_a_pool_that_cannot_open_sessions():
         raise EnvError("no server")
 
     play = rollouts(refuse)
-    assert await play.collect([TASK], 2, [0]) == []
+    with pytest.raises(EnvError, match=r"no group of the step survived; .*: no server"):
+        await play.collect([TASK], 2, [0])
     assert play.counters == {"env_failures": 4, "episodes_dropped": 2, "groups_dropped": 1}
 
 

@@ -6,7 +6,7 @@ import torch
 
 import grpo.batch
 import grpo.trainer
-from envs.base import Task
+from envs.base import EnvError, Task
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
 from grpo.losses import policy_loss
@@ -108,15 +108,28 @@ async def test_equal_rewards_skip_the_update(make_trainer):
     assert trainer.policy.version == 0
 
 
-async def test_all_groups_dropped_skip_the_update(make_trainer):
+async def test_a_step_that_nobody_survives_ends_the_run(make_trainer):
     trainer = make_trainer(lambda: ScriptedEnv(fail_at=1), steps=1)
+    before = parameters(trainer)
+    with pytest.raises(EnvError, match="no group of the step survived"):
+        await run(trainer)
+    assert equal(before, parameters(trainer))
+    assert (trainer.step, trainer.episodes) == (0, 0)
+    assert trainer.failures() == {
+        "env/failures": 32,
+        "env/episodes_dropped": 16,
+        "env/groups_dropped": 2,
+    }
+
+
+async def test_a_step_goes_on_with_the_groups_that_are_left(make_trainer):
+    """One session: of the first group seven episodes fail twice, of the second none."""
+    fail_at = iter([1] * 7 + [0] + [1] * 7)
+    trainer = make_trainer(lambda: ScriptedEnv(next(fail_at)), steps=1, size=1)
     (metrics,) = await run(trainer)
-    assert metrics["update/skipped"] == 1
-    assert metrics["env/groups_dropped"] == 2
-    assert metrics["env/episodes_dropped"] == 16
-    assert metrics["env/failures"] == 32
-    assert "reward" not in metrics
-    assert trainer.episodes == 0
+    assert metrics["env/groups_dropped"] == 1
+    assert metrics["env/episodes_dropped"] == 7
+    assert trainer.episodes == 8
 
 
 async def test_failures_cost_retries_and_not_the_run(make_trainer):
