@@ -84,6 +84,16 @@ def make_batch(
     return batch
 
 
-def split_batch(batch: TokenBatch, max_tokens: int) -> list[TokenBatch]:
-    """Micro-batches of at most max_tokens distinct tokens whose losses add up to the batch's."""
+def split_batch(batch: TokenBatch, max_tokens: int, *, padded: bool = False) -> list[TokenBatch]:
+    """Micro-batches whose losses add up to the batch's.
+
+    Args:
+        batch: the step's rows.
+        max_tokens: what one forward may hold (but one row always fits): distinct tokens, or
+            on the padded road positions, padding included.
+        padded: True for the padded road.
+    """
+    if padded:
+        rows = max(1, max_tokens // batch.input_ids.shape[1])
+        return [batch.select(part) for part in torch.arange(len(batch)).split(rows)]
     return [batch.select(part) for part in split_rows(batch.rows(), max_tokens)]

@@ -104,8 +104,16 @@ class Config:
         for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.temperature <= 0:
-            raise ConfigError(f"temperature must be above 0, got {self.temperature}")
+        for name in ("temperature", "learning_rate", "env_deadline"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.beta < 0:
+            raise ConfigError(f"beta must not be negative, got {self.beta}")
+        if self.delta and (self.loss == "cispo" or self.delta <= 1 + self.epsilon_high):
+            raise ConfigError(
+                "delta must be above 1 + epsilon_high, and not with loss=cispo, got "
+                f"delta={self.delta}, epsilon_high={self.epsilon_high}, loss={self.loss}"
+            )
         for name, (_, choices) in _types(type(self)).items():
             value = getattr(self, name)
             if choices and value not in choices:
@@ -134,9 +142,13 @@ class Config:
                 near = difflib.get_close_matches(str(key), types, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ConfigError(f"unknown key {key!r} in {source}{hint}")
-            if types[key] is float and isinstance(value, int) and not isinstance(value, bool):
-                values = {**values, key: float(value)}
-            elif type(value) is not types[key]:
+            if types[key] is float and type(value) in (int, str):
+                try:
+                    values = {**values, key: float(value)}  # YAML reads 1e-5 as a text
+                    continue
+                except ValueError:
+                    pass  # a text that is no number: the error below
+            if type(value) is not types[key]:
                 raise ConfigError(f"{key} in {source} must be {types[key].__name__}, got {value!r}")
         return cls(**values)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -100,7 +101,8 @@ async def record_episode(rollouts: Rollouts, task: Task, folder: Path, *, seed: 
     episode = await rollouts.episode(task, [seed, task.seed], frames=frames)
     if episode is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier run's
+    folder.mkdir(parents=True)
     lines = [f"{task.name}, seed {task.seed}: {frames[0][0].goal}"]
     for k, (observation, text) in enumerate(frames):
         if observation.screenshot is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.base import Task
+from envs.base import EnvError, Task
 from grpo.batch import make_batch, split_batch
 from grpo.checkpoint import load_checkpoint, save_checkpoint
 from grpo.config import Config
@@ -77,7 +77,11 @@ class Trainer:
         while self.step < config.steps:
             if config.minutes and time.monotonic() - started > config.minutes * 60:
                 break
-            groups, rollout = await self.collect(self.tasks(self.step))
+            try:
+                groups, rollout = await self.collect(self.tasks(self.step))
+            except EnvError:  # the browsers are gone for good: what was learned is not
+                self.save()
+                raise
             metrics = rollout_metrics(groups) | await self.in_executor(self.update, groups)
             self.step += 1
             self.episodes += sum(len(group.episodes) for group in groups)
@@ -115,7 +119,8 @@ class Trainer:
         )
         if batch is None:  # the rewards of each group are all equal
             return {"update/skipped": 1.0, **self._spent(update=time.monotonic() - started)}
-        parts = split_batch(batch, config.max_tokens_per_microbatch)
+        padded = policy.road == "padded"
+        parts = split_batch(batch, config.max_tokens_per_microbatch, padded=padded)
         micro_batches = [part.to(policy.device) for part in parts]
         reference: list[Any] = [None] * len(parts)
         old: list[Any] = [None] * len(parts)

@@ -113,3 +113,11 @@ def test_split_batch_holds_every_row_once(batch):
     assert rows == sorted(batch.rows())
     weight = sum(part.token_weights.sum() for part in parts)
     torch.testing.assert_close(weight, batch.token_weights.sum())
+
+
+@pytest.mark.parametrize("max_tokens", [1, 25, 1000])
+def test_parts_of_the_padded_road_count_positions(batch, max_tokens):
+    width = batch.input_ids.shape[1]
+    parts = split_batch(batch, max_tokens, padded=True)
+    assert all(len(part) * width <= max(width, max_tokens) for part in parts)
+    assert [row for part in parts for row in part.rows()] == batch.rows()

@@ -27,6 +27,9 @@ def test_yaml_round_trip(tmp_path):
         ({"resume": 1}, "resume in config must be bool, got 1"),
         ({"task": None}, "task in config must be str, got None"),
         ({"temperature": 0}, "temperature must be above 0, got 0.0"),
+        ({"learning_rate": "fast"}, "learning_rate in config must be float, got 'fast'"),
+        ({"learning_rate": 0}, "learning_rate must be above 0, got 0.0"),
+        ({"beta": -1}, "beta must not be negative, got -1.0"),
         ({"loss": "ppo"}, "loss must be one of grpo, gspo, cispo, got 'ppo'"),
         ({"kl": "k4"}, "kl must be one of k1, k2, k3, unbiased, got 'k4'"),
         ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
@@ -44,9 +47,16 @@ def test_a_group_of_one():
         Config(group_size=1)
 
 
-def test_a_whole_number_is_a_float():
-    beta = Config.from_mapping({"beta": 1}).beta
-    assert (beta, type(beta)) == (1.0, float)
+@pytest.mark.parametrize(("value", "beta"), [(1, 1.0), ("1e-5", 1e-5)])  # YAML: 1e-5 is a text
+def test_numbers_that_are_no_floats_in_yaml(value, beta):
+    got = Config.from_mapping({"beta": value}).beta
+    assert (got, type(got)) == (beta, float)
+
+
+@pytest.mark.parametrize("values", [{"delta": 1.2}, {"delta": 4.0, "loss": "cispo"}])
+def test_a_delta_that_clips_nothing_is_refused(values):
+    with pytest.raises(ConfigError, match="delta must be above 1 \\+ epsilon_high"):
+        Config(**values)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import grpo.trainer
 from envs.base import EnvError, Task
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
+from grpo.checkpoint import checkpoints
 from grpo.losses import policy_loss
 from grpo.metrics import METRICS
 from grpo.trainer import HELD_OUT, Trainer
@@ -115,6 +116,7 @@ async def test_a_step_that_nobody_survives_ends_the_run(make_trainer):
         await run(trainer)
     assert equal(before, parameters(trainer))
     assert (trainer.step, trainer.episodes) == (0, 0)
+    assert [path.name for path in checkpoints(trainer.config.folder)] == ["step-000000"]
     assert trainer.failures() == {
         "env/failures": 32,
         "env/episodes_dropped": 16,
@@ -150,7 +152,18 @@ async def test_the_kl_penalty(make_trainer):
     steps = await run(trainer)
     assert steps[0]["kl"] == pytest.approx(0, abs=1e-9)  # a new adapter is the reference
     assert steps[1]["kl"] > 1e-4
-    assert "kl" not in (await run(make_trainer(steps=1)))[0]
+    free = updates(await run(make_trainer(**WORKS)))  # measured without the penalty too
+    assert all("kl" in metrics for metrics in free)
+    unmeasured = updates(await run(make_trainer(log_kl=False, **WORKS)))
+    assert all("kl" not in metrics for metrics in unmeasured)
+
+
+async def test_the_penalty_acts_where_the_rewards_are_equal(make_trainer, make_policy):
+    trainer = make_trainer(steps=4, beta=1.0, learning_rate=0.01, policy=make_policy(double=False))
+    trainer.tasks = lambda step: [Task("click-two-words", 7)] * 2  # one action: never solved
+    steps = await run(trainer)
+    assert [metrics["frac_reward_zero_std"] for metrics in steps] == [1] * 4
+    assert steps[-1]["kl"] < 0.9 * steps[0]["kl"]
 
 
 async def test_a_strong_kl_penalty_holds_the_policy(make_trainer):
