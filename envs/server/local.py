@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from envs.base import EnvError
 from envs.server.processes import kill_marked, marked
@@ -73,7 +75,7 @@ class LocalServer:
     def start(self) -> str:
         """Do what `ensure` does, and block."""
         with self._lock:
-            if not self.alive:
+            if not (self.alive and self._accepts()):
                 self._stop()
                 self._start()
             return self.url
@@ -89,6 +91,15 @@ class LocalServer:
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
+
+    def _accepts(self) -> bool:
+        """Tell whether the port is open: a killed process counts as alive until it is gone."""
+        address = urlsplit(self.url)
+        try:
+            socket.create_connection((address.hostname, address.port), timeout=5).close()
+        except OSError:
+            return False
+        return True
 
     def _start(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="grpo-server-"))

@@ -259,6 +259,17 @@ async def test_a_server_that_dies_is_replaced(server):
     await env.close()
 
 
+async def test_a_server_whose_port_is_closed_is_replaced(server):
+    # What a killed one looks like for a moment: its port is closed, its process still there.
+    old, server.url = server.pid, "http://127.0.0.1:9"
+    assert server.alive
+    await server.ensure()
+    assert server.pid != old
+    env = BrowserGymEnv(server.url)
+    await env.reset(CLICK)
+    await env.close()
+
+
 async def test_no_server():
     env = BrowserGymEnv("http://127.0.0.1:9")
     with pytest.raises(EnvError, match="ConnectionError"):
