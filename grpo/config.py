@@ -191,9 +191,12 @@ class Config:
             kind, choices = types[f.name]
             parser.add_argument(
                 "--" + f.name.replace("_", "-"),
-                **({"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}),
+                **(
+                    {"action": argparse.BooleanOptionalAction}
+                    if kind is bool
+                    else {"type": kind, "choices": choices or None}
+                ),
                 default=argparse.SUPPRESS,
-                choices=choices or None,
                 help=f"{f.metadata['help']} (default: {f.default!r})".replace("%", "%%"),
             )
         given = vars(parser.parse_args(argv))
