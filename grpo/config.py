@@ -182,9 +182,7 @@ class Config:
         Raises:
             ConfigError: as `from_yaml`; what argparse refuses exits with code 2.
         """
-        parser = argparse.ArgumentParser(
-            description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--config", help="YAML file with any of the keys below")
         types = _types(cls)
         for f in fields(cls):

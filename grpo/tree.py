@@ -12,7 +12,7 @@ then the contiguous range [j, end[j]), and j is an ancestor of i (or i itself) e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -67,10 +67,8 @@ def build_tree(rows: Sequence[Sequence[int]]) -> TokenTree:
     parents: list[np.ndarray] = []
     depths: list[np.ndarray] = []
     ends = np.zeros(sum(map(len, arrays)), dtype=np.int64)
-    previous, path, count = np.empty(0, np.int64), np.empty(0, np.int64), 0
-    for n in sorted(range(len(arrays)), key=lambda n: arrays[n].tolist()):
-        row = arrays[n]
-        shared = shared_prefix(previous, row)
+    path, count = np.empty(0, np.int64), 0
+    for n, row, shared in in_order(arrays):
         ends[path[shared:]] = count  # no later row continues what this one leaves
         new = np.arange(count, count + len(row) - shared)
         path = np.concatenate([path[:shared], new])
@@ -80,7 +78,7 @@ def build_tree(rows: Sequence[Sequence[int]]) -> TokenTree:
         )
         depths.append(np.arange(shared, len(row)))
         nodes[n, : len(row)] = path
-        previous, count = row, count + len(new)
+        count += len(new)
     ends[path] = count
 
     def tensor(parts: list[np.ndarray]) -> Tensor:
@@ -94,6 +92,14 @@ def build_tree(rows: Sequence[Sequence[int]]) -> TokenTree:
         ends=torch.from_numpy(ends[:count]),
         nodes=torch.from_numpy(nodes),
     )
+
+
+def in_order(rows: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray, int]]:
+    """Each row in sorted order: its index, itself, and how much of the last one it shares."""
+    previous = np.empty(0, np.int64)
+    for n in sorted(range(len(rows)), key=lambda n: rows[n].tolist()):
+        yield n, rows[n], shared_prefix(previous, rows[n])
+        previous = rows[n]
 
 
 def shared_prefix(a: np.ndarray, b: np.ndarray) -> int:
@@ -117,15 +123,13 @@ def split_rows(rows: Sequence[Sequence[int]], max_nodes: int) -> list[list[int]]
     Returns:
         Lists of row indices that together hold every row once.
     """
-    arrays = [np.asarray(row, dtype=np.int64) for row in rows]
     parts: list[list[int]] = []
-    count, previous = 0, np.empty(0, np.int64)
-    for n in sorted(range(len(arrays)), key=lambda n: arrays[n].tolist()):
-        row = arrays[n]
-        new = len(row) - shared_prefix(previous, row)
+    count = 0
+    for n, row, shared in in_order([np.asarray(row, dtype=np.int64) for row in rows]):
+        new = len(row) - shared
         if not parts or count + new > max_nodes:
             parts.append([])
             count, new = 0, len(row)
         parts[-1].append(n)
-        count, previous = count + new, row
+        count += new
     return parts
