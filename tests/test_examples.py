@@ -96,19 +96,9 @@ def test_a_run_leaves_what_it_promises(tmp_path, bundled_path):
     assert "trained" in done.stdout
 
 
-def browsers(server):
-    """The main process of each Chromium: those of a given type are its children."""
-    found = []
-    for pid in server.processes():
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if b"chrom" in command[0] and not any(arg.startswith(b"--type=") for arg in command):
-            found.append(pid)
-    return found
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize("victim", ["browser", "server"])
-async def test_a_death_in_mid_run_costs_retries_and_not_the_run(victim):
+async def test_a_death_in_mid_run_costs_retries_and_not_the_run(victim, browsers):
     from envs.browsergym import BrowserGymEnv
     from envs.server.local import LocalServer
     from grpo.evaluate import random_policy

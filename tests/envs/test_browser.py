@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import signal
-from pathlib import Path
 
 import pytest
 
@@ -24,16 +23,6 @@ def ids(page, role="button"):
 
 def id_of(page, line_start):
     (found,) = re.findall(rf"^{re.escape(line_start)} \[(\w+)\]", page, re.MULTILINE)
-    return found
-
-
-def browsers(server):
-    """The main process of each Chromium: those of a given type are its children."""
-    found = []
-    for pid in server.processes():
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if b"chrom" in command[0] and not any(arg.startswith(b"--type=") for arg in command):
-            found.append(pid)
     return found
 
 
@@ -208,7 +197,7 @@ async def test_more_sessions_than_the_server_takes(server):
         await asyncio.gather(*(env.close() for env in envs))
 
 
-async def test_a_browser_that_dies_costs_its_sessions_only(server):
+async def test_a_browser_that_dies_costs_its_sessions_only(server, browsers):
     pool = EnvPool(lambda: BrowserGymEnv(server.url), size=2)
     with pytest.raises(EnvError, match="session is lost"):  # noqa: PT012
         async with pool.lease() as env:
@@ -227,7 +216,7 @@ async def test_a_browser_that_dies_costs_its_sessions_only(server):
     await pool.close()
 
 
-async def test_a_browser_that_hangs_meets_the_deadline(server):
+async def test_a_browser_that_hangs_meets_the_deadline(server, browsers):
     env = BrowserGymEnv(server.url, deadline_s=1.0)
     await env.reset(CLICK)
     stopped = browsers(server)
@@ -279,7 +268,7 @@ async def test_no_server():
 
 
 # Last, for it takes the server down.
-async def test_close_leaves_no_process(server):
+async def test_close_leaves_no_process(server, browsers):
     env = BrowserGymEnv(server.url)
     await env.reset(CLICK)
     assert len(browsers(server)) == 2
