@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import uuid
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -75,7 +75,7 @@ class LocalServer:
     def start(self) -> str:
         """Do what `ensure` does, and block."""
         with self._lock:
-            if not (self.alive and self._accepts()):
+            if not (self.alive and self._answers()):
                 self._stop()
                 self._start()
             return self.url
@@ -92,13 +92,17 @@ class LocalServer:
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
 
-    def _accepts(self) -> bool:
-        """Tell whether the port is open: a killed process counts as alive until it is gone."""
+    def _answers(self) -> bool:
+        """Tell whether the server replies; a killed one keeps process and port for a moment."""
         address = urlsplit(self.url)
+        connection = HTTPConnection(address.hostname or "", address.port, timeout=10)
         try:
-            socket.create_connection((address.hostname, address.port), timeout=5).close()
-        except OSError:
+            connection.request("GET", "/health")
+            connection.getresponse()
+        except (OSError, HTTPException):
             return False
+        finally:
+            connection.close()
         return True
 
     def _start(self) -> None:

@@ -248,11 +248,15 @@ async def test_a_server_that_dies_is_replaced(server):
     await env.close()
 
 
-async def test_a_server_whose_port_is_closed_is_replaced(server):
-    # What a killed one looks like for a moment: its port is closed, its process still there.
-    old, server.url = server.pid, "http://127.0.0.1:9"
+@pytest.mark.parametrize("port", ["closed", "hangs up"])
+async def test_a_server_that_does_not_answer_is_replaced(server, port):
+    # What a killed one looks like for a moment: its process is still there, its port perhaps too.
+    listener = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    number = 9 if port == "closed" else listener.sockets[0].getsockname()[1]
+    old, server.url = server.pid, f"http://127.0.0.1:{number}"
     assert server.alive
     await server.ensure()
+    listener.close()
     assert server.pid != old
     env = BrowserGymEnv(server.url)
     await env.reset(CLICK)
