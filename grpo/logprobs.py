@@ -21,7 +21,7 @@ def token_logprobs(
     tokens: Tensor,
     *,
     temperature: float = 1.0,
-    chunk_size: int = 256,
+    chunk_size: int = 128,
 ) -> tuple[Tensor, Tensor]:
     """Log p(token | prefix) for C chosen tokens, and the entropy of each distribution.
 
@@ -44,7 +44,9 @@ def token_logprobs(
         logits = head(hidden)
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
-        logprobs = torch.log_softmax(logits / temperature, dim=-1)
+        if temperature != 1:
+            logits = logits / temperature
+        logprobs = torch.log_softmax(logits, dim=-1)
         entropy = -(logprobs.exp() * logprobs).sum(-1)
         return logprobs[local, tokens], entropy
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from grpo.logprobs import token_logprobs
-from grpo.tree import TokenTree, build_tree
+from grpo.roads import Road, choose_road, padded_hidden, tree_hidden
+from grpo.tree import build_tree
 from grpo.types import TokenBatch
 from lora import apply_lora, disabled_adapters, load_adapter, lora_parameters, save_adapter
 
@@ -36,6 +37,7 @@ class LoRAPolicy:
         tokenizer: its tokenizer, with a chat template.
         version: number of updates so far; generators drop their caches when it changes.
         road: "tree" computes every distinct prefix once, "padded" one row at a time.
+        conv_width: taps of the model's short convolutions, 0 if it has none.
         lora_modules: number of linear layers that carry an adapter.
     """
 
@@ -48,7 +50,7 @@ class LoRAPolicy:
         lora_alpha: float = 16,
         lora_target_modules: str | Sequence[str] = "all-linear",
         adapter: str | Path | None = None,
-        road: Literal["tree", "padded", "auto"] = "auto",
+        road: Road | Literal["auto"] = "auto",
         seed: int = 0,
     ) -> None:
         """Put an adapter on a model.
@@ -61,8 +63,12 @@ class LoRAPolicy:
             lora_target_modules: "all-linear" (all but the output head) or module names.
             adapter: a folder with an adapter in PEFT's format to start from; its own
                 rank, alpha and modules then count.
-            road: how the update computes log-probabilities; "auto" probes the model.
+            road: how the update computes log-probabilities; "auto" takes the tree where the
+                model supports it, and says so where it does not.
             seed: of A's random start.
+
+        Raises:
+            ValueError: the model does not fit the adapter, or not the road.
         """
         self.model = model.eval()  # no dropout: the sampled distribution is the trained one
         self.tokenizer = tokenizer
@@ -77,7 +83,7 @@ class LoRAPolicy:
                 alpha=lora_alpha,
                 generator=torch.Generator().manual_seed(seed),
             )
-        self.road: Literal["tree", "padded"] = self._probe() if road == "auto" else road
+        self.road, self.conv_width = choose_road(model, road)
 
     @property
     def name(self) -> str:
@@ -105,6 +111,11 @@ class LoRAPolicy:
         configured = self.model.generation_config.eos_token_id
         ids = configured if isinstance(configured, list) else [configured]
         return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+
+    @property
+    def caches_tree(self) -> bool:
+        """True if keys and values are all that a token leaves to its descendants."""
+        return self.road == "tree" and not self.conv_width
 
     @property
     def max_length(self) -> int:
@@ -149,11 +160,12 @@ class LoRAPolicy:
         batch = batch.to(self.device)
         mask = batch.completion_mask
         if self.road == "tree":
-            tree = build_tree(batch.rows()).to(self.device)
-            hidden = self.tree_hidden(tree)
+            tree = build_tree(batch.rows())
+            hidden = tree_hidden(self.decoder, tree, self.conv_width)
+            tree = tree.to(self.device)
             nodes, parents, tokens = tree.nodes, tree.parents, tree.tokens
         else:
-            hidden = self.padded_hidden(batch).flatten(0, 1)
+            hidden = padded_hidden(self.decoder, batch).flatten(0, 1)
             nodes = torch.arange(hidden.shape[0], device=self.device).view(mask.shape)
             parents, tokens = nodes.flatten() - 1, batch.input_ids.flatten()
         # Of the completion tokens the distinct ones, and of their prefixes likewise. A tree is
@@ -173,60 +185,4 @@ class LoRAPolicy:
         return TokenLogprobs(
             blank.masked_scatter(mask, logprobs[where]),
             blank.masked_scatter(mask, entropy[position][where]),
-        )
-
-    def tree_hidden(self, tree: TokenTree) -> Tensor:
-        """Last hidden states [M, D] of a tree's nodes, in one forward."""
-        output = self.decoder(
-            input_ids=tree.tokens[None],
-            attention_mask=tree.ancestor_mask()[None, None],
-            position_ids=tree.depths[None],
-            use_cache=False,
-        )
-        return output.last_hidden_state[0]
-
-    def padded_hidden(self, batch: TokenBatch) -> Tensor:
-        """Last hidden states [N, T, D] of padded rows."""
-        output = self.decoder(
-            input_ids=batch.input_ids,
-            attention_mask=batch.token_mask.long(),
-            use_cache=False,
-        )
-        return output.last_hidden_state
-
-    @torch.no_grad()
-    def _probe(self) -> Literal["tree", "padded"]:
-        """Which road is right for the model, and that it reproduces the model's own logits.
-
-        The tree needs layers that see their ancestors through the attention mask alone.
-        Convolutions, recurrences and sliding windows do not; a window would not show on rows
-        as short as the probe's, nor a convolution that starts near zero, so the kinds of
-        layers are looked at too.
-        """
-        config = self.model.config
-        windowed = getattr(config, "sliding_window", None) is not None and getattr(
-            config, "use_sliding_window", True
-        )
-        foreign = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
-        ids = torch.arange(1, 25).mul(7919).remainder(config.vocab_size)
-        trunk, *tails = ids.view(4, 6).tolist()
-        rows = [trunk + tail for tail in tails] + [trunk[:3] + tail for tail in tails]
-        alone = [torch.tensor([row], device=self.device) for row in rows]
-        truth = torch.cat([self.model(input_ids=row).logits[0] for row in alone]).float()
-        bound = 0.1 if self.model.dtype in (torch.bfloat16, torch.float16) else 1e-3
-
-        def agrees(hidden: Tensor) -> bool:
-            error = (self.head(hidden).float() - truth).std(-1) / truth.std()
-            return bool(error.max() < bound)
-
-        if not foreign and not windowed:
-            tree = build_tree(rows).to(self.device)
-            if agrees(self.tree_hidden(tree)[tree.nodes[tree.nodes >= 0]]):
-                return "tree"
-        hidden = [self.decoder(input_ids=row, use_cache=False).last_hidden_state for row in alone]
-        if agrees(torch.cat(hidden, dim=1)[0]):
-            return "padded"
-        raise ValueError(
-            f"{type(self.model).__name__} does more between its last hidden states and its "
-            "logits than its output layer; such models are not supported"
         )

@@ -21,7 +21,7 @@ from grpo.losses import mean_stats, policy_loss
 from grpo.metrics import rollout_metrics
 from grpo.policy import LoRAPolicy
 from grpo.rollout import Rollouts
-from grpo.tree import build_tree
+from grpo.tree import count_distinct
 from grpo.types import Group, TokenBatch
 
 HELD_OUT = 1_000_000
@@ -153,7 +153,7 @@ class Trainer:
             "learning_rate": float(learning_rate),
             **means,
             "tokens/rows": float(batch.token_mask.sum()),
-            "tokens/distinct": float(len(build_tree(batch.rows()))),
+            "tokens/distinct": float(count_distinct(batch.rows())),
             "update/skipped": float(not finite),
             **self._spent(update=time.monotonic() - started),
         }

@@ -7,7 +7,9 @@ distinct prefixes, each token seeing its ancestors only, gives all of them.
 
 Sorting the rows first puts the nodes in depth-first order. The descendants of node j are
 then the contiguous range [j, end[j]), and j is an ancestor of i (or i itself) exactly if
-`j <= i < end[j]`: the whole attention mask is one comparison.
+`j <= i < end[j]`: the attention mask is one comparison. What a run of nodes [a, b) sees
+besides itself are the ancestors of a, for an ancestor of i before a has a within its range:
+attention is computed a run at a time, at a cost that follows the depth and not the width.
 """
 
 from __future__ import annotations
@@ -45,10 +47,27 @@ class TokenTree:
         """The same tree with its tensors on a device."""
         return TokenTree(*(getattr(self, f.name).to(device) for f in fields(self)))
 
-    def ancestor_mask(self) -> Tensor:
-        """[M, M] bool; True where column j is row i's ancestor or i itself."""
-        index = torch.arange(len(self), device=self.tokens.device)
-        return (index[None, :] <= index[:, None]) & (index[:, None] < self.ends[None, :])
+    def attention(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """What the nodes [start, stop) see: the first one's ancestors, and each other.
+
+        Returns:
+            keys [K] long, ascending, and mask [stop - start, K] bool, True where key k is
+            the node's ancestor or the node itself.
+        """
+        above = (self.ends[:start] > start).nonzero()[:, 0]
+        nodes = torch.arange(start, stop)
+        keys = torch.cat([above, nodes])
+        return keys, (keys <= nodes[:, None]) & (nodes[:, None] < self.ends[keys])
+
+    def ancestors(self, count: int) -> Tensor:
+        """[M, count] long; the node itself, its parent and so on, M past the root."""
+        parents = torch.cat([self.parents, torch.tensor([-1])])
+        lines = torch.full((len(self), count), -1)
+        line = torch.arange(len(self))
+        for k in range(count):
+            lines[:, k] = line
+            line = parents[line]
+        return torch.where(lines < 0, len(self), lines)
 
 
 def build_tree(rows: Sequence[Sequence[int]]) -> TokenTree:
@@ -107,6 +126,12 @@ def shared_prefix(a: np.ndarray, b: np.ndarray) -> int:
     length = min(len(a), len(b))
     differ = np.flatnonzero(a[:length] != b[:length])
     return int(differ[0]) if len(differ) else length
+
+
+def count_distinct(rows: Sequence[Sequence[int]]) -> int:
+    """Number of distinct prefixes, which is the number of nodes of the rows' tree."""
+    arrays = [np.asarray(row, dtype=np.int64) for row in rows]
+    return sum(len(row) - shared for _, row, shared in in_order(arrays))
 
 
 def split_rows(rows: Sequence[Sequence[int]], max_nodes: int) -> list[list[int]]:

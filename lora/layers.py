@@ -89,13 +89,18 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x: [..., in] to [..., out], the correction computed in x's dtype."""
-        y = F.linear(x, self.weight if self.enabled else self.base_weight, self.bias)
+        weight = self.weight if self.enabled else self.base_weight
         if self.merged or not self.enabled:
-            return y
+            return F.linear(x, weight, self.bias)
+        rows = x.reshape(-1, self.in_features)
+        y = F.linear(rows, weight, self.bias)
         if self.dropout:
-            x = F.dropout(x, self.dropout, self.training)
-        hidden = F.linear(x, self.lora_A.to(x.dtype))
-        return y + F.linear(hidden * self.scaling, self.lora_B.to(x.dtype))
+            rows = F.dropout(rows, self.dropout, self.training)
+        hidden = F.linear(rows, self.lora_A.to(x.dtype))
+        # Added within the product: neither direction makes a second tensor of y's size. B^T is
+        # laid out anew (it is small), for autograd multiplies in the order of the memory.
+        y.addmm_(hidden, self.lora_B.t().contiguous().to(x.dtype), alpha=self.scaling)
+        return y.view(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()
     def merge(self) -> None:

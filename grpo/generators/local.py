@@ -135,7 +135,7 @@ class LocalGenerator:
         threads = torch.get_num_threads()
         torch.set_num_threads(self._threads or threads)
         try:
-            return self._step_tree() if self.policy.road == "tree" else self._step_repeated()
+            return self._step_tree() if self.policy.caches_tree else self._step_repeated()
         finally:
             torch.set_num_threads(threads)
 

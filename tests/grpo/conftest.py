@@ -55,8 +55,12 @@ def make_model(family):
         return MistralForCausalLM(config).eval()
     layers = ["conv", "full_attention", "conv"]
     config = Lfm2Config(num_hidden_layers=3, layer_types=layers, block_auto_adjust_ff_dim=False,
-                        **SIZES)  # fmt: skip
-    return Lfm2ForCausalLM(config).eval()
+                        conv_bias=True, **SIZES)  # fmt: skip
+    model = Lfm2ForCausalLM(config).eval()
+    for name, bias in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(bias, std=0.5)
+    return model
 
 
 def to_float64(model):

@@ -4,9 +4,12 @@ import torch
 from grpo.batch import make_batch, split_batch
 from grpo.losses import policy_loss
 from grpo.policy import LoRAPolicy
+from grpo.tree import build_tree
+from grpo.tree_layers import CHUNK, TreeLayout, tree_attention
 
+pytestmark = pytest.mark.filterwarnings("ignore:the token tree does not fit")
 T = 0.8
-FAMILIES = {"llama": "tree", "lfm2": "padded", "mistral": "padded"}
+FAMILIES = {"llama": "tree", "lfm2": "tree", "mistral": "padded"}
 
 
 def close(one, other, atol=1e-10):
@@ -17,6 +20,11 @@ def scalar(logprobs, entropy):
     """A function of every log-probability and entropy, each with a factor of its own."""
     factors = torch.linspace(-1, 2, logprobs.numel(), dtype=logprobs.dtype).view(logprobs.shape)
     return (logprobs * factors).sum() + (entropy * factors.flip(0, 1)).sum()
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setitem(CHUNK, "cpu", 5)  # attention in several pieces on these small trees
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -33,7 +41,7 @@ def test_a_window_in_the_configuration_alone(base_model, tokenizer):
 
 @pytest.mark.parametrize(
     ("family", "road"),
-    [("llama", "tree"), ("llama", "padded"), ("lfm2", "auto"), ("mistral", "auto")],
+    [(f, r) for f in ("llama", "lfm2") for r in ("tree", "padded")] + [("mistral", "padded")],
 )
 def test_both_roads_equal_the_models_own_rows(
     make_policy, batch, row_by_row, gradient, family, road
@@ -46,6 +54,44 @@ def test_both_roads_equal_the_models_own_rows(
     slope, other = gradient(policy, scalar(*got)), gradient(policy, scalar(*expected))
     assert slope.abs().max() > 1  # the bound below is an absolute one
     close(slope, other)
+
+
+def test_what_the_tree_does_not_support_is_said(base_model, tokenizer):
+    with pytest.warns(UserWarning, match=r"does not fit MistralForCausalLM.* sliding window"):
+        LoRAPolicy(base_model("mistral"), tokenizer)
+    with pytest.raises(ValueError, match=r"does not fit MistralForCausalLM.* sliding window"):
+        LoRAPolicy(base_model("mistral"), tokenizer, road="tree")
+    model = base_model()
+    model.config.layer_types = ["full_attention", "linear_attention"]
+    with pytest.warns(UserWarning, match="layers of kind linear_attention"):
+        LoRAPolicy(model, tokenizer)
+    model = base_model()
+    model.set_attn_implementation("eager")
+    with pytest.warns(UserWarning, match="attention implementation 'eager'"):
+        LoRAPolicy(model, tokenizer)
+
+
+def test_a_tree_that_goes_wrong_is_noticed(base_model, tokenizer, monkeypatch):
+    right = TreeLayout.__init__
+
+    def wrong(self, tree, *rest):
+        right(self, tree, *rest)
+        for chunk in self.chunks:
+            chunk.mask[-1, 0] = False  # one node does not see the first token
+
+    monkeypatch.setattr(TreeLayout, "__init__", wrong)
+    with pytest.warns(UserWarning, match="does not give the model's own logits"):
+        assert LoRAPolicy(base_model(), tokenizer).road == "padded"
+
+
+def test_attention_in_bfloat16_is_computed_in_float32():
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 15, 8, generator=random).bfloat16() for heads in (4, 2, 2))
+    layout = TreeLayout(build_tree([[1, 2, 3, n, n, n] for n in range(4)]), 0, q.device)
+    got, _ = tree_attention(None, q, k, v, None, seq_idx=layout)
+    assert got.dtype == torch.bfloat16
+    wide, _ = tree_attention(None, q.float(), k.float(), v.float(), None, seq_idx=layout)
+    torch.testing.assert_close(got, wide.bfloat16(), rtol=0, atol=0)
 
 
 def test_the_tree_computes_each_prefix_once(make_policy, batch, monkeypatch):

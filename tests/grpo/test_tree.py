@@ -1,11 +1,10 @@
 from itertools import pairwise
 
 import numpy as np
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.tree import build_tree, shared_prefix, split_rows
+from grpo.tree import build_tree, count_distinct, shared_prefix, split_rows
 
 # Few distinct tokens, so that rows share prefixes, repeat and begin one another.
 ROWS = st.lists(st.lists(st.integers(0, 2), max_size=6), max_size=12)
@@ -29,7 +28,7 @@ def test_every_row_reads_back(rows):
 @given(ROWS)
 def test_one_node_a_distinct_prefix(rows):
     tree = build_tree(rows)
-    assert len(tree) == len(prefixes(rows))
+    assert len(tree) == count_distinct(rows) == len(prefixes(rows))
     for a, row in enumerate(rows):
         for b, other in enumerate(rows):
             common = shared_prefix(np.array(row, int), np.array(other, int))
@@ -39,25 +38,43 @@ def test_one_node_a_distinct_prefix(rows):
             assert not set(equal[0][common:]) & set(equal[1][common:])
 
 
-@given(ROWS)
-def test_ancestor_mask(rows):
-    tree = build_tree(rows)
-    expected = torch.zeros(len(tree), len(tree), dtype=torch.bool)
+def lines(tree):
+    """Each node's ancestors, itself first, by its parents."""
+    found = []
     for node in range(len(tree)):
-        ancestor = node
-        while ancestor >= 0:
-            expected[node, ancestor] = True
-            ancestor = int(tree.parents[ancestor])
-    assert torch.equal(tree.ancestor_mask(), expected)
+        line = [node]
+        while tree.parents[line[-1]] >= 0:
+            line.append(int(tree.parents[line[-1]]))
+        found.append(line)
+    return found
+
+
+@given(ROWS, st.integers(1, 9))
+def test_a_run_of_nodes_sees_its_ancestors_and_no_more(rows, size):
+    tree = build_tree(rows)
+    for start in range(0, len(tree), size):
+        stop = min(start + size, len(tree))
+        keys, mask = tree.attention(start, stop)
+        above = [node for node in lines(tree)[start] if node < start]
+        assert keys.tolist() == [*sorted(above), *range(start, stop)]
+        assert mask.shape == (stop - start, len(keys))
+        for row, line in zip(mask, lines(tree)[start:stop], strict=True):
+            assert keys[row].tolist() == sorted(line)
+
+
+@given(ROWS, st.integers(0, 4))
+def test_ancestors(rows, count):
+    tree = build_tree(rows)
+    padding = [len(tree)] * count
+    assert tree.ancestors(count).tolist() == [(line + padding)[:count] for line in lines(tree)]
 
 
 @given(ROWS)
 def test_descendants_are_a_range(rows):
     tree = build_tree(rows)
-    sees = tree.ancestor_mask()
     for node in range(len(tree)):
-        inside = torch.arange(node, int(tree.ends[node]))
-        assert sees[:, node].nonzero()[:, 0].tolist() == inside.tolist()
+        inside = [other for other, line in enumerate(lines(tree)) if node in line]
+        assert inside == list(range(node, int(tree.ends[node])))
 
 
 def test_a_small_tree_by_hand():
@@ -73,7 +90,9 @@ def test_no_rows():
     tree = build_tree([])
     assert len(tree) == 0
     assert tree.nodes.shape == (0, 0)
-    assert tree.ancestor_mask().shape == (0, 0)
+    assert tree.attention(0, 0)[1].shape == (0, 0)
+    assert tree.ancestors(3).shape == (0, 3)
+    assert count_distinct([]) == 0
     assert split_rows([], 4) == []
 
 

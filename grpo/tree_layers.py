@@ -1,0 +1,171 @@
+"""The layers of a `transformers` model in which a token sees others, run over a token tree.
+
+Attention looks at a node's ancestors, a short convolution at the nearest of them; all other
+layers do not care which tokens stand beside each other. `transformers` hands the keyword
+`seq_idx` (which of several packed sequences a token is in) down to both kinds of layers.
+Here it carries a `TreeLayout`, the packed sequences' more general sister; a call without one
+does what it did before.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
+
+from grpo.tree import TokenTree
+
+NAME = "token_tree"
+# Queries at a time. Few waste fewer products on what the mask hides, many make larger products:
+# 64 to 128 is the optimum on a CPU (benchmarks/update.py); a GPU wants few launches.
+CHUNK = {"cpu": 128, "cuda": 1024}
+
+
+class Chunk(NamedTuple):
+    """The nodes [start, stop) and what they see: `keys` [K], where `mask` [stop - start, K]."""
+
+    start: int
+    stop: int
+    keys: Tensor
+    mask: Tensor
+
+
+class TreeLayout:
+    """What the layers need to know of a tree, made once for all of them.
+
+    Attributes:
+        chunks: the attention's work.
+        taps: [M, W] long; the node itself, its parent and so on, M where there is none.
+    """
+
+    def __init__(self, tree: TokenTree, width: int, device: torch.device) -> None:
+        """Lay out a tree.
+
+        Args:
+            tree: on the CPU.
+            width: W, the widest convolution's kernel, or 0.
+            device: where the model is.
+        """
+        size = CHUNK.get(device.type, CHUNK["cuda"])
+        self.chunks = []
+        for start in range(0, len(tree), size):
+            stop = min(start + size, len(tree))
+            keys, mask = tree.attention(start, stop)
+            self.chunks.append(Chunk(start, stop, keys.to(device), mask.to(device)))
+        self.taps = tree.ancestors(width).to(device)
+
+
+def prepare(model: nn.Module) -> int:
+    """Teach a model's layers to take a `TreeLayout`; without one they do as before.
+
+    Returns:
+        The width of the widest convolution, 0 if there is none.
+
+    Raises:
+        ValueError: a kind of layer that a tree does not support; the model is unchanged.
+    """
+    config: Any = model.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    convolutions = [m for m in model.modules() if isinstance(m, Lfm2ShortConv)]
+    known = {"full_attention", *(["conv"] if convolutions else [])}
+    if kinds - known:
+        raise ValueError(f"its layers of kind {', '.join(sorted(kinds - known))}")
+    # A window need not show on rows as short as a probe's, so the configuration is believed.
+    windowed = getattr(config, "sliding_window", None) is not None
+    if windowed and getattr(config, "use_sliding_window", True):
+        raise ValueError("its sliding window")
+    if not getattr(model, "_supports_attention_backend", False):
+        raise ValueError("its attention, which is not transformers' interface")
+    if config._attn_implementation not in ("sdpa", NAME):
+        raise ValueError(f"its attention implementation {config._attn_implementation!r}")
+    AttentionInterface.register(NAME, tree_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    config._attn_implementation = NAME
+    for module in convolutions:
+        module.__class__ = TreeShortConv  # a subclass without attributes of its own
+    return max((module.conv_kernel_size for module in convolutions), default=0)
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    seq_idx: Any = None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention of every node over its ancestors and itself.
+
+    Args:
+        module: the attention layer.
+        query: [1, H, M, D].
+        key: [1, H_kv, M, D]; H is a multiple of H_kv.
+        value: [1, H_kv, M, D].
+        attention_mask: for a call without a layout.
+        seq_idx: a `TreeLayout`; without one this is `transformers`' own "sdpa".
+        scaling: of the products; 1 / sqrt(D) by default.
+        options: for a call without a layout.
+
+    Returns:
+        [1, M, H, D], and no attention weights.
+    """
+    if not isinstance(seq_idx, TreeLayout):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **options
+        )
+    dtype, grouped = query.dtype, query.device.type == "cpu"
+    if grouped and dtype in (torch.bfloat16, torch.float16):
+        # The CPU's kernel is slower in bfloat16 than in float32, backward most of all.
+        query, key, value = query.float(), key.float(), value.float()
+    if not grouped:  # CUDA's fast kernels take a mask or grouped heads, not both
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
+    parts = [
+        F.scaled_dot_product_attention(
+            query[:, :, start:stop],
+            key.index_select(2, keys),
+            value.index_select(2, keys),
+            attn_mask=mask,
+            scale=scaling,
+            enable_gqa=grouped,
+        )
+        for start, stop, keys, mask in seq_idx.chunks
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2).to(dtype), None
+
+
+class TreeShortConv(Lfm2ShortConv):
+    """LFM2's gated short convolution, its inputs gathered along the parents.
+
+    `y = W_out (C * conv(B * x))` with `B, C, x = W_in h`, where tap k of the convolution
+    reads the node's k-th ancestor, and 0 above the root.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        seq_idx: Any = None,
+    ) -> Tensor:
+        """Map [1, M, D] to [1, M, D]."""
+        if not isinstance(seq_idx, TreeLayout):
+            return super().forward(hidden_states, past_key_values, attention_mask, seq_idx)
+        b, c, x = self.in_proj(hidden_states)[0].chunk(3, dim=-1)
+        gated = F.pad(b * x, (0, 0, 0, 1))  # row M: the zeros above a root
+        # The kernel's last weight is the node's own.
+        weights = self.conv.weight[:, 0].flip(-1).unbind(-1)
+        taps = zip(weights, seq_idx.taps.unbind(-1), strict=False)
+        mixed = sum(weight * gated.index_select(0, nodes) for weight, nodes in taps)
+        if self.conv.bias is not None:
+            mixed = mixed + self.conv.bias
+        return self.out_proj(c * mixed)[None]
