@@ -86,6 +86,7 @@ class Config:
     device: str = _option("auto", "auto, cpu, cuda, ...")
     dtype: Literal["bfloat16", "float32", "float16"] = _option("bfloat16", "of the frozen base")
     road: Literal["auto", "tree", "padded"] = _option("auto", "how the update computes")
+    activation_checkpointing: bool = _option(False, "less memory for a third more time")
     max_tokens_per_microbatch: int = _option(4096, "distinct tokens of one forward")
 
     # What is kept and shown.

@@ -35,6 +35,7 @@ def load_policy(config: Config) -> LoRAPolicy:
             lora_target_modules=targets if targets == "all-linear" else targets.split(","),
             adapter=config.adapter or None,
             road=config.road,
+            activation_checkpointing=config.activation_checkpointing,
             seed=config.seed,
         )
     except (ValueError, FileNotFoundError) as error:

@@ -8,7 +8,7 @@ parameters to train, and the adapter's files.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo.logprobs import token_logprobs
-from grpo.roads import Road, choose_road, padded_hidden, tree_hidden
+from grpo.roads import Road, choose_road, padded_hidden, recomputed_layers, tree_hidden
 from grpo.tree import build_tree
 from grpo.types import TokenBatch
 from lora import apply_lora, disabled_adapters, load_adapter, lora_parameters, save_adapter
@@ -51,6 +51,7 @@ class LoRAPolicy:
         lora_target_modules: str | Sequence[str] = "all-linear",
         adapter: str | Path | None = None,
         road: Road | Literal["auto"] = "auto",
+        activation_checkpointing: bool = False,
         seed: int = 0,
     ) -> None:
         """Put an adapter on a model.
@@ -65,6 +66,8 @@ class LoRAPolicy:
                 rank, alpha and modules then count.
             road: how the update computes log-probabilities; "auto" takes the tree where the
                 model supports it, and says so where it does not.
+            activation_checkpointing: keep only the layers' inputs for the backward pass and
+                compute the rest again: a third more time, a fraction of the memory.
             seed: of A's random start.
 
         Raises:
@@ -73,6 +76,7 @@ class LoRAPolicy:
         self.model = model.eval()  # no dropout: the sampled distribution is the trained one
         self.tokenizer = tokenizer
         self.version = 0
+        self.activation_checkpointing = activation_checkpointing
         if adapter is not None:
             self.lora_modules = load_adapter(model, adapter)
         else:
@@ -159,13 +163,17 @@ class LoRAPolicy:
         """
         batch = batch.to(self.device)
         mask = batch.completion_mask
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        layers = recomputed_layers(self.decoder) if recompute else nullcontext()
         if self.road == "tree":
             tree = build_tree(batch.rows())
-            hidden = tree_hidden(self.decoder, tree, self.conv_width)
+            with layers:
+                hidden = tree_hidden(self.decoder, tree, self.conv_width)
             tree = tree.to(self.device)
             nodes, parents, tokens = tree.nodes, tree.parents, tree.tokens
         else:
-            hidden = padded_hidden(self.decoder, batch).flatten(0, 1)
+            with layers:
+                hidden = padded_hidden(self.decoder, batch).flatten(0, 1)
             nodes = torch.arange(hidden.shape[0], device=self.device).view(mask.shape)
             parents, tokens = nodes.flatten() - 1, batch.input_ids.flatten()
         # Of the completion tokens the distinct ones, and of their prefixes likewise. A tree is

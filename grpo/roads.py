@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo.tree import TokenTree, build_tree
 from grpo.tree_layers import TreeLayout, prepare
@@ -43,6 +46,24 @@ def padded_hidden(decoder: nn.Module, batch: TokenBatch) -> Tensor:
         use_cache=False,
     )
     return output.last_hidden_state
+
+
+@contextmanager
+def recomputed_layers(decoder: Any) -> Iterator[None]:
+    """Within it each layer keeps its input alone, and is computed again in the backward pass.
+
+    Paper: Training deep nets with sublinear memory cost, arXiv 1604.06174.
+    """
+    layers = [m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer)]
+    decoder.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers:
+        layer.training = True  # `transformers` asks for it; what is inside stays in eval mode
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+        decoder.gradient_checkpointing_disable()
 
 
 @torch.no_grad()

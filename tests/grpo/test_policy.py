@@ -94,6 +94,32 @@ def test_attention_in_bfloat16_is_computed_in_float32():
     torch.testing.assert_close(got, wide.bfloat16(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("family", ["llama", "lfm2"])
+@pytest.mark.parametrize("road", ["tree", "padded"])
+def test_activation_checkpointing_changes_nothing_but_the_work(
+    make_policy, batch, gradient, monkeypatch, family, road
+):
+    plain = make_policy(family, road=road)
+    policy = make_policy(family, road=road, activation_checkpointing=True)
+    linear, calls = torch.nn.functional.linear, []
+    monkeypatch.setattr(
+        torch.nn.functional, "linear", lambda *args: calls.append(1) or linear(*args)
+    )
+    got = policy.logprobs(batch, temperature=T)
+    forward = len(calls)
+    slope = gradient(policy, scalar(*got))
+    assert len(calls) > 1.8 * forward  # every layer again
+    calls.clear()
+    expected = plain.logprobs(batch, temperature=T)
+    other = gradient(plain, scalar(*expected))
+    assert len(calls) == forward
+    close(got.logprobs, expected.logprobs)
+    close(slope, other)
+    assert not any(module.training for module in policy.model.modules())
+    with torch.no_grad():  # nothing to recompute for
+        policy.logprobs(batch)
+
+
 def test_the_tree_computes_each_prefix_once(make_policy, batch, monkeypatch):
     policy = make_policy()
     seen = []

@@ -1,0 +1,228 @@
+"""One update implementation in a process of its own, for benchmarks/update.py.
+
+It answers a line of JSON with a line of JSON; what libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.workloads import Workload, floor_operations  # noqa: E402
+from grpo.batch import split_batch  # noqa: E402
+from grpo.losses import policy_loss  # noqa: E402
+from grpo.models import load_model  # noqa: E402
+from grpo.policy import LoRAPolicy  # noqa: E402
+from grpo.tree import count_distinct  # noqa: E402
+from grpo.types import TokenBatch  # noqa: E402
+
+LORA = {"r": 8, "alpha": 16}
+
+
+class Ours:
+    """`LoRAPolicy` on one of its roads, and `policy_loss`."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        dtype = getattr(torch, arguments.dtype)
+        model, tokenizer = load_model(arguments.model, device=arguments.device, dtype=dtype)
+        adapter = arguments.adapter if arguments.adapter.exists() else None
+        self.road = arguments.implementation
+        self.policy = LoRAPolicy(
+            model,
+            tokenizer,
+            lora_r=LORA["r"],
+            lora_alpha=LORA["alpha"],
+            adapter=adapter,
+            road=self.road,
+            activation_checkpointing=arguments.checkpointing,
+        )
+        self.config = model.config
+        if adapter is None:  # B starts at zero, and A's gradient with it: begin elsewhere
+            random = torch.Generator().manual_seed(1)
+            for p in self.policy.parameters():
+                p.data += (0.01 * torch.randn(p.shape, generator=random)).to(p.device)
+            self.policy.save(arguments.adapter)
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        return {n: p for n, p in self.policy.model.named_parameters() if p.requires_grad}
+
+    def backward(self, batch: TokenBatch, rows: int) -> None:
+        """Add up the gradient, `rows` rows of the padded road at a time."""
+        padded = self.road == "padded"
+        tokens = rows * batch.input_ids.shape[1] if padded else rows
+        for part in split_batch(batch, tokens, padded=padded):
+            part = part.to(self.policy.device)
+            logprobs = self.policy.logprobs(part).logprobs
+            policy_loss(logprobs, part.advantages, part.completion_mask, part.token_weights)[
+                0
+            ].backward()
+
+
+class Reference:
+    """TRL's `GRPOTrainer.compute_loss` on PEFT's model."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        from datasets import Dataset
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from trl import GRPOConfig, GRPOTrainer
+
+        source = arguments.model
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, arguments.dtype))
+        model = PeftModel.from_pretrained(model, arguments.adapter, is_trainable=True)
+        self.trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=lambda **_: [0.0],
+            args=GRPOConfig(
+                output_dir=str(arguments.adapter.parent / "trl"),
+                use_cpu=arguments.device == "cpu",
+                bf16=False,
+                fp16=False,
+                beta=0.0,
+                loss_type="dapo",
+                num_generations=8,
+                per_device_train_batch_size=8,
+                report_to=[],
+            ),
+            train_dataset=Dataset.from_dict({"prompt": ["never read"] * 8}),
+            processing_class=AutoTokenizer.from_pretrained(source),
+        )
+        self.model = self.trainer.model.train()
+        self.config = model.config
+        # What a whole step of one accumulation sets, so that its normalizer is the token count.
+        self.trainer.current_gradient_accumulation_steps = self.trainer.args.steps_per_generation
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        named = self.model.named_parameters()
+        return {
+            n.removeprefix("base_model.model.").replace(".default.weight", ""): p
+            for n, p in named
+            if p.requires_grad
+        }
+
+    def backward(self, batch: TokenBatch, rows: int) -> None:
+        batch = batch.to(self.model.device)
+        start = int(batch.completion_mask.any(0).nonzero()[0])
+        for part in split_batch(batch, rows * batch.input_ids.shape[1], padded=True):
+            inputs = {
+                "prompt_ids": part.input_ids[:, :start],
+                "prompt_mask": part.token_mask[:, :start].long(),
+                "completion_ids": part.input_ids[:, start:],
+                "completion_mask": part.completion_mask[:, start:].long(),
+                "advantages": part.advantages,
+                "num_items_in_batch": batch.completion_mask.sum(),
+            }
+            loss = self.trainer.compute_loss(self.model, inputs)
+            self.trainer.accelerator.backward(loss)
+
+
+class Memory:
+    """Bytes above the loaded model: of the process on a CPU, of torch's tensors on CUDA."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.loaded = device, 0
+        self.loaded = self.now()
+
+    def now(self) -> int:
+        if self.device != "cpu":
+            return torch.cuda.memory_allocated()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+
+    def reset(self) -> None:
+        if self.device != "cpu":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+
+    def peak(self) -> int:
+        if self.device != "cpu":
+            return torch.cuda.max_memory_allocated() - self.loaded
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024 - self.loaded
+
+
+def matrix_rate(device: str, dtype: torch.dtype, config: Any, nodes: int = 1024) -> float:
+    """Operations a second of the model's largest layer, the median of 20 products."""
+    x = torch.randn(nodes, config.hidden_size).to(device, dtype)
+    weight = torch.randn(config.intermediate_size, config.hidden_size).to(device, dtype)
+    seconds = [timed(lambda: torch.nn.functional.linear(x, weight), device) for _ in range(22)]
+    return 2 * x.numel() * weight.shape[0] / statistics.median(seconds[2:])
+
+
+def timed(function: Callable[[], Any], device: str) -> float:
+    if device != "cpu":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def step(worker: Ours | Reference, memory: Memory, request: dict[str, Any]) -> dict[str, Any]:
+    """One update's forward and backward."""
+    batch = Workload(**request["workload"]).batch(worker.config.vocab_size)
+    parameters = worker.parameters()
+    for p in parameters.values():
+        p.grad = None
+    memory.reset()
+    seconds = timed(lambda: worker.backward(batch, request["rows"]), memory.device)
+    if request.get("gradients"):
+        gradients = {n: p.grad.float().cpu() for n, p in parameters.items()}
+        torch.save(gradients, request["gradients"])
+    rows = batch.rows()
+    return {
+        "seconds": seconds,
+        "peak": memory.peak(),
+        "tokens": batch.input_ids.numel(),
+        "distinct": count_distinct(rows),
+        "operations": floor_operations(batch, worker.config, LORA["r"]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("implementation", choices=["tree", "padded", "trl"])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--adapter", type=Path, required=True, help="made if it is not there")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--checkpointing", action="store_true")
+    arguments = parser.parse_args()
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    if sys.platform == "linux":  # if memory runs out, it is this process that ends
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    torch.manual_seed(0)
+    worker = (Reference if arguments.implementation == "trl" else Ours)(arguments)
+    small = Workload(groups=1, group_size=2, prompt=24, trunk=8, completion=4)
+    worker.backward(small.batch(worker.config.vocab_size), 2)  # the weights are in memory now
+    memory = Memory(arguments.device)
+    print("{}", file=answers, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["do"] == "rate":
+            dtype = getattr(torch, arguments.dtype)
+            answer = {"rate": matrix_rate(arguments.device, dtype, worker.config)}
+        else:
+            answer = step(worker, memory, request)
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
