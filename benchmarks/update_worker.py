@@ -63,12 +63,16 @@ class Ours:
         """Add up the gradient, `rows` rows of the padded road at a time."""
         padded = self.road == "padded"
         tokens = rows * batch.input_ids.shape[1] if padded else rows
-        for part in split_batch(batch, tokens, padded=padded):
-            part = part.to(self.policy.device)
-            logprobs = self.policy.logprobs(part).logprobs
-            policy_loss(logprobs, part.advantages, part.completion_mask, part.token_weights)[
-                0
-            ].backward()
+        parts = [p.to(self.policy.device) for p in split_batch(batch, tokens, padded=padded)]
+        trunk = self.policy.trunk(parts)
+        for part in parts:
+            logprobs = self.policy.logprobs(part, trunk=trunk).logprobs
+            loss, _ = policy_loss(
+                logprobs, part.advantages, part.completion_mask, part.token_weights
+            )
+            loss.backward()
+        if trunk:
+            trunk.backward()
 
 
 class Reference:

@@ -8,7 +8,7 @@ parameters to train, and the adapter's files.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from grpo.logprobs import token_logprobs
-from grpo.roads import Road, choose_road, padded_hidden, recomputed_layers, tree_hidden
-from grpo.tree import build_tree
+from grpo.roads import Road, Trunk, choose_road, padded_hidden, recomputed_layers, tree_hidden
+from grpo.tree import build_tree, common_prefix
 from grpo.types import TokenBatch
 from lora import apply_lora, disabled_adapters, load_adapter, lora_parameters, save_adapter
 
@@ -148,7 +148,24 @@ class LoRAPolicy:
         """
         load_adapter(self.model, folder)
 
-    def logprobs(self, batch: TokenBatch, *, temperature: float = 1.0) -> TokenLogprobs:
+    def trunk(self, batches: Sequence[TokenBatch]) -> Trunk | None:
+        """Compute what begins every row of the micro-batches, once for all of them.
+
+        Returns:
+            What `logprobs` takes for each of them; call its `backward` after theirs. None on
+            the padded road, for a single micro-batch, and where the rows share nothing.
+        """
+        if self.road == "padded" or len(batches) < 2:
+            return None
+        tokens = common_prefix([row for batch in batches for row in batch.rows()])
+        if not tokens:
+            return None
+        with self._layers():
+            return Trunk(self.decoder, torch.tensor(tokens), self.conv_width)
+
+    def logprobs(
+        self, batch: TokenBatch, *, temperature: float = 1.0, trunk: Trunk | None = None
+    ) -> TokenLogprobs:
         """Log-probability of every completion token, and the entropy it was drawn with.
 
         Both roads give the same values and gradients: the tree holds each distinct prefix
@@ -157,22 +174,21 @@ class LoRAPolicy:
         Args:
             batch: N rows of up to T tokens.
             temperature: of the sampling distribution.
+            trunk: of this batch and others, as `trunk` gave it.
 
         Returns:
             logprobs and entropy, [N, T] each, in nats.
         """
         batch = batch.to(self.device)
         mask = batch.completion_mask
-        recompute = self.activation_checkpointing and torch.is_grad_enabled()
-        layers = recomputed_layers(self.decoder) if recompute else nullcontext()
         if self.road == "tree":
             tree = build_tree(batch.rows())
-            with layers:
-                hidden = tree_hidden(self.decoder, tree, self.conv_width)
+            with self._layers():
+                hidden = tree_hidden(self.decoder, tree, self.conv_width, trunk)
             tree = tree.to(self.device)
             nodes, parents, tokens = tree.nodes, tree.parents, tree.tokens
         else:
-            with layers:
+            with self._layers():
                 hidden = padded_hidden(self.decoder, batch).flatten(0, 1)
             nodes = torch.arange(hidden.shape[0], device=self.device).view(mask.shape)
             parents, tokens = nodes.flatten() - 1, batch.input_ids.flatten()
@@ -194,3 +210,8 @@ class LoRAPolicy:
             blank.masked_scatter(mask, logprobs[where]),
             blank.masked_scatter(mask, entropy[position][where]),
         )
+
+    def _layers(self) -> AbstractContextManager[None]:
+        """How a forward treats its activations."""
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        return recomputed_layers(self.decoder) if recompute else nullcontext()

@@ -18,22 +18,74 @@ from grpo.types import TokenBatch
 Road = Literal["tree", "padded"]
 
 
-def tree_hidden(decoder: nn.Module, tree: TokenTree, conv_width: int) -> Tensor:
+class Trunk:
+    """The tokens that begin every row, computed once for all micro-batches of a step.
+
+    A micro-batch reads detached copies of what the trunk left in each layer, and its
+    backward adds to their gradients; `backward` then carries the sum through the trunk. The
+    gradient is that of one forward over all rows: every distinct token is computed once,
+    however small the micro-batches are.
+
+    Attributes:
+        tokens: [L] long.
+    """
+
+    def __init__(self, decoder: nn.Module, tokens: Tensor, conv_width: int) -> None:
+        """Compute the trunk.
+
+        Args:
+            decoder: the model without its output head, `prepare`d.
+            tokens: [L] long, L at least 1.
+            conv_width: what `prepare` returned.
+        """
+        self.tokens = tokens
+        tree = build_tree([tokens.tolist()])
+        device = next(decoder.parameters()).device
+        layout = TreeLayout(tree, conv_width, device)
+        hidden = _forward(decoder, tree, layout)
+        self._left = [hidden, *(x for left in layout.left.values() for x in left)]
+        self._copies = [x.detach().requires_grad_(x.requires_grad) for x in self._left]
+        copies = iter(self._copies)
+        self.hidden = next(copies)
+        self.past = {
+            layer: tuple(next(copies) for _ in left) for layer, left in layout.left.items()
+        }
+
+    def backward(self) -> None:
+        """Carry the gradient that the micro-batches left through the trunk; once."""
+        read = [n for n, copy in enumerate(self._copies) if copy.grad is not None]
+        gradients = [self._copies[n].grad for n in read]
+        torch.autograd.backward([self._left[n] for n in read], gradients)
+
+
+def tree_hidden(
+    decoder: nn.Module, tree: TokenTree, conv_width: int, trunk: Trunk | None = None
+) -> Tensor:
     """Last hidden states [M, D] of a tree's nodes, in one forward.
 
     Args:
         decoder: the model without its output head, `prepare`d.
         tree: on the CPU.
         conv_width: what `prepare` returned.
+        trunk: begins every row of the tree.
     """
     device = next(decoder.parameters()).device
+    if trunk is None:
+        return _forward(decoder, tree, TreeLayout(tree, conv_width, device))
+    first = len(trunk.tokens)  # depth first: the trunk's nodes are the first ones
+    layout = TreeLayout(tree, conv_width, device, first=first, past=trunk.past)
+    return torch.cat([trunk.hidden, _forward(decoder, tree, layout, first)])
+
+
+def _forward(decoder: nn.Module, tree: TokenTree, layout: TreeLayout, first: int = 0) -> Tensor:
+    device = layout.taps.device
     output = decoder(
-        input_ids=tree.tokens[None].to(device),
+        input_ids=tree.tokens[None, first:].to(device),
         # Of four dimensions, so `transformers` makes no mask; the layout replaces it.
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-        position_ids=tree.depths[None].to(device),
+        position_ids=tree.depths[None, first:].to(device),
         use_cache=False,
-        seq_idx=TreeLayout(tree, conv_width, device),
+        seq_idx=layout,
     )
     return output.last_hidden_state[0]
 

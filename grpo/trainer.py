@@ -20,6 +20,7 @@ from grpo.generators.local import LocalGenerator
 from grpo.losses import mean_stats, policy_loss
 from grpo.metrics import rollout_metrics
 from grpo.policy import LoRAPolicy
+from grpo.roads import Trunk
 from grpo.rollout import Rollouts
 from grpo.tree import count_distinct
 from grpo.types import Group, TokenBatch
@@ -132,9 +133,11 @@ class Trainer:
 
         for _ in range(config.updates_per_batch):
             self.optimizer.zero_grad()
-            sums = [
-                self.backward(*part) for part in zip(micro_batches, old, reference, strict=True)
-            ]
+            trunk = policy.trunk(micro_batches)
+            triples = zip(micro_batches, old, reference, strict=True)
+            sums = [self.backward(*triple, trunk) for triple in triples]
+            if trunk:
+                trunk.backward()
             grad_norm = torch.nn.utils.clip_grad_norm_(
                 policy.parameters(), config.max_grad_norm or float("inf")
             )
@@ -161,20 +164,20 @@ class Trainer:
     @torch.no_grad()
     def logprobs(self, micro_batches: Sequence[TokenBatch]) -> list[torch.Tensor]:
         """Log-probabilities [N, T] of each micro-batch under the policy as it is."""
-        temperature = self.config.temperature
-        return [
-            self.policy.logprobs(part, temperature=temperature).logprobs for part in micro_batches
-        ]
+        trunk = self.policy.trunk(micro_batches)
+        options: dict[str, Any] = {"temperature": self.config.temperature, "trunk": trunk}
+        return [self.policy.logprobs(part, **options).logprobs for part in micro_batches]
 
     def backward(
         self,
         batch: TokenBatch,
         old_logprobs: torch.Tensor | None,
         ref_logprobs: torch.Tensor | None,
+        trunk: Trunk | None = None,
     ) -> dict[str, torch.Tensor]:
         """Add a micro-batch's gradient to the parameters'; returns its loss and metric sums."""
         config = self.config
-        now = self.policy.logprobs(batch, temperature=config.temperature)
+        now = self.policy.logprobs(batch, temperature=config.temperature, trunk=trunk)
         loss, sums = policy_loss(
             now.logprobs,
             batch.advantages,

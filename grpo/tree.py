@@ -134,6 +134,13 @@ def count_distinct(rows: Sequence[Sequence[int]]) -> int:
     return sum(len(row) - shared for _, row, shared in in_order(arrays))
 
 
+def common_prefix(rows: Sequence[Sequence[int]]) -> list[int]:
+    """The tokens that all rows begin with."""
+    arrays = [np.asarray(row, dtype=np.int64) for row in rows]
+    length = min((shared_prefix(arrays[0], row) for row in arrays), default=0)
+    return list(rows[0][:length]) if length else []
+
+
 def split_rows(rows: Sequence[Sequence[int]], max_nodes: int) -> list[list[int]]:
     """Cut rows into parts whose trees have at most max_nodes nodes each.
 

@@ -28,7 +28,7 @@ CHUNK = {"cpu": 128, "cuda": 1024}
 
 
 class Chunk(NamedTuple):
-    """The nodes [start, stop) and what they see: `keys` [K], where `mask` [stop - start, K]."""
+    """The queries [start, stop), and the nodes they see: `keys` [K] where `mask` is True."""
 
     start: int
     stop: int
@@ -39,26 +39,51 @@ class Chunk(NamedTuple):
 class TreeLayout:
     """What the layers need to know of a tree, made once for all of them.
 
+    Its first nodes may be computed already: the layers then get the others alone, and read
+    from `past` what the first ones left them.
+
     Attributes:
         chunks: the attention's work.
-        taps: [M, W] long; the node itself, its parent and so on, M where there is none.
+        taps: [M - first, W] long; each node, its parent and so on, M where there is none.
+        past: layer -> what `first` nodes left in it; empty if first is 0.
+        left: layer -> what the nodes leave in it, for others to read.
     """
 
-    def __init__(self, tree: TokenTree, width: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        tree: TokenTree,
+        width: int,
+        device: torch.device,
+        *,
+        first: int = 0,
+        past: dict[nn.Module, tuple[Tensor, ...]] | None = None,
+    ) -> None:
         """Lay out a tree.
 
         Args:
-            tree: on the CPU.
+            tree: on the CPU, of M nodes.
             width: W, the widest convolution's kernel, or 0.
             device: where the model is.
+            first: the number of nodes, from the root on, that are computed already.
+            past: what they left.
         """
         size = CHUNK.get(device.type, CHUNK["cuda"])
         self.chunks = []
-        for start in range(0, len(tree), size):
+        for start in range(first, len(tree), size):
             stop = min(start + size, len(tree))
             keys, mask = tree.attention(start, stop)
-            self.chunks.append(Chunk(start, stop, keys.to(device), mask.to(device)))
-        self.taps = tree.ancestors(width).to(device)
+            self.chunks.append(Chunk(start - first, stop - first, keys.to(device), mask.to(device)))
+        self.taps = tree.ancestors(width)[first:].to(device)
+        self.past = past or {}
+        self.left: dict[nn.Module, tuple[Tensor, ...]] = {}
+
+    def with_past(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
+        """Put what the past nodes left in a layer before the others' own, which is noted."""
+        self.left[layer] = own
+        if layer not in self.past:
+            return own
+        pairs = zip(self.past[layer], own, strict=True)
+        return tuple(torch.cat(pair, dim) for pair in pairs)
 
 
 def prepare(model: nn.Module) -> int:
@@ -107,21 +132,22 @@ def tree_attention(
 
     Args:
         module: the attention layer.
-        query: [1, H, M, D].
-        key: [1, H_kv, M, D]; H is a multiple of H_kv.
-        value: [1, H_kv, M, D].
+        query: [1, H, L, D], of the nodes that are not computed already.
+        key: [1, H_kv, L, D]; H is a multiple of H_kv.
+        value: [1, H_kv, L, D].
         attention_mask: for a call without a layout.
         seq_idx: a `TreeLayout`; without one this is `transformers`' own "sdpa".
         scaling: of the products; 1 / sqrt(D) by default.
         options: for a call without a layout.
 
     Returns:
-        [1, M, H, D], and no attention weights.
+        [1, L, H, D], and no attention weights.
     """
     if not isinstance(seq_idx, TreeLayout):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **options
         )
+    key, value = seq_idx.with_past(module, key, value, dim=2)
     dtype, grouped = query.dtype, query.device.type == "cpu"
     if grouped and dtype in (torch.bfloat16, torch.float16):
         # The CPU's kernel is slower in bfloat16 than in float32, backward most of all.
@@ -157,11 +183,12 @@ class TreeShortConv(Lfm2ShortConv):
         attention_mask: Tensor | None = None,
         seq_idx: Any = None,
     ) -> Tensor:
-        """Map [1, M, D] to [1, M, D]."""
+        """Map [1, L, D] to [1, L, D]."""
         if not isinstance(seq_idx, TreeLayout):
             return super().forward(hidden_states, past_key_values, attention_mask, seq_idx)
         b, c, x = self.in_proj(hidden_states)[0].chunk(3, dim=-1)
-        gated = F.pad(b * x, (0, 0, 0, 1))  # row M: the zeros above a root
+        (gated,) = seq_idx.with_past(self, b * x, dim=0)
+        gated = F.pad(gated, (0, 0, 0, 1))  # row M: the zeros above a root
         # The kernel's last weight is the node's own.
         weights = self.conv.weight[:, 0].flip(-1).unbind(-1)
         taps = zip(weights, seq_idx.taps.unbind(-1), strict=False)

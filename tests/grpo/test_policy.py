@@ -4,11 +4,12 @@ import torch
 from grpo.batch import make_batch, split_batch
 from grpo.losses import policy_loss
 from grpo.policy import LoRAPolicy
-from grpo.tree import build_tree
+from grpo.tree import build_tree, count_distinct
 from grpo.tree_layers import CHUNK, TreeLayout, tree_attention
 
 pytestmark = pytest.mark.filterwarnings("ignore:the token tree does not fit")
 T = 0.8
+P = [3, 4, 5, 6]
 FAMILIES = {"llama": "tree", "lfm2": "tree", "mistral": "padded"}
 
 
@@ -160,6 +161,61 @@ def test_splitting_changes_neither_loss_nor_gradient(make_policy, groups, gradie
         assert len(parts) > 1
         close(sum(losses), whole)
         close(sum(gradient(policy, one) for one in losses), slope)
+
+
+@pytest.mark.parametrize("family", ["llama", "lfm2"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("begins_with", ["two tokens", "a whole prompt"])
+def test_a_trunk_for_all_micro_batches_changes_neither_values_nor_gradient(
+    make_policy, groups, group_of, gradient, monkeypatch, family, checkpointing, begins_with
+):
+    policy = make_policy(family, activation_checkpointing=checkpointing)
+    if begins_with == "two tokens":
+        batch = make_batch(groups[:2])
+    else:  # and an answer: the first token that is sampled, and the hidden state before it
+        batch = make_batch([group_of((1, (P, [8, 9])), (0, (P, [8, 2, 0])), (0, (P, [8, 8])))])
+    whole = policy.logprobs(batch, temperature=T)
+    slope = gradient(policy, scalar(*whole))
+
+    seen = []
+    forward = policy.decoder.forward
+    monkeypatch.setattr(
+        policy.decoder, "forward", lambda **k: seen.append(k["input_ids"].shape[1]) or forward(**k)
+    )
+    parts = split_batch(batch, 9 if begins_with == "two tokens" else 1)
+    assert len(parts) > 1
+    trunk = policy.trunk(parts)
+    length = {"two tokens": 2, "a whole prompt": 5}[begins_with]
+    assert seen == [length]
+    for p in policy.parameters():
+        p.grad = None
+    factors = torch.linspace(-1, 2, whole.logprobs.numel(), dtype=torch.float64)
+    factors = factors.view(whole.logprobs.shape)
+    for part in parts:
+        rows = rows_of(batch, part)
+        got = policy.logprobs(part, temperature=T, trunk=trunk)
+        close(got.logprobs, whole.logprobs[rows])
+        close(got.entropy, whole.entropy[rows])
+        entropies = (got.entropy * factors.flip(0, 1)[rows]).sum()
+        ((got.logprobs * factors[rows]).sum() + entropies).backward()
+    trunk.backward()
+    close(torch.cat([p.grad.flatten() for p in policy.parameters()]), slope)
+    assert slope.abs().max() > 1
+    distinct = [count_distinct(part.rows()) - length for part in parts]
+    assert seen == [length, *distinct]  # the trunk once
+
+    with torch.no_grad():
+        trunk = policy.trunk(parts)
+        for part in parts:
+            got = policy.logprobs(part, temperature=T, trunk=trunk).logprobs
+            close(got, whole.logprobs[rows_of(batch, part)])
+
+
+def test_no_trunk(make_policy, groups, batch):
+    assert make_policy().trunk(split_batch(batch, 9)) is None  # the rows share nothing
+    shared = make_batch(groups[:2])
+    assert make_policy().trunk([shared]) is None
+    assert make_policy(road="padded").trunk(split_batch(shared, 9)) is None
 
 
 def rows_of(batch, part):

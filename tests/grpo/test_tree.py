@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.tree import build_tree, count_distinct, shared_prefix, split_rows
+from grpo.tree import build_tree, common_prefix, count_distinct, shared_prefix, split_rows
 
 # Few distinct tokens, so that rows share prefixes, repeat and begin one another.
 ROWS = st.lists(st.lists(st.integers(0, 2), max_size=6), max_size=12)
@@ -75,6 +75,14 @@ def test_descendants_are_a_range(rows):
     for node in range(len(tree)):
         inside = [other for other, line in enumerate(lines(tree)) if node in line]
         assert inside == list(range(node, int(tree.ends[node])))
+
+
+@given(ROWS)
+def test_common_prefix(rows):
+    common = common_prefix(rows)
+    assert all(row[: len(common)] == common for row in rows)
+    following = {tuple(row[: len(common) + 1]) for row in rows}
+    assert not rows or len(following) > 1 or following == {tuple(common)}
 
 
 def test_a_small_tree_by_hand():
