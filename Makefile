@@ -9,15 +9,19 @@ ifndef OMP_NUM_THREADS
 OPENMP := OMP_NUM_THREADS=2 OMP_PROC_BIND=true OMP_PLACES=cores
 ONE_THREAD := OMP_NUM_THREADS=1
 endif
+# An update takes and frees a gigabyte a step: huge pages spare it most of the page faults.
+ifndef GLIBC_TUNABLES
+OPENMP += GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+endif
 
 CLICK_TEST := $(if $(TASK),--task $(TASK)) $(if $(CONFIG),--config $(CONFIG)) \
               $(if $(MODEL),--model $(MODEL)) $(if $(BACKEND),--backend $(BACKEND)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup click-test test test-reference check clean
+.PHONY: help setup click-test test test-reference benchmark-update check clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## .venv, torch, packages, Chromium, model (PYTHON=...); done by the others too
 	@$(SETUP)
@@ -31,6 +35,10 @@ test: setup ## every test but the comparisons with TRL and PEFT (ARGS for pytest
 test-reference: ## compare with TRL's and PEFT's own code, in .venv-reference (ARGS for pytest)
 	@$(SETUP) --reference
 	@$(ONE_THREAD) .venv-reference/bin/python -m pytest -m reference --durations=10 $(ARGS)
+
+benchmark-update: setup ## time and memory of an update beside TRL's (ARGS="--sweep", --help)
+	@$(SETUP) --reference
+	@$(OPENMP) $(PY) benchmarks/update.py $(ARGS)
 
 check: setup ## ruff, mypy and the import rule
 	@$(PY) -m ruff check .

@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -85,84 +85,90 @@ class Worker:
         self.process.wait()
 
 
-def best_micro_batch(
-    name: str, sizes: Sequence[int], workload: Workload, arguments: argparse.Namespace, folder: str
-) -> int:
-    """Find the fastest number of rows, on half a step each, in a fresh process each."""
-    half = replace(workload, groups=max(1, workload.groups // 2))
-    seconds = {}
-    for size in sizes:
+def search(arguments: argparse.Namespace, folder: str) -> dict[int, dict[str, Any]]:
+    """Half a step of TRL's for each micro-batch size, in a fresh process each; what fits."""
+    found = {}
+    for size in arguments.rows:
         try:
-            worker = Worker(name, arguments, folder)
-            seconds[size] = worker.step(half, size)["seconds"]
+            worker = Worker("trl", arguments, folder)
+            found[size] = worker.step(Workload(groups=2), size)
             worker.close()
-            console.print(f"{name}: {size} rows a micro-batch, {seconds[size]:.1f} s for half")
+            console.print(f"trl, {size} rows a micro-batch, half a step: "
+                          f"{found[size]['seconds']:.1f} s, {found[size]['peak'] / 1e9:.2f} GB")  # fmt: skip
         except Gone as end:
-            console.print(f"{name}: {size} rows do not fit: {str(end).splitlines()[0]}")
-    return min(seconds, key=seconds.__getitem__)
+            console.print(f"trl, {size} rows do not fit: {str(end).splitlines()[0]}")
+    return found
 
 
 def compare(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     """All implementations on the workload, `rounds` times in turn."""
-    workload = Workload()
-    rows = {"tree": BUDGET, "tree bfloat16": BUDGET, "tree checkpointed": BUDGET}
-    workers = {"tree": Worker("tree", arguments, folder)}  # the first one writes the adapter
-    for name in ("padded", *(() if arguments.no_trl else ("trl",))):
-        rows[name] = best_micro_batch(name, arguments.rows, workload, arguments, folder)
-        workers[name] = Worker(name, arguments, folder)
-    workers["tree bfloat16"] = Worker("tree", arguments, folder, "--dtype", "bfloat16")
-    workers["tree checkpointed"] = Worker("tree", arguments, folder, "--checkpointing")
-
+    Worker("tree", arguments, folder).close()  # writes the adapter
+    variants: dict[str, tuple[str, int, tuple[str, ...]]] = {
+        "tree": ("tree", BUDGET, ()),
+        "tree, 512 tokens at a time": ("tree", 512, ()),
+        "the same, checkpointed": ("tree", 512, ("--checkpointing",)),
+        "tree, bfloat16": ("tree", BUDGET, ("--dtype", "bfloat16")),
+        "padded": ("padded", 4, ()),
+    }
+    halves = {} if arguments.no_trl else search(arguments, folder)
+    if halves:
+        fastest = min(halves, key=lambda size: halves[size]["seconds"])
+        variants["trl"] = ("trl", fastest, ())
+    workers = {
+        name: Worker(kind, arguments, folder, *flags) for name, (kind, _, flags) in variants.items()
+    }
     steps: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    floors: dict[str, list[float]] = defaultdict(list)
-    for number in range(arguments.rounds + 1):
-        for name, worker in workers.items():
-            for _ in range(3 if name.startswith("tree") else 1):
-                rate = worker.ask(do="rate")["rate"]
-                answer = worker.step(workload, rows[name], f"{folder}/{name}.pt")
-                if number or not name.startswith("tree"):  # the first round warms up the quick
-                    steps[name].append(answer | {"rate": rate})
-                    floors[name].append(answer["seconds"] * rate / answer["operations"])
-        console.print(f"round {number}: load {os.getloadavg()[0]:.1f}", {
-            name: round(answers[-1]["seconds"], 2) for name, answers in steps.items() if answers
-        })  # fmt: skip
-    seconds = {name: median(s["seconds"] for s in answers) for name, answers in steps.items()}
-    peaks = {name: max(s["peak"] for s in answers) for name, answers in steps.items()}
-    gradients = {name: torch.load(f"{folder}/{name}.pt") for name in workers}
-    difference = {name: distance(g, gradients["tree"]) for name, g in gradients.items()}
+    for number in range(arguments.rounds + 1):  # the first one only warms up what is quick
+        for name, (kind, rows, _) in variants.items():
+            quick = kind == "tree"
+            for _ in range(2 if quick else min(number, 1)):
+                rate = workers[name].ask(do="rate")["rate"]
+                answer = workers[name].step(Workload(), rows, f"{folder}/{name}.pt")
+                if number:
+                    floor = answer["operations"] / rate
+                    answer |= {"rate": rate, "floors": answer["seconds"] / floor}
+                    steps[name].append(answer)
+        latest = {name: round(answers[-1]["seconds"], 2) for name, answers in steps.items()}
+        console.print(f"round {number}, load {os.getloadavg()[0]:.1f}: {latest}")
     for worker in workers.values():
         worker.close()
 
-    table = Table(title=f"4 groups of 8 rows, 317-token prompts; {steps['tree'][0]['distinct']} "
-                        f"distinct of {steps['tree'][0]['tokens']} padded tokens")  # fmt: skip
-    headings = ("update", "rows", "seconds", "x tree", "peak GB", "x tree", "x floor", "gradient")
-    for heading in headings:
+    middle = {
+        name: {key: median(s[key] for s in answers) for key in ("seconds", "rate", "floors")}
+        for name, answers in steps.items()
+    }
+    peaks = {name: max(s["peak"] for s in answers) for name, answers in steps.items()}
+    gradients = {name: torch.load(f"{folder}/{name}.pt") for name in variants}
+    difference = {name: distance(g, gradients["tree"]) for name, g in gradients.items()}
+    any_step = steps["tree"][0]
+    table = Table(title=f"4 groups of 8 rows, 317-token prompts: {any_step['distinct']} distinct "
+                        f"of {any_step['tokens']} padded tokens")  # fmt: skip
+    for heading in ("update", "at a time", "seconds", "ratio", "peak GB", "x floor", "gradient"):
         table.add_column(heading, justify="right")
-    for name in workers:
+    for name, (kind, rows, _) in variants.items():
+        seconds = middle[name]["seconds"]
         table.add_row(
             name,
-            "all" if name.startswith("tree") else str(rows[name]),
-            f"{seconds[name]:.2f}",
-            f"{seconds[name] / seconds['tree']:.2f}",
+            f"{rows} {'tokens' if kind == 'tree' else 'rows'}",
+            f"{seconds:.2f}",
+            f"{seconds / middle['tree']['seconds']:.2f}",
             f"{peaks[name] / 1e9:.2f}",
-            f"{peaks[name] / peaks['tree']:.2f}",
-            f"{median(floors[name]):.2f}",
+            f"{middle[name]['floors']:.2f}",
             f"{difference[name]:.1e}",
         )
     Console().print(table)
-    exact = [name for name in workers if name != "tree bfloat16"]
+    exact = [name for name, (_, _, flags) in variants.items() if "bfloat16" not in flags]
     result = {
-        "time_ratio_padded": seconds["padded"] / seconds["tree"],
-        "floor_ratio": median(floors["tree"]),
-        "floor_ratio_bfloat16": median(floors["tree bfloat16"]),
+        "time_ratio_padded": middle["padded"]["seconds"] / middle["tree"]["seconds"],
+        "floor_ratio": middle["tree"]["floors"],
+        "floor_ratio_bfloat16": middle["tree, bfloat16"]["floors"],
         "gradient_difference": max(difference[name] for name in exact),
-        "seconds": seconds,
+        "medians": middle,
         "peak_bytes": peaks,
-        "rows_a_micro_batch": rows,
-        "gflops": {name: median(s["rate"] for s in steps[name]) / 1e9 for name in workers},
+        "trl_half_steps": halves,
     }
-    if "trl" in workers:
-        result["time_ratio_trl"] = seconds["trl"] / seconds["tree"]
+    if "trl" in variants:
+        result["time_ratio_trl"] = middle["trl"]["seconds"] / middle["tree"]["seconds"]
         result["memory_ratio_trl"] = peaks["trl"] / peaks["tree"]
     return result
 
@@ -240,9 +246,9 @@ def main() -> None:
     )
     parser.add_argument("--model", default="", help="a folder (default: the bundled model)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--rounds", type=int, default=3, help="of the slow implementations")
+    parser.add_argument("--rounds", type=int, default=2, help="each implementation's turns")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16],
-                        help="micro-batches to try, in rows")  # fmt: skip
+                        help="TRL's micro-batches to try")  # fmt: skip
     parser.add_argument("--no-trl", action="store_true", help="leave TRL and PEFT out")
     parser.add_argument("--sweep", action="store_true", help="over group sizes and prompts")
     parser.add_argument("--most-padded", type=int, default=16_500, metavar="TOKENS",
