@@ -9,9 +9,10 @@ ifndef OMP_NUM_THREADS
 OPENMP := OMP_NUM_THREADS=2 OMP_PROC_BIND=true OMP_PLACES=cores
 ONE_THREAD := OMP_NUM_THREADS=1
 endif
-# An update takes and frees a gigabyte a step: huge pages spare it most of the page faults.
+# An update takes and frees a gigabyte a step: huge pages that are kept spare it the page faults.
 ifndef GLIBC_TUNABLES
-OPENMP += GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+MALLOC := glibc.malloc.trim_threshold=1099511627776:glibc.malloc.mmap_threshold=1073741824
+OPENMP += GLIBC_TUNABLES=glibc.malloc.hugetlb=1:$(MALLOC)
 endif
 
 CLICK_TEST := $(if $(TASK),--task $(TASK)) $(if $(CONFIG),--config $(CONFIG)) \

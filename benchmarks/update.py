@@ -93,8 +93,8 @@ def search(arguments: argparse.Namespace, folder: str) -> dict[int, dict[str, An
             worker = Worker("trl", arguments, folder)
             found[size] = worker.step(Workload(groups=2), size)
             worker.close()
-            console.print(f"trl, {size} rows a micro-batch, half a step: "
-                          f"{found[size]['seconds']:.1f} s, {found[size]['peak'] / 1e9:.2f} GB")  # fmt: skip
+            seconds, peak = found[size]["seconds"], found[size]["peak"] / 1e9
+            console.print(f"trl, {size} rows at a time: {seconds:.1f} s and {peak:.2f} GB for half")
         except Gone as end:
             console.print(f"trl, {size} rows do not fit: {str(end).splitlines()[0]}")
     return found
@@ -105,8 +105,8 @@ def compare(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     Worker("tree", arguments, folder).close()  # writes the adapter
     variants: dict[str, tuple[str, int, tuple[str, ...]]] = {
         "tree": ("tree", BUDGET, ()),
-        "tree, 512 tokens at a time": ("tree", 512, ()),
-        "the same, checkpointed": ("tree", 512, ("--checkpointing",)),
+        "tree in parts": ("tree", 512, ()),
+        "in parts, checkpointed": ("tree", 512, ("--checkpointing",)),
         "tree, bfloat16": ("tree", BUDGET, ("--dtype", "bfloat16")),
         "padded": ("padded", 4, ()),
     }
