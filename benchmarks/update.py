@@ -197,7 +197,8 @@ def sweep(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         point |= {name: tree[0][name] for name in ("distinct", "tokens")}
         point["tree"] = median(t["seconds"] for t in tree)
         if point["tokens"] <= arguments.most_padded:
-            point["padded"] = workers["padded"].step(workload, 4)["seconds"]
+            rows = max(1, 1300 // workload.prompt)  # what is fast at 317 tokens, and fits at 2000
+            point["padded"] = workers["padded"].step(workload, rows)["seconds"]
         points.append(point)
         padded = point.get("padded")
         table.add_row(over, str(value), str(point["distinct"]), str(point["tokens"]),
