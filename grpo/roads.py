@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo.tree import TokenTree, build_tree
-from grpo.tree_layers import TreeLayout, prepare
+from grpo.tree_layers import States, TreeLayout, prepare
 from grpo.types import TokenBatch
 
 Road = Literal["tree", "padded"]
@@ -41,15 +41,13 @@ class Trunk:
         self.tokens = tokens
         tree = build_tree([tokens.tolist()])
         device = next(decoder.parameters()).device
-        layout = TreeLayout(tree, conv_width, device)
-        hidden = _forward(decoder, tree, layout)
-        self._left = [hidden, *(x for left in layout.left.values() for x in left)]
+        left: States = {}
+        hidden = _forward(decoder, tree, TreeLayout(tree, conv_width, device, left=left))
+        self._left = [hidden, *(x for states in left.values() for x in states)]
         self._copies = [x.detach().requires_grad_(x.requires_grad) for x in self._left]
         copies = iter(self._copies)
         self.hidden = next(copies)
-        self.past = {
-            layer: tuple(next(copies) for _ in left) for layer, left in layout.left.items()
-        }
+        self.past = {layer: tuple(next(copies) for _ in states) for layer, states in left.items()}
 
     def backward(self) -> None:
         """Carry the gradient that the micro-batches left through the trunk; once."""
@@ -74,11 +72,11 @@ def tree_hidden(
         return _forward(decoder, tree, TreeLayout(tree, conv_width, device))
     first = len(trunk.tokens)  # depth first: the trunk's nodes are the first ones
     layout = TreeLayout(tree, conv_width, device, first=first, past=trunk.past)
-    return torch.cat([trunk.hidden, _forward(decoder, tree, layout, first)])
+    return torch.cat([trunk.hidden, _forward(decoder, tree, layout)])
 
 
-def _forward(decoder: nn.Module, tree: TokenTree, layout: TreeLayout, first: int = 0) -> Tensor:
-    device = layout.taps.device
+def _forward(decoder: nn.Module, tree: TokenTree, layout: TreeLayout) -> Tensor:
+    device, first = layout.taps.device, layout.first
     output = decoder(
         input_ids=tree.tokens[None, first:].to(device),
         # Of four dimensions, so `transformers` makes no mask; the layout replaces it.

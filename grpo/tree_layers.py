@@ -23,8 +23,11 @@ from grpo.tree import TokenTree
 
 NAME = "token_tree"
 # Queries at a time. Few waste fewer products on what the mask hides, many make larger products:
-# 64 to 128 is the optimum on a CPU (benchmarks/update.py); a GPU wants few launches.
+# 64 to 128 were fastest on two CPU cores; a GPU wants few launches (1024 is not measured).
 CHUNK = {"cpu": 128, "cuda": 1024}
+
+
+States = dict[nn.Module, tuple[Tensor, ...]]
 
 
 class Chunk(NamedTuple):
@@ -43,10 +46,11 @@ class TreeLayout:
     from `past` what the first ones left them.
 
     Attributes:
+        first: the number of nodes that are computed already.
         chunks: the attention's work.
         taps: [M - first, W] long; each node, its parent and so on, M where there is none.
-        past: layer -> what `first` nodes left in it; empty if first is 0.
-        left: layer -> what the nodes leave in it, for others to read.
+        past: layer -> what the first nodes left in it; empty if there are none.
+        left: filled with layer -> what the nodes leave in it; None if nobody reads that.
     """
 
     def __init__(
@@ -56,7 +60,8 @@ class TreeLayout:
         device: torch.device,
         *,
         first: int = 0,
-        past: dict[nn.Module, tuple[Tensor, ...]] | None = None,
+        past: States | None = None,
+        left: States | None = None,
     ) -> None:
         """Lay out a tree.
 
@@ -66,6 +71,7 @@ class TreeLayout:
             device: where the model is.
             first: the number of nodes, from the root on, that are computed already.
             past: what they left.
+            left: where the layers put what others will read.
         """
         size = CHUNK.get(device.type, CHUNK["cuda"])
         self.chunks = []
@@ -74,12 +80,12 @@ class TreeLayout:
             keys, mask = tree.attention(start, stop)
             self.chunks.append(Chunk(start - first, stop - first, keys.to(device), mask.to(device)))
         self.taps = tree.ancestors(width)[first:].to(device)
-        self.past = past or {}
-        self.left: dict[nn.Module, tuple[Tensor, ...]] = {}
+        self.first, self.past, self.left = first, past or {}, left
 
     def with_past(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
-        """Put what the past nodes left in a layer before the others' own, which is noted."""
-        self.left[layer] = own
+        """Put what the past nodes left in a layer before the others' own."""
+        if self.left is not None:
+            self.left[layer] = own
         if layer not in self.past:
             return own
         pairs = zip(self.past[layer], own, strict=True)
