@@ -53,7 +53,7 @@ class Config:
 
     # The environment.
     env_url: str = _option("", "address of an OpenEnv server; empty: start one here")
-    env_workers: int = _option(2, "browser processes of the server started here")
+    env_workers: int = _option(2, "Chromiums of the server started here")
     env_sessions: int = _option(16, "browser sessions at once")
     env_deadline: float = _option(30.0, "seconds until an env call counts as failed")
 

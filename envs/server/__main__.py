@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import sys
 from types import FrameType
 
+from envs.server.browsers import BrowserPool
 from envs.server.chromium import find_chromium
 from envs.server.local import READY
-from envs.server.supervisor import WorkerPool
+from envs.server.tasks import tasks
 
 
-async def serve(pool: WorkerPool, args: argparse.Namespace) -> None:
+async def serve(args: argparse.Namespace) -> None:
     """Serve until SIGTERM or SIGINT; print one line with the address when ready."""
+    pool = BrowserPool(args.workers, deadline_s=args.deadline_s, idle_s=args.idle_s)
+    try:
+        starting = asyncio.create_task(pool.start())
+        await asyncio.to_thread(_import)  # takes seconds, while the browsers start
+        await starting
+        await _serve(pool, args)
+    finally:
+        await pool.stop()
+
+
+def _import() -> None:
+    import envs.server.app  # noqa: F401
+
+    tasks()
+
+
+async def _serve(pool: BrowserPool, args: argparse.Namespace) -> None:
     import uvicorn
 
     from envs.server.app import build_app
@@ -49,34 +68,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m envs.server", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    parser.add_argument("--workers", type=int, default=2, help="processes, one Chromium each")
+    parser.add_argument("--workers", type=int, default=2, help="number of Chromiums")
     parser.add_argument("--max-sessions", type=int, default=32)
-    parser.add_argument("--deadline-s", type=float, default=30.0, help="for one call of a worker")
+    parser.add_argument("--deadline-s", type=float, default=30.0, help="for a reset or a step")
+    parser.add_argument("--idle-s", type=float, default=3600.0, help="until a session is given up")
     parser.add_argument(
         "--until-stdin-closes", action="store_true", help="end when standard input does"
     )
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, _exit)
     if hasattr(os, "sched_setaffinity"):
         # A parent with bound OpenMP threads hands its one core down to us and our browsers.
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
     find_chromium()  # fails at once where there is none
-    pool = WorkerPool(args.workers, args.deadline_s)
-    try:
-        starting = pool.start()
-        import envs.server.app  # noqa: F401 (takes seconds, while the workers start)
-
-        for started in starting:
-            started.result()
-        asyncio.run(serve(pool, args))
-    except KeyboardInterrupt:
-        pass  # Ctrl-C is how a server ends
-    finally:
-        pool.stop()
+    signal.signal(signal.SIGTERM, _exit)
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how a server ends
+        asyncio.run(serve(args))
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
-    sys.exit(0)  # the default would skip `finally`
+    sys.exit(0)  # the default would skip every `finally`
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from openenv.core.env_server import (
 )
 
 from envs.actions import InvalidAction, parse_action
+from envs.server.browsers import BrowserPool
 from envs.server.session import SessionError
-from envs.server.supervisor import WorkerPool
 
 
 class BrowserGymAction(Action):
@@ -44,15 +44,16 @@ class BrowserGymState(State):
 
 
 class BrowserGymEnvironment(Environment[BrowserGymAction, BrowserGymObservation, BrowserGymState]):
-    """One OpenEnv session: its page lives in one of the pool's workers.
-
-    Args:
-        pool: the workers.
-    """
+    """One OpenEnv session: its page lives in one of the pool's Chromiums."""
 
     SUPPORTS_CONCURRENT_SESSIONS = True
 
-    def __init__(self, pool: WorkerPool):
+    def __init__(self, pool: BrowserPool):
+        """Open the session.
+
+        Args:
+            pool: the Chromiums.
+        """
         super().__init__()
         self._session = pool.open()
         self._state = BrowserGymState()
@@ -64,15 +65,25 @@ class BrowserGymEnvironment(Environment[BrowserGymAction, BrowserGymObservation,
         episode_id: str | None = None,
         task_name: str = "click-test",
         screenshot: bool = False,
+        final_page: bool = True,
     ) -> BrowserGymObservation:
-        """Start an episode of a MiniWoB task; seed None is seed 0."""
+        """Start an episode of a MiniWoB task.
+
+        Args:
+            seed: of the task; None is 0.
+            episode_id: echoed in the state.
+            task_name: with or without `miniwob.` in front.
+            screenshot: True to have a picture in every observation of the episode.
+            final_page: False leaves `axtree_txt` of the finished page empty: it costs time,
+                and a policy does not act on it.
+        """
         seed = 0 if seed is None else seed
         if type(seed) is not int or not isinstance(task_name, str):
             raise ValueError(f"expected an int seed and a task name, got {seed!r}, {task_name!r}")
         # The old episode ends even if the new one fails to start.
         self._last = None
         answer = await self._session.call(
-            "reset", task_name=task_name, seed=seed, screenshot=bool(screenshot)
+            "reset", task_name, seed, screenshot=bool(screenshot), final_page=bool(final_page)
         )
         self._state = BrowserGymState(episode_id=episode_id, task_name=task_name, seed=seed)
         self._last = BrowserGymObservation(**answer)
@@ -90,7 +101,7 @@ class BrowserGymEnvironment(Environment[BrowserGymAction, BrowserGymObservation,
         except InvalidAction as error:
             update = {"error": str(error), "last_action_error": True, "reward": 0.0}
             return self._last.model_copy(update=update)
-        self._last = BrowserGymObservation(**await self._session.call("step", action=parsed))
+        self._last = BrowserGymObservation(**await self._session.call("step", parsed))
         return self._last
 
     def reset(self, *args: Any, **kwargs: Any) -> BrowserGymObservation:
@@ -111,7 +122,7 @@ class BrowserGymEnvironment(Environment[BrowserGymAction, BrowserGymObservation,
         self._session.close()
 
 
-def build_app(pool: WorkerPool, max_sessions: int) -> FastAPI:
+def build_app(pool: BrowserPool, max_sessions: int) -> FastAPI:
     """Build the application; one more session than `max_sessions` gets CAPACITY_REACHED."""
     return create_fastapi_app(
         partial(BrowserGymEnvironment, pool),

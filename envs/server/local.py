@@ -26,7 +26,7 @@ class LocalServer:
     """`python -m envs.server` on a free port of 127.0.0.1; nothing runs before `ensure`.
 
     Args:
-        workers: processes, each with one Chromium.
+        workers: number of Chromiums.
         max_sessions: sessions served at a time.
         start_deadline_s: seconds the server may take to become ready.
     """

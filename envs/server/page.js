@@ -1,0 +1,268 @@
+// Runs in every page before its own scripts, and answers the server's questions.
+// `MARK` and `UNMARK` are BrowserGym's own scripts: they write each element's id where the
+// accessibility tree shows it, and take it away again.
+(() => {
+  const ACTION_MS = 500; // as long as BrowserGym lets an action wait for its element
+  const DELAY_MS = 500; // as long as BrowserGym sleeps before it looks at the page
+  const ANIMATION_MS = 1000;
+
+  // Timers that the page has set and that are due soon: what it does next.
+  const due = new Map();
+  const { setTimeout, clearTimeout } = window;
+  window.setTimeout = (run, delay = 0, ...args) => {
+    if (typeof run !== "function" || delay > DELAY_MS) return setTimeout(run, delay, ...args);
+    const id = setTimeout(() => {
+      due.delete(id);
+      run(...args);
+    }, delay);
+    due.set(id, performance.now() + Number(delay));
+    return id;
+  };
+  window.clearTimeout = (id) => {
+    due.delete(id);
+    clearTimeout(id);
+  };
+
+  const frame = () => new Promise((resolve) => requestAnimationFrame(resolve));
+  const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+  // Wait until the page has done what the last action started: two frames for handlers and
+  // layout, the timers that a sleep of DELAY_MS would have seen, and animations.
+  const settle = async () => {
+    const start = performance.now();
+    await frame();
+    await frame();
+    const waiting = () => [...due.values()].some((time) => time <= start + DELAY_MS);
+    const moving = () =>
+      (window.jQuery?.timers ?? []).length > 0 ||
+      document
+        .getAnimations()
+        .some((a) => a.playState === "running" && a.effect.getComputedTiming().endTime < 5000);
+    const early = (ms) => performance.now() < start + ms;
+    while ((waiting() && early(DELAY_MS)) || (moving() && early(ANIMATION_MS))) await frame();
+  };
+
+  // BrowserGym's script waits until an IntersectionObserver has seen every element, to note how
+  // much of it is visible, which no accessibility tree shows. This one has seen all at once.
+  class Seen {
+    constructor(tell) {
+      this.tell = tell;
+    }
+    observe(target) {
+      this.tell([{ target, intersectionRatio: 0 }]);
+    }
+    disconnect() {}
+  }
+  const load = (script) => new Function("IntersectionObserver", "return eval(arguments[1])")(Seen, script);
+  let mark, unmark;
+
+  const find = (bid) => {
+    const found = document.querySelector(`[bid="${bid}"]`);
+    if (!found) throw new Refusal(`there is no element ${bid}`);
+    return found;
+  };
+
+  class Refusal extends Error {}
+
+  // What follows decides as Playwright's actions do: https://playwright.dev/docs/actionability
+  const BUTTONS = "button, [role=button], [role=checkbox], [role=radio]";
+  const control = (element) => {
+    if (!element.matches("input, textarea, select") && !element.isContentEditable)
+      element = element.closest(BUTTONS) ?? element;
+    const own = element.matches(`a, input, textarea, select, [role=link], ${BUTTONS}`);
+    return own || element.isContentEditable ? element : element.closest("label")?.control ?? element;
+  };
+  const visible = (element) => {
+    const { width, height } = element.getBoundingClientRect();
+    return width > 0 && height > 0 && element.checkVisibility({ visibilityProperty: true });
+  };
+  const disabled = (element) =>
+    element.matches(":disabled") || element.getAttribute("aria-disabled") === "true";
+  const place = (element) => Object.values(element.getBoundingClientRect().toJSON()).join();
+
+  const hit = (element, x, y) => {
+    let top = document.elementFromPoint(x, y);
+    while (top?.shadowRoot && top.shadowRoot.elementFromPoint(x, y)) {
+      const inner = top.shadowRoot.elementFromPoint(x, y);
+      if (inner === top) break;
+      top = inner;
+    }
+    if (!element.matches("input, textarea, select") && !element.isContentEditable)
+      element = element.closest("button, [role=button], a, [role=link]") ?? element;
+    for (; top; top = top.parentElement ?? top.getRootNode().host) if (top === element) return true;
+    return false;
+  };
+
+  // Why the element cannot be acted on now, or "".
+  const obstacle = async (element, { enabled, editable, still }) => {
+    if (!element.isConnected) return "the element is gone";
+    if (!visible(element)) return "the element is not visible";
+    if (enabled && disabled(control(element))) return "the element is not enabled";
+    if (editable && control(element).readOnly) return "the element is not editable";
+    if (still) {
+      await frame();
+      const before = place(element);
+      await frame();
+      if (place(element) !== before) return "the element keeps moving";
+    }
+    return "";
+  };
+
+  // Try until it works, as long as Playwright would, at least three times on a slow machine.
+  const retry = async (attempt) => {
+    const start = performance.now();
+    for (let n = 0; ; n++) {
+      const result = await attempt(n);
+      if (typeof result !== "string") return result;
+      if (n >= 2 && performance.now() - start > ACTION_MS) throw new Refusal(result);
+      await sleep([0, 20, 100][n] ?? 100);
+    }
+  };
+
+  // Where to point at an element: the middle of its first visible box.
+  const point = (bid, enabled) => {
+    const element = find(bid);
+    return retry(async (n) => {
+      const reason = await obstacle(element, { enabled, still: true });
+      if (reason) return reason;
+      const block = [null, "end", "center", "start"][n % 4];
+      if (block) element.scrollIntoView({ block, inline: block });
+      else element.scrollIntoViewIfNeeded(true);
+      const clip = (value, most) => Math.min(Math.max(value, 0), most);
+      for (const box of element.getClientRects()) {
+        const [left, right] = [clip(box.left, innerWidth), clip(box.right, innerWidth)];
+        const [top, bottom] = [clip(box.top, innerHeight), clip(box.bottom, innerHeight)];
+        if ((right - left) * (bottom - top) <= 0.99) continue;
+        const [x, y] = [(left + right) / 2, (top + bottom) / 2];
+        return hit(element, x, y) ? { x, y } : "another element covers it";
+      }
+      return "the element is outside of the window";
+    });
+  };
+
+  const changed = (element) => {
+    element.dispatchEvent(new Event("input", { bubbles: true, composed: true }));
+    element.dispatchEvent(new Event("change", { bubbles: true }));
+  };
+
+  const select = (element) => {
+    if (element.select) element.select();
+    else {
+      const range = document.createRange();
+      range.selectNodeContents(element);
+      getSelection().removeAllRanges();
+      getSelection().addRange(range);
+    }
+    element.focus();
+  };
+
+  const SET = ["color", "date", "time", "datetime-local", "month", "range", "week"];
+  const TYPED = ["", "email", "number", "password", "search", "tel", "text", "url"];
+
+  // Write a text, or leave all selected so that the server types it: {type: text}.
+  const fill = (bid, text) => {
+    const found = find(bid);
+    return retry(async () => {
+      const reason = await obstacle(found, { enabled: true, editable: true });
+      if (reason) return reason;
+      const element = control(found);
+      if (element.matches("input")) {
+        if (element.type === "number" && isNaN(Number(text.trim())))
+          throw new Refusal("the field takes numbers only");
+        if (SET.includes(element.type)) {
+          element.focus();
+          element.value = text.trim();
+          if (element.value !== text.trim()) throw new Refusal(`no value of a ${element.type} field`);
+          changed(element);
+          return {};
+        }
+        if (!TYPED.includes(element.type))
+          throw new Refusal(`an input of type ${element.type} cannot be filled`);
+        if (element.type === "number") text = text.trim();
+      } else if (!element.matches("textarea") && !element.isContentEditable)
+        throw new Refusal("the element is no text field");
+      select(element);
+      return { type: text, menu: element.classList.contains("ui-autocomplete-input") };
+    });
+  };
+
+  const choose = (bid, text) => {
+    const found = find(bid);
+    return retry(async () => {
+      const reason = await obstacle(found, { enabled: true });
+      if (reason) return reason;
+      const element = control(found);
+      if (!element.matches("select")) throw new Refusal("the element is no list of options");
+      const option = [...element.options].find((o) => o.value === text || o.label === text);
+      if (!option) return "there is no such option";
+      if (disabled(option)) return "the option is not enabled";
+      element.value = undefined;
+      option.selected = true;
+      changed(element);
+      return {};
+    });
+  };
+
+  const focus = (bid) => {
+    const element = find(bid);
+    const was = document.activeElement === element;
+    if (element.isContentEditable && !was) document.activeElement?.blur();
+    element.focus();
+    if (!was && element.matches("input"))
+      try {
+        element.setSelectionRange(0, 0);
+      } catch {} // a checkbox has no selection
+    return {};
+  };
+
+  const checked = (bid) => {
+    const element = control(find(bid));
+    if (element.matches("input[type=checkbox], input[type=radio]")) return { is: element.checked };
+    const roles = ["checkbox", "radio", "switch", "menuitemcheckbox", "menuitemradio", "option"];
+    if (roles.includes(element.getAttribute("role")))
+      return { is: element.getAttribute("aria-checked") === "true" };
+    throw new Refusal("the element is no checkbox and no radio button");
+  };
+
+  // Run scripts as Playwright's `evaluate` does, each to its end, and return their values.
+  const run = async (scripts) => {
+    const values = [];
+    for (const [script, until] of scripts) {
+      const value = (0, eval)(script);
+      let result = await (typeof value === "function" ? value() : value);
+      while (until && !result) {
+        await frame();
+        result = await value();
+      }
+      values.push(result ?? null);
+    }
+    return values;
+  };
+
+  const questions = { point, fill, choose, focus, checked };
+
+  Object.defineProperty(window, "browserServer", {
+    value: {
+      // Ask one of the questions; {refused} is the page's no.
+      async ask(question, ...args) {
+        try {
+          return await questions[question](...args);
+        } catch (error) {
+          if (error instanceof Refusal) return { refused: error.message };
+          throw error;
+        }
+      },
+      // Start an episode with `setup`, let the page settle, ask it with `check` (where it is still
+      // the page at `url`), and mark its elements for the tree.
+      async look(setup, check, url, finalPage) {
+        const begun = await run(setup);
+        await settle();
+        const checked = location.href === url ? await run(check) : [];
+        const marked = finalPage || !window.WOB_DONE_GLOBAL;
+        if (marked) await (mark ??= load(MARK))(["", "bid", "standard_html"]);
+        return { begun, checked, marked, url: location.href };
+      },
+      unmark: () => (unmark ??= load(UNMARK))(),
+    },
+  });
+})();
