@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from openenv.core.env_server import (
     Action,
     Environment,
@@ -78,12 +78,17 @@ class BrowserGymEnvironment(Environment[BrowserGymAction, BrowserGymObservation,
                 and a policy does not act on it.
         """
         seed = 0 if seed is None else seed
-        if type(seed) is not int or not isinstance(task_name, str):
-            raise ValueError(f"expected an int seed and a task name, got {seed!r}, {task_name!r}")
+        if not isinstance(task_name, str):
+            raise ValueError(f"task_name must be a string, got {task_name!r}")
+        if type(seed) is not int or not 0 <= seed < 2**32:
+            raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r:.80}")
+        for name, flag in (("screenshot", screenshot), ("final_page", final_page)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"{name} must be true or false, got {flag!r:.80}")
         # The old episode ends even if the new one fails to start.
         self._last = None
         answer = await self._session.call(
-            "reset", task_name, seed, screenshot=bool(screenshot), final_page=bool(final_page)
+            "reset", task_name, seed, screenshot=screenshot, final_page=final_page
         )
         self._state = BrowserGymState(episode_id=episode_id, task_name=task_name, seed=seed)
         self._last = BrowserGymObservation(**answer)
@@ -123,8 +128,12 @@ class BrowserGymEnvironment(Environment[BrowserGymAction, BrowserGymObservation,
 
 
 def build_app(pool: BrowserPool, max_sessions: int) -> FastAPI:
-    """Build the application; one more session than `max_sessions` gets CAPACITY_REACHED."""
-    return create_fastapi_app(
+    """Build the application; one more session than `max_sessions` gets CAPACITY_REACHED.
+
+    Beside OpenEnv's endpoints, `/health` among them, `/ready` answers 200 while every browser
+    runs, and 503 otherwise.
+    """
+    app = create_fastapi_app(
         partial(BrowserGymEnvironment, pool),
         BrowserGymAction,
         BrowserGymObservation,
@@ -132,3 +141,11 @@ def build_app(pool: BrowserPool, max_sessions: int) -> FastAPI:
         env_name="browsergym",
         state_cls=BrowserGymState,
     )
+
+    @app.get("/ready")
+    def ready(response: Response) -> dict[str, Any]:
+        response.status_code = 200 if pool.ready else 503
+        sessions = sum(len(slot.sessions) for slot in pool.slots)
+        return {"ready": pool.ready, "browsers": len(pool.slots), "sessions": sessions}
+
+    return app

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from typing import Any
 
 from envs.base import TaskError
 from envs.server.cdp import CDPError, Chromium
-from envs.server.chromium import CHROMIUM_ARGS, find_chromium
+from envs.server.chromium import CHROMIUM_ARGS, find_chromium, miniwob_url
 from envs.server.page import Page
 from envs.server.session import Session, SessionError
 
 CLOSE_DEADLINE_S = 10.0
 START_DEADLINE_S = 60.0
+WATCH_INTERVAL_S = 5.0
 
 
 class Slot:
@@ -30,6 +32,11 @@ class Slot:
         self.started = 0
         self._chromium: Chromium | None = None
         self._starting = asyncio.Lock()
+
+    @property
+    def alive(self) -> bool:
+        """True while the Chromium runs."""
+        return self._chromium is not None and self._chromium.alive
 
     async def browser(self) -> Chromium:
         """The Chromium, alive.
@@ -81,7 +88,7 @@ class BrowserPool:
     async def start(self) -> None:
         """Start every Chromium."""
         await asyncio.gather(*(slot.browser() for slot in self.slots))
-        self.run(self._reap())
+        self.run(self._watch())
 
     def open(self) -> PooledSession:
         """Open a session where there are fewest."""
@@ -94,19 +101,26 @@ class BrowserPool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    @property
+    def ready(self) -> bool:
+        """True while every Chromium runs."""
+        return all(slot.alive for slot in self.slots)
+
     async def stop(self) -> None:
         """End every Chromium."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*(slot.stop() for slot in self.slots))
 
-    async def _reap(self) -> None:
+    async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(min(self.idle_s / 4, 10.0))
+            await asyncio.sleep(min(self.idle_s / 4, WATCH_INTERVAL_S))
             for slot in self.slots:
                 for session in list(slot.sessions):
                     if session.idle_for() > self.idle_s:
                         session.lose(f"nobody used it for {self.idle_s:g} s")
+                with contextlib.suppress(CDPError, TimeoutError):  # `ready` tells; tried again
+                    await slot.browser()
 
 
 class PooledSession:
@@ -142,7 +156,7 @@ class PooledSession:
         try:
             async with asyncio.timeout(self._pool.deadline_s):
                 if self._session is None:
-                    page = Page(await self._slot.browser())
+                    page = Page(await self._slot.browser(), miniwob_url())
                     await page.open()
                     self._session = Session(page)
                 return await getattr(self._session, method)(*args, **options)

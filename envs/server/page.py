@@ -33,11 +33,19 @@ class Page:
 
     Attributes:
         browser: the Chromium it lives in.
+        allowed: how every address begins that it may show.
         mouse: where the pointer is, in pixels of the page.
     """
 
-    def __init__(self, browser: Chromium):
+    def __init__(self, browser: Chromium, allowed: str):
+        """Describe the page.
+
+        Args:
+            browser: where to open it.
+            allowed: how every address begins that it may show; others are blocked.
+        """
         self.browser = browser
+        self.allowed = allowed
         self.mouse = (0.0, 0.0)
         self._context = self._target = self._loader = ""
         self._complete = False
@@ -61,6 +69,7 @@ class Page:
             # The page believes that it has the focus, as many others do beside it.
             self.send("Emulation.setFocusEmulationEnabled", enabled=True),
             self.send("Page.addScriptToEvaluateOnNewDocument", source=_page_script()),
+            self.send("Fetch.enable", patterns=[{"urlPattern": "*", "resourceType": "Document"}]),
         )  # fmt: skip
 
     async def close(self) -> None:
@@ -73,6 +82,8 @@ class Page:
     async def goto(self, url: str) -> None:
         """Open an address and wait for its load event."""
         answer = await self.send("Page.navigate", url=url)
+        if "errorText" in answer:
+            raise CDPError(f"cannot open {url}: {answer['errorText']}")
         while not (self._complete and self._loader == answer["loaderId"]):
             await self._wait_for_event()
 
@@ -138,9 +149,17 @@ class Page:
             self._complete = True
         elif method == "Page.javascriptDialogOpening":
             self.send("Page.handleJavaScriptDialog", accept=False)
+        elif method == "Fetch.requestPaused":
+            self._admit(parameters["requestId"], parameters["request"]["url"])
         elif method == "Inspector.targetCrashed":
             self.browser.page_is_gone(self._target, "the page crashed")
         self._event.set()
+
+    def _admit(self, request: str, url: str) -> None:
+        if url.startswith(self.allowed):
+            self.send("Fetch.continueRequest", requestId=request)
+        else:
+            self.send("Fetch.failRequest", requestId=request, errorReason="BlockedByClient")
 
     async def _wait_for_event(self) -> None:
         self._event.clear()

@@ -10,7 +10,7 @@ import pytest_asyncio
 from envs.actions import parse_action
 from envs.server.browsers import BrowserPool, Slot
 from envs.server.cdp import BrowserGone, CDPError, Chromium
-from envs.server.chromium import find_chromium
+from envs.server.chromium import find_chromium, miniwob_url
 from envs.server.page import Page
 from envs.server.session import Session, SessionError
 
@@ -33,7 +33,7 @@ async def browser(shared):
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def session(browser):
-    session = Session(Page(browser))
+    session = Session(Page(browser, miniwob_url()))
     await session.page.open()
     await session.reset("click-test", 0)
     yield session
@@ -67,6 +67,17 @@ async def test_leaving_the_page_ends_the_episode_and_not_the_session(session):
     assert answer["url"].endswith("?left")
     await session.reset("click-test", 0)
     assert (await act(session, CLICK))["reward"] == 1.0
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "http://127.0.0.1:9/", "about:blank"])
+async def test_the_page_shows_nothing_but_the_tasks(session, url):
+    await js(session, f"document.querySelector('button').onclick = () => {{ location = '{url}' }}")
+    answer = await act(session, CLICK)
+    assert (answer["done"], answer["reward"]) == (True, 0.0)
+    assert "root:" not in answer["axtree_txt"]
+    with pytest.raises(CDPError, match="cannot open"):
+        await session.page.goto("file:///etc/passwd")
+    assert (await session.reset("click-test", 0))["goal"] == "Click the button."
 
 
 async def test_a_page_that_is_slow_is_waited_for(session):
