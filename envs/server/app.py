@@ -138,8 +138,6 @@ def build_app(pool: BrowserPool, max_sessions: int) -> FastAPI:
         BrowserGymAction,
         BrowserGymObservation,
         max_concurrent_envs=max_sessions,
-        env_name="browsergym",
-        state_cls=BrowserGymState,
     )
 
     @app.get("/ready")
