@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import dataclasses
 import re
-from collections.abc import Awaitable, Callable
-from functools import cache
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from envs.actions import InvalidAction, format_action, parse_action
 from envs.base import EnvError, Observation, StepResult, Task, TaskError
 from envs.prompts import TEXT_ROLES, Element, page_messages, simplify_axtree
+from envs.remote import client_class, describe, server_url, token_headers
 from envs.renumber import page_id
+from envs.wire import Answer, no_such_task, read_reset, read_step
 
 CLOSE_DEADLINE_S = 5.0
 MAX_ERROR_LENGTH = 200
@@ -25,13 +26,15 @@ class BrowserGymEnv:
     """One WebSocket session with a browser server, connected at the first reset.
 
     Element ids are renumbered for each (task, seed), see `envs.renumber`. An action that
-    names an id which is not on the page never reaches the server.
+    names an id which is not on the page never reaches the server. The server is one of
+    `envs.server`, or OpenEnv's own BrowserGym server with what `envs.wire` says of it.
 
     Args:
-        base_url: the server's address, `http://host:port`.
-        deadline_s: seconds a reset or a step may take, waiting its turn included.
+        base_url: the server's address, `http://host:port`, or the page of a Hugging Face Space.
+        deadline_s: seconds a reset or a step may take, waiting its turn included, and for the
+            first reset the connection, which a sleeping Space delays by minutes.
         hide_page: True for the blind control: the messages hold everything but the page.
-        headers: HTTP headers of the connection, e.g. an authorization.
+        headers: HTTP headers of the connection; None for those of `envs.remote.token_headers`.
     """
 
     def __init__(
@@ -42,13 +45,14 @@ class BrowserGymEnv:
         hide_page: bool = False,
         headers: dict[str, str] | None = None,
     ):
-        self.base_url = base_url
+        self.base_url = server_url(base_url)
         self.deadline_s = deadline_s
         self.hide_page = hide_page
-        self.headers = headers
+        self.headers = token_headers(self.base_url) if headers is None else headers
         self._client: Any = None
         self._dead = ""
         self._task: Task | None = None  # None: no episode is running
+        self._screenshot = False
         self._history: list[str] = []
         self._bids: dict[str, str] = {}
         self._observation = Observation(messages=())
@@ -58,18 +62,23 @@ class BrowserGymEnv:
 
         Args:
             task: a MiniWoB task such as `click-test`, with or without `miniwob.` in front.
-            screenshot: True to have a picture in every observation of this episode.
+            screenshot: True to have a picture in every observation of this episode; without
+                pictures the finished page comes without its text, for nobody acts on it.
 
         Raises:
-            TaskError: the server has no such task.
+            TaskError: the server has no such task, or answers with another one.
             EnvError: the machinery failed; this environment is dead from then on.
         """
-        self._task = None
-        reply = await self._ask(
-            lambda client: client.reset(task_name=task.name, seed=task.seed, screenshot=screenshot)
+        self._task, self._history, self._screenshot = None, [], screenshot
+        name = task.name.removeprefix("miniwob.")
+        options = {"screenshot": screenshot, "final_page": screenshot}
+        payload = await self._ask(
+            lambda client: client.reset(task_name=name, seed=task.seed, **options)
         )
-        self._task, self._history = task, []
-        self._observation = self._observe(task, reply["observation"])
+        with self._reading():
+            answer = read_reset(payload, name, screenshot=screenshot)
+            self._observation = self._observe(task, answer, answer.goal)
+        self._task = task
         return self._observation
 
     async def step(self, text: str) -> StepResult:
@@ -90,18 +99,19 @@ class BrowserGymEnv:
             if element_id not in self._bids:
                 return self._refuse(f"there is no element {element_id!r} on the page")
         command = format_action(action.with_ids(self._bids))
-        reply = await self._ask(lambda client: client.step(command))
+        payload = await self._ask(lambda client: client.step(command))
         self._history.append(format_action(action))
-        self._observation = self._observe(self._task, reply["observation"])
-        if reply["done"]:
+        with self._reading():
+            answer = read_step(payload, screenshot=self._screenshot)
+            self._observation = self._observe(self._task, answer, self._observation.goal)
+        if answer.done:
             self._task = None
-        reward = float(reply["reward"])
         return StepResult(
             observation=self._observation,
-            reward=reward,
-            done=reply["done"],
-            success=reward > 0,
-            info={"raw_reward": reply["metadata"]["raw_reward"]},
+            reward=answer.reward,
+            done=answer.done,
+            success=answer.reward > 0,
+            info={} if answer.raw_reward is None else {"raw_reward": answer.raw_reward},
         )
 
     async def close(self) -> None:
@@ -121,11 +131,11 @@ class BrowserGymEnv:
         """Await one answer of the server within the deadline, or be dead."""
         self._check_alive()
         if self._client is None:
-            client_class = await asyncio.to_thread(_client_class)
-            self._client = client_class(
+            make_client = await asyncio.to_thread(client_class)
+            self._client = make_client(
                 base_url=self.base_url,
+                connect_timeout_s=self.deadline_s,
                 message_timeout_s=2 * self.deadline_s,  # the deadline is ours
-                websocket_ping_interval_s=None,  # the deadline notices a dead server
                 headers=self.headers,
             )
         try:
@@ -135,39 +145,49 @@ class BrowserGymEnv:
             self._dead = "a call was cancelled"  # its answer would be read as the next one's
             raise
         except TimeoutError as error:
-            self._dead = f"no answer within {self.deadline_s:g} s"
-            raise EnvError(f"browser server {self.base_url}: {self._dead}") from error
+            raise self._die(f"no answer within {self.deadline_s:g} s") from error
         except Exception as error:
             # OpenEnv turns every error of the server into one RuntimeError, and the
             # transport has many of its own: an unknown task alone is not the machinery's.
-            message = str(error).removeprefix("Server error: ")
-            if message.startswith("unknown task"):
-                raise TaskError(message.removesuffix(" (code: EXECUTION_ERROR)")) from error
-            self._dead = f"{type(error).__name__}: {message}"
-            raise EnvError(f"browser server {self.base_url}: {self._dead}") from error
+            if unknown := no_such_task(str(error).removeprefix("Server error: ")):
+                raise TaskError(unknown) from error
+            raise self._die(describe(error)) from error
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Be dead if the answer that is read here is no outcome of an episode."""
+        try:
+            yield
+        except TaskError:
+            raise
+        except ValueError as error:
+            raise self._die(str(error)) from error
+
+    def _die(self, reason: str) -> EnvError:
+        self._dead = reason
+        return EnvError(f"browser server {self.base_url}: {reason}")
 
     def _check_alive(self) -> None:
         if self._dead:
             raise EnvError(f"this environment is dead ({self._dead}): take a fresh one")
 
-    def _observe(self, task: Task, reply: dict[str, Any]) -> Observation:
-        elements = simplify_axtree(reply["axtree_txt"])
+    def _observe(self, task: Task, answer: Answer, goal: str) -> Observation:
+        elements = simplify_axtree(answer.axtree_txt)
         self._bids = {page_id(task, element.id): element.id for element in elements if element.id}
         elements = [
             dataclasses.replace(element, id=page_id(task, element.id)) if element.id else element
             for element in elements
         ]
         page = "\n".join(map(str, elements))
-        error = _one_line(task, reply["error"])
-        png = reply["screenshot"]
+        error = _one_line(task, answer.error)
         return Observation(
-            messages=page_messages(reply["goal"], page, self._history, error, self.hide_page),
-            goal=reply["goal"],
+            messages=page_messages(goal, page, self._history, error, self.hide_page),
+            goal=goal,
             page="" if self.hide_page else page,
-            url=reply["url"],
+            url=answer.url,
             error=error,
-            actions=_possible_actions(elements, reply["goal"]),
-            screenshot=None if png is None else base64.b64decode(png),
+            actions=_possible_actions(elements, goal),
+            screenshot=answer.screenshot,
         )
 
     def _refuse(self, error: str) -> StepResult:
@@ -197,27 +217,3 @@ def _one_line(task: Task, error: str) -> str:
     line = error.strip().splitlines()[0] if error.strip() else ""
     line = _MENTIONED_BID.sub(lambda m: f"{m[1]}{m[2]}{page_id(task, m[3])}{m[2]}", line)
     return line if len(line) <= MAX_ERROR_LENGTH else line[:MAX_ERROR_LENGTH] + "..."
-
-
-@cache
-def _client_class() -> type:
-    try:
-        from openenv.core.env_client import EnvClient  # takes seconds: it loads a web UI
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "BrowserGymEnv needs the package openenv: run `make setup`"
-        ) from error
-
-    class BrowserGymClient(EnvClient):
-        """The wire format as it is: actions as text, answers as dicts."""
-
-        def _step_payload(self, action: str) -> dict[str, Any]:
-            return {"action_str": action}
-
-        def _parse_result(self, payload: dict[str, Any]) -> Any:
-            return payload
-
-        def _parse_state(self, payload: dict[str, Any]) -> Any:
-            return payload
-
-    return BrowserGymClient
