@@ -24,12 +24,10 @@ class Slot:
 
     Attributes:
         sessions: those that live here.
-        started: Chromiums so far.
     """
 
     def __init__(self) -> None:
         self.sessions: set[PooledSession] = set()
-        self.started = 0
         self._chromium: Chromium | None = None
         self._starting = asyncio.Lock()
 
@@ -54,7 +52,6 @@ class Slot:
                 async with asyncio.timeout(START_DEADLINE_S):
                     await chromium.start()
                 self._chromium = chromium
-                self.started += 1
             return self._chromium
 
     async def stop(self) -> None:
@@ -131,6 +128,7 @@ class PooledSession:
 
     def __init__(self, pool: BrowserPool, slot: Slot):
         self._pool, self._slot = pool, slot
+        self._page: Page | None = None
         self._session: Session | None = None
         self._lost = ""
         self._busy = False
@@ -156,9 +154,9 @@ class PooledSession:
         try:
             async with asyncio.timeout(self._pool.deadline_s):
                 if self._session is None:
-                    page = Page(await self._slot.browser(), miniwob_url())
-                    await page.open()
-                    self._session = Session(page)
+                    self._page = Page(await self._slot.browser(), miniwob_url())
+                    await self._page.open()
+                    self._session = Session(self._page)
                 return await getattr(self._session, method)(*args, **options)
         except (TaskError, SessionError):
             raise
@@ -177,9 +175,9 @@ class PooledSession:
         """Give the session up, and close its page in the background."""
         self._lost = self._lost or reason
         self._slot.sessions.discard(self)
-        session, self._session = self._session, None
-        if session is not None:
-            self._pool.run(self._close(session.page))
+        page, self._page = self._page, None
+        if page is not None:
+            self._pool.run(self._close(page))
 
     def close(self) -> None:
         """Give the session up; may be called in any thread."""

@@ -105,9 +105,11 @@ class Chromium:
         self._reading = loop.create_task(self._listen(reader))
         try:
             await self.send("Browser.getVersion")
-        except BrowserGone:
+        except BaseException as error:
             words = Path(self._folder, "log").read_text(errors="replace")[-2000:]
             await self.stop()
+            if not isinstance(error, BrowserGone):
+                raise
             raise BrowserGone(f"Chromium ended at its start; its last words:\n{words}") from None
 
     def send(

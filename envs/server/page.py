@@ -80,7 +80,10 @@ class Page:
             await self.browser.send("Target.disposeBrowserContext", context)
 
     async def goto(self, url: str) -> None:
-        """Open an address and wait for its load event."""
+        """Open an address, the pointer where a new page has it, and wait for its load event."""
+        if self.mouse != (0.0, 0.0):
+            self.mouse = (0.0, 0.0)
+            await self.mouse_events({"type": "mouseMoved"})
         answer = await self.send("Page.navigate", url=url)
         if "errorText" in answer:
             raise CDPError(f"cannot open {url}: {answer['errorText']}")

@@ -115,7 +115,10 @@ async def serving(handler):
 
 @asynccontextmanager
 async def replaying(recording):
-    """A server that gives the recorded answers, and only to the recorded messages."""
+    """A server that gives the recorded answers, and only to the recorded messages.
+
+    A reset may ask for more than the recorded one did: servers ignore what they do not know.
+    """
     exchanges = json.loads((FIXTURES / recording).read_text())["exchanges"]
     exchanges = [one for one in exchanges if one["sent"]["type"] != "state"]
 
@@ -335,6 +338,25 @@ async def test_a_reset_whose_answer_begins_no_episode(path, value, message):
     async with serving(answering(changed(path, value))) as url:
         env = BrowserGymEnv(url)
         await fails_and_is_dead(env, env.reset(CLICK), message)
+
+
+async def test_the_finished_page_alone_may_be_left_out():
+    finished = changed("done", True) | {"reward": 1.0}
+    finished["observation"]["axtree_txt"] = ""
+    ours = copy.deepcopy(finished)
+    ours["observation"]["metadata"] = {"success": True, "raw_reward": 0.8}
+    async with serving(answering(GOOD, ours)) as url:
+        env = BrowserGymEnv(url)
+        await env.reset(CLICK)
+        result = await env.step("noop()")
+        assert (result.reward, result.done, result.info) == (1.0, True, {"raw_reward": 0.8})
+        assert result.observation.page == ""
+        await env.close()
+    for broken in (finished, ours | {"done": False}):
+        async with serving(answering(GOOD, broken)) as url:
+            env = BrowserGymEnv(url)
+            await env.reset(CLICK)
+            await fails_and_is_dead(env, env.step("noop()"), "no axtree_txt")
 
 
 async def test_a_reset_may_have_no_reward():
