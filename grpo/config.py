@@ -52,7 +52,7 @@ class Config:
     sampling_threads: int = _option(1, "CPU threads of the local generator; 0: all")
 
     # The environment.
-    env_url: str = _option("", "address of an OpenEnv server; empty: start one here")
+    env_url: str = _option("", "an OpenEnv server, or a Space's page; empty: start one here")
     env_workers: int = _option(2, "Chromiums of the server started here")
     env_sessions: int = _option(16, "browser sessions at once")
     env_deadline: float = _option(30.0, "seconds until an env call counts as failed")

@@ -153,16 +153,16 @@ class Chromium:
     async def stop(self) -> None:
         """End the process and all that it started."""
         self.alive = False
-        self.process.kill()
-        # Chromium's children have process groups of their own, and a frozen one outlives it.
         await asyncio.to_thread(self._clean)
         self._write.close()
         self._read.close()
         await self._reading
 
     def _clean(self) -> None:
-        self.process.wait()
+        # All at once: a frozen child would outlive the browser, and then be nobody's.
         kill_marked(f"{MARK}={self._mark}")
+        self.process.kill()  # where there is no /proc
+        self.process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:

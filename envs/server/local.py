@@ -39,6 +39,7 @@ class LocalServer:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._mark = f"GRPO_BROWSER_SERVER={uuid.uuid4().hex}"
+        self._session: int | None = None
         self._folder: Path | None = None
 
     @property
@@ -48,7 +49,7 @@ class LocalServer:
 
     def processes(self) -> list[int]:
         """Return the ids of all its processes, browsers included (Linux; elsewhere none)."""
-        return marked(self._mark)
+        return marked(self._mark, self._session)
 
     @property
     def pid(self) -> int:
@@ -123,6 +124,7 @@ class LocalServer:
                 start_new_session=True,  # Ctrl-C is for this process, which closes the server
                 env=os.environ | {name: value, "TMPDIR": str(self._folder), "PYTHONPATH": path},
             )
+        self._session = self._process.pid
         end = time.monotonic() + self.start_deadline_s
         while time.monotonic() < end and self.alive:
             for line in self._log().splitlines():
@@ -148,7 +150,7 @@ class LocalServer:
                 self._process.wait()
             if self._process.stdin is not None:
                 self._process.stdin.close()
-            kill_marked(self._mark)
+            kill_marked(self._mark, self._session)
             self._process = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""End processes by a mark in their environment, which every descendant inherits."""
+"""Find and end all processes that one process started, by a mark in their environment."""
 
 from __future__ import annotations
 
@@ -8,39 +8,52 @@ import time
 from pathlib import Path
 
 
-def marked(mark: str) -> list[int]:
-    """Return the ids of the processes whose environment holds `mark` (Linux; elsewhere none).
+def marked(mark: str, session: int | None = None) -> list[int]:
+    """Return the ids of all processes with a mark and of what they started (Linux; elsewhere none).
 
-    A process tree cannot tell: a browser starts its own process group, and one whose parent
-    was killed has a new parent.
+    A mark reaches children whose parent is gone, but a browser's write over their environment:
+    those are found as the children of marked ones, or in the session.
 
     Args:
         mark: `NAME=value`.
+        session: id of a session whose processes count as well.
     """
     wanted = mark.encode()
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
+    found: set[int] = set()
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid = int(folder.name)
         try:
-            environment = path.read_bytes()
+            environment = (folder / "environ").read_bytes()
+            # After the name, which may hold anything: state, parent, group, session, ...
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue  # it ended meanwhile, or belongs to someone else
-        if wanted in environment.split(b"\0"):
-            found.append(int(path.parent.name))
-    return found
+        children.setdefault(int(fields[1]), []).append(pid)
+        ended = fields[0] in "ZX"
+        if not ended and (wanted in environment.split(b"\0") or int(fields[3]) == session):
+            found.add(pid)
+    pending = list(found)
+    while pending:
+        new = [pid for pid in children.get(pending.pop(), []) if pid not in found]
+        found.update(new)
+        pending += new
+    return sorted(found)
 
 
-def kill_marked(mark: str, deadline_s: float = 5.0) -> None:
-    """Kill the marked processes, and those that they start meanwhile.
+def kill_marked(mark: str, session: int | None = None, deadline_s: float = 5.0) -> None:
+    """Kill what `marked` returns, and what these start meanwhile.
 
     Args:
         mark: `NAME=value`.
+        session: id of a session whose processes count as well.
         deadline_s: seconds after which it gives up.
 
     Raises:
         TimeoutError: some are still there.
     """
     end = time.monotonic() + deadline_s
-    while pids := [pid for pid in marked(mark) if pid != os.getpid()]:
+    while pids := [pid for pid in marked(mark, session) if pid != os.getpid()]:
         if time.monotonic() > end:
             raise TimeoutError(f"processes {pids} did not end within {deadline_s:g} s")
         for pid in pids:

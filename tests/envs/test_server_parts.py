@@ -67,6 +67,31 @@ def test_marked_processes_are_killed_even_when_they_stand_alone():
     assert marked(mark) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_children_that_lost_the_mark_are_found():
+    # As a browser's do: the mark is gone from their environment, the parent still has it.
+    mark = f"GRPO_TEST_MARK=children-{os.getpid()}"
+    name, value = mark.split("=")
+    sleep = "import time; time.sleep(60)"
+    start = "import subprocess, sys, time; "
+    start += f"child = subprocess.Popen([sys.executable, '-c', {sleep!r}], env={{}}); {sleep}"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", start],
+        env=os.environ | {name: value},
+        start_new_session=True,
+    )
+    end = time.monotonic() + 20
+    while len(marked(mark)) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    _, child = sorted(marked(mark), key=lambda pid: pid != parent.pid)
+    parent.kill()
+    parent.wait()
+    assert marked(mark) == []
+    assert marked(mark, session=parent.pid) == [child]  # an orphan
+    kill_marked(mark, session=parent.pid)
+    assert marked(mark, session=parent.pid) == []
+
+
 @pytest.mark.browser
 async def test_a_server_that_cannot_start_says_why(monkeypatch):
     monkeypatch.setenv("GRPO_CHROMIUM", "/nowhere/chrome")
