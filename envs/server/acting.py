@@ -11,6 +11,8 @@ from envs.server.page import Page, Refused
 SCREENSHOT_SCALE = 1.5
 """BrowserGym takes pixels from a picture this much larger than the page."""
 
+POINTING_ATTEMPTS = 4
+
 _PRESS = {"type": "mousePressed", "button": "left", "clickCount": 1}
 _RELEASE = {"type": "mouseReleased", "button": "left", "clickCount": 1}
 
@@ -57,9 +59,14 @@ async def act(page: Page, action: Action) -> None:
 
 
 async def _move_to(page: Page, bid: Any, *, enabled: bool = True, **held: Any) -> None:
-    point = await page.ask("point", bid, enabled)
-    page.mouse = (point["x"], point["y"])
-    await page.mouse_events({"type": "mouseMoved", **held})
+    for attempt in range(POINTING_ATTEMPTS):
+        point = await page.ask("point", bid, enabled, attempt)
+        page.mouse = (point["x"], point["y"])
+        await page.mouse_events({"type": "mouseMoved", **held})
+        # What the pointer is over may grow or move, and then something else is there.
+        if (await page.ask("under", bid, *page.mouse))["is"]:
+            return
+    raise Refused("another element covers it")
 
 
 async def _click(page: Page, *, times: int = 1) -> None:

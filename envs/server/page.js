@@ -119,13 +119,14 @@
     }
   };
 
-  // Where to point at an element: the middle of its first visible box.
-  const point = (bid, enabled) => {
+  // Where to point at an element: the middle of its first visible box. Every attempt brings it
+  // into view in another way.
+  const point = (bid, enabled, attempt) => {
     const element = find(bid);
     return retry(async (n) => {
       const reason = await obstacle(element, { enabled, still: true });
       if (reason) return reason;
-      const block = [null, "end", "center", "start"][n % 4];
+      const block = [null, "end", "center", "start"][(attempt + n) % 4];
       if (block) element.scrollIntoView({ block, inline: block });
       else element.scrollIntoViewIfNeeded(true);
       const clip = (value, most) => Math.min(Math.max(value, 0), most);
@@ -139,6 +140,8 @@
       return "the element is outside of the window";
     });
   };
+
+  const under = (bid, x, y) => ({ is: hit(find(bid), x, y) });
 
   const changed = (element) => {
     element.dispatchEvent(new Event("input", { bubbles: true, composed: true }));
@@ -239,7 +242,7 @@
     return values;
   };
 
-  const questions = { point, fill, choose, focus, checked };
+  const questions = { point, under, fill, choose, focus, checked };
 
   Object.defineProperty(window, "browserServer", {
     value: {

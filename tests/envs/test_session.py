@@ -330,6 +330,21 @@ async def test_pointer(session):
     ]  # fmt: skip
 
 
+async def test_an_element_that_moves_away_from_the_pointer(session):
+    await html(
+        session,
+        "<p id=space hidden style='height: 40px'></p>"
+        "<div onmouseover='space.hidden = false'><button id=other bid=y>a</button><br>"
+        "<button bid=x onclick='core.endEpisode(1)'>b</button></div>",
+    )
+    await js(session, "seen = 0; other.onmousedown = () => seen++; 0")
+    answer = await act(session, "click('x')")
+    assert (answer["error"], answer["reward"], await js(session, "seen")) == ("", 1.0, 0)
+    await html(session, "<div bid=x>a</div>")
+    await js(session, "document.querySelector('[bid=x]').onmouseover = e => e.target.remove()")
+    assert (await act(session, "click('x')"))["error"] == "click failed: there is no element x"
+
+
 async def test_scroll_is_in_the_pictures_pixels(session):
     await html(session, "<div style='height: 3000px'></div>")
     await act(session, "scroll(0, 150)")
