@@ -1,0 +1,215 @@
+"""Episodes a second without a model: this server beside BrowserGym by itself.
+
+The oracle of `envs.solvers` plays. Every kind drives the same Chromium from a process of its own,
+and they take turns, so that a slow minute of the machine meets them all. BrowserGym plays one
+episode after the other; the server plays for one client with many sessions at a time.
+
+    python benchmarks/rollouts.py                 # the table, 5 minutes on two cores
+    python benchmarks/rollouts.py --tasks click-test --sessions 1 8 --rounds 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import linear_regression, median, quantiles
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from envs.solvers import SOLVERS  # noqa: E402
+
+DEFAULTS, TUNED, SERVER = "BrowserGym, defaults", "BrowserGym, tuned", "server"
+OPTIONS: dict[str, dict[str, Any]] = {
+    DEFAULTS: {},
+    TUNED: {"slow_mo": 0, "pre_observation_delay": 0.0, "disable_env_checker": True},
+}
+"""What `gymnasium.make` is given: options that leave the observation as it is."""
+
+Point = tuple[str, str, int]
+"""Task, kind, sessions at a time."""
+
+console = Console(stderr=True)
+
+
+class Worker:
+    """One kind in its own process."""
+
+    def __init__(self, kind: str, settings: dict[str, Any], folder: str) -> None:
+        self.kind = kind
+        self.log = Path(folder, f"{kind}.log")
+        script = ROOT / "benchmarks" / "rollouts_worker.py"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(script), json.dumps(settings)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self._read()
+
+    def measure(self, **request: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            tail = self.log.read_text(errors="replace")[-1000:]
+            raise RuntimeError(f"{self.kind} ended with {self.process.wait()}:\n{tail}")
+        return json.loads(line)
+
+
+def compare(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Measure every kind on every task, `rounds` times in turn."""
+    most = max(arguments.sessions)
+    settings = {kind: {"options": options} for kind, options in OPTIONS.items()}
+    settings[SERVER] = {"workers": arguments.workers, "sessions": most}
+    workers: dict[str, Worker] = {}
+    answers: dict[Point, list[dict[str, Any]]] = defaultdict(list)
+    try:
+        for kind, setting in settings.items():
+            workers[kind] = Worker(kind, setting, folder)
+        for number in range(1, arguments.rounds + 1):
+            for task in arguments.tasks:
+                for kind, worker in workers.items():
+                    for sessions in arguments.sessions if kind == SERVER else (1,):
+                        request = {"task": task, "sessions": sessions, "seconds": arguments.seconds}
+                        answers[task, kind, sessions].append(worker.measure(**request))
+            rates = [f"{turns[-1]['rate']:.2f}" for turns in answers.values()]
+            load = os.getloadavg()[0]
+            console.print(f"round {number}, load {load:.1f}: {' '.join(rates)} episodes/s")
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return summarise(answers)
+
+
+def summarise(answers: Mapping[Point, Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """Put the rounds together.
+
+    Args:
+        answers: of each point what the worker answered, one answer a round.
+
+    Returns:
+        `points` (median rate in episodes/s, milliseconds over all rounds, median MB), for each
+        task `ratio_<task>` (the server's best rate over BrowserGym's with its defaults) and
+        `ratio_tuned_<task>`, `mb_per_session` of the server, and all that was wrong or lost.
+    """
+    points = []
+    for (task, kind, sessions), turns in answers.items():
+        point: dict[str, Any] = {"task": task, "kind": kind, "sessions": sessions}
+        point["rate"] = median(turn["rate"] for turn in turns)
+        point["rates"] = [turn["rate"] for turn in turns]
+        for name in ("reset", "step"):
+            times = [1000 * seconds for turn in turns for seconds in turn[f"{name}s"]]
+            point[f"{name}_p50"] = median(times) if times else None
+            point[f"{name}_p95"] = percentile_95(times)
+        point["memory_mb"] = median(turn["memory"] for turn in turns)
+        points.append(point | {key: sum(turn[key] for turn in turns) for key in ("wrong", "lost")})
+    result: dict[str, Any] = {}
+    for task in dict.fromkeys(point["task"] for point in points):
+        rates: dict[str, float] = defaultdict(float)
+        for point in points:
+            if point["task"] == task:
+                rates[point["kind"]] = max(rates[point["kind"]], point["rate"])
+        name = task.replace("-", "_")
+        result[f"ratio_{name}"] = ratio(rates[SERVER], rates[DEFAULTS])
+        result[f"ratio_tuned_{name}"] = ratio(rates[SERVER], rates[TUNED])
+    ours = [point for point in points if point["kind"] == SERVER]
+    result["mb_per_session"] = slope([(p["sessions"], p["memory_mb"]) for p in ours])
+    result |= {key: sum(point[key] for point in points) for key in ("wrong", "lost")}
+    return result | {"points": points}
+
+
+def ratio(rate: float, other: float) -> float | None:
+    """Divide, None by an `other` whose episodes were all wrong or lost."""
+    return rate / other if other else None
+
+
+def percentile_95(values: Sequence[float]) -> float | None:
+    """Return what 95 % of the values do not pass, None of fewer than two."""
+    return quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else None
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float | None:
+    """Return the slope of the least-squares line, None where all x are the same."""
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    return linear_regression(xs, ys).slope if len(set(xs)) > 1 else None
+
+
+def show(result: dict[str, Any], workers: int) -> None:
+    """Print a table for each task."""
+    defaults = {p["task"]: p["rate"] for p in result["points"] if p["kind"] == DEFAULTS}
+    tables: dict[str, Table] = {}
+    for point in result["points"]:
+        task, name = point["task"], point["kind"]
+        if task not in tables:
+            title = f"{task} (the server has {workers} Chromiums; times in ms)"
+            tables[task] = Table(title=title, box=SIMPLE_HEAD)
+            tables[task].add_column("", no_wrap=True)
+            for heading in ("episodes/s", "ratio", "reset p50 p95", "step p50 p95", "MB"):
+                tables[task].add_column(heading, justify="right")
+        if name == SERVER:
+            name += f", {point['sessions']} at once"
+        tables[task].add_row(
+            name,
+            shown(point["rate"], 2),
+            shown(ratio(point["rate"], defaults[task]), 1),
+            f"{shown(point['reset_p50'])} {shown(point['reset_p95'])}",
+            f"{shown(point['step_p50'])} {shown(point['step_p95'])}",
+            shown(point["memory_mb"]),
+        )
+    Console().print(*tables.values(), sep="\n")
+    more = f"{shown(result['mb_per_session'], 1)} MB for each further session"
+    Console().print(f"{result['wrong']} wrong, {result['lost']} lost; {more}")
+
+
+def shown(value: float | None, digits: int = 0) -> str:
+    """Return a number as the table shows it."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each point in each round")
+    parser.add_argument("--rounds", type=int, default=3, help="each point's turns")
+    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 2, 4, 8, 16],
+                        help="the server's sessions at a time")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=2, help="the server's Chromiums")
+    parser.add_argument("--tasks", nargs="+", default=["click-test", "login-user"],
+                        choices=sorted(SOLVERS), metavar="TASK", help="those solved")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        result = compare(arguments, folder)
+    show(result, arguments.workers)
+    if arguments.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

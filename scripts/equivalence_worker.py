@@ -1,0 +1,173 @@
+"""BrowserGym by itself behind a pipe, for `scripts/equivalence.py`.
+
+Reads one episode a line, a `Run` as JSON, and answers with the same one played.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.rollouts_worker import lay_out_chromium  # noqa: E402
+from envs.actions import ACTIONS, Action, format_action  # noqa: E402
+from envs.prompts import CONTROLS, simplify_axtree  # noqa: E402
+from envs.solvers import SOLVERS  # noqa: E402
+
+MOST_STEPS = 30
+RANDOM_STEPS = 3
+ATTEMPTS = 3
+
+TEXTS = {
+    **dict.fromkeys(
+        ("click", "dblclick", "hover", "focus", "clear", "scroll", "drag_and_drop"), ()
+    ),
+    "fill": ("ab", "7", "Ann Smith, 12", ""),
+    "press": ("Enter", "Tab", "ArrowDown", "Backspace", "a", "Shift+B", "Control+a"),
+    "select_option": (),  # one of the page's
+}
+"""What by chance is drawn from: BrowserGym's actions that ours shares, and texts for them."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What an observation, its reward and its end say, in the same words from both sides."""
+
+    goal: str
+    page: str
+    reward: float = 0.0
+    done: bool = False
+    failed: bool = False  # whether the action's error is set
+
+
+@dataclass
+class Run:
+    """One episode: the state after the reset and each action, and what broke it off."""
+
+    task: str
+    seed: int
+    by_chance: bool = False  # clicks by chance even where there is a solver
+    actions: list[str] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
+    broken: str = ""
+
+    def to_json(self) -> str:
+        """Write it as one line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Run:
+        """Read what `to_json` wrote."""
+        run = cls(**json.loads(line))
+        run.states = [State(**state) for state in run.states]  # type: ignore[arg-type]
+        return run
+
+
+def choose(run: Run, clickable: Sequence[str], chance: random.Random) -> str | None:
+    """Return the next action: the solver's, else a click by chance; None after the last one.
+
+    Args:
+        run: the episode until now; if it goes by chance, any action on any control is drawn.
+        clickable: the ids that a click by chance is drawn from.
+        chance: the generator that draws.
+    """
+    state, step = run.states[-1], len(run.actions)
+    elements = simplify_axtree(state.page)
+    if run.task in SOLVERS and not run.by_chance and step < MOST_STEPS:
+        try:
+            return format_action(SOLVERS[run.task](state.goal, elements, step))
+        except LookupError:
+            pass  # the page of this seed lacks what the task needs
+    controls = [e.id for e in elements if e.id and e.role in CONTROLS and e.id not in clickable]
+    ids = [*clickable, *(controls if run.by_chance else [])]
+    if step >= RANDOM_STEPS or not ids:
+        return None
+    if not run.by_chance:
+        return format_action(Action("click", (chance.choice(ids),)))
+    options = [e.name for e in elements if e.role == "option"]
+    name = chance.choice(list(TEXTS))
+    draw: dict[str, Any] = {
+        "id": ids,
+        "text": TEXTS[name] or options or ["none"],
+        "number": (-300, 0, 300),
+    }
+    return format_action(Action(name, tuple(chance.choice(draw[kind]) for kind in ACTIONS[name])))
+
+
+def play(wanted: Run) -> Run:
+    """Play an episode on BrowserGym with its defaults.
+
+    BrowserGym gives an element 500 ms to be ready, which a machine under load can miss: an
+    episode with such an error is played again, and counts where the error comes every time.
+
+    Args:
+        wanted: its actions are played; if it has no states either, they are chosen.
+    """
+    for _ in range(ATTEMPTS):
+        run, late = _play(wanted)
+        if not late:
+            break
+    return run
+
+
+def _play(wanted: Run) -> tuple[Run, bool]:
+    import browsergym.miniwob  # noqa: F401 (registers the tasks)
+    import gymnasium
+
+    run = Run(wanted.task, wanted.seed, wanted.by_chance)
+    chance = random.Random(f"{run.task} {run.seed}")
+    late = False
+    env = gymnasium.make(f"browsergym/miniwob.{run.task}")
+    try:
+        observation, _ = env.reset(seed=run.seed)
+        run.states.append(_state(observation, 0.0, False))
+        while not run.states[-1].done:
+            if not wanted.states:
+                action = choose(run, _clickable(observation), chance)
+            else:
+                action = next(iter(wanted.actions[len(run.actions) :]), None)
+            if action is None:
+                break
+            observation, reward, done, _, _ = env.step(action)
+            run.actions.append(action)
+            run.states.append(_state(observation, float(reward), bool(done)))
+            late = late or "Timeout" in observation["last_action_error"]
+    except Exception as error:  # whatever it is, it is what BrowserGym does here
+        run.broken = f"{type(error).__name__}: {error}".splitlines()[0]
+    finally:
+        env.close()
+    return run, late
+
+
+def _state(observation: dict[str, Any], reward: float, done: bool) -> State:
+    from browsergym.utils.obs import IGNORED_AXTREE_ROLES, flatten_axtree_to_str
+
+    tree, roles = observation["axtree_object"], [*IGNORED_AXTREE_ROLES, "InlineTextBox"]
+    page = flatten_axtree_to_str(tree, skip_generic=False, ignored_roles=roles)
+    failed = bool(observation["last_action_error"])
+    return State(observation["goal"], page, reward, done, failed)
+
+
+def _clickable(observation: dict[str, Any]) -> list[str]:
+    properties = observation["extra_element_properties"].items()
+    return [bid for bid, its in properties if its["clickable"] and its["visibility"] >= 0.5]
+
+
+def main() -> None:
+    """Answer until standard input ends, as it does when the parent dies."""
+    with tempfile.TemporaryDirectory() as folder:
+        lay_out_chromium(Path(folder))
+        for line in sys.stdin:
+            print(play(Run.from_json(line)).to_json(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
