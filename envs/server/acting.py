@@ -95,23 +95,7 @@ async def _set_checked(page: Page, bid: Any, wanted: bool) -> None:
 
 async def _fill(page: Page, bid: str, text: str) -> None:
     field = await page.ask("fill", bid, text)
-    if "type" not in field:
-        return
-    text = field["type"]
-    if not (field["menu"] and text):
-        await _write(page, text)
-        return
-    # The menu of suggestions opens on a key press, so the last character is typed.
-    await _write(page, text[:-1])
-    if text[-1] in keyboard.KEYS:
-        await page.key_events(keyboard.events(text[-1]))
-    else:
-        await _write(page, text[-1])
-
-
-async def _write(page: Page, text: str) -> None:
-    """Put a text in the place of what is selected."""
-    if text:
-        await page.send("Input.insertText", text=text)
-    else:
+    if field.get("type"):
+        await page.send("Input.insertText", text=field["type"])
+    elif "type" in field:
         await page.key_events(keyboard.events("Delete"))

@@ -185,7 +185,7 @@
       } else if (!element.matches("textarea") && !element.isContentEditable)
         throw new Refusal("the element is no text field");
       select(element);
-      return { type: text, menu: element.classList.contains("ui-autocomplete-input") };
+      return { type: text };
     });
   };
 
