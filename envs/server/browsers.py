@@ -17,6 +17,8 @@ from envs.server.session import Session, SessionError
 CLOSE_DEADLINE_S = 10.0
 START_DEADLINE_S = 60.0
 WATCH_INTERVAL_S = 5.0
+HEARTBEAT_S = 15.0
+"""A Chromium that does not say its version within this time hangs."""
 
 
 class Slot:
@@ -53,6 +55,15 @@ class Slot:
                     await chromium.start()
                 self._chromium = chromium
             return self._chromium
+
+    async def check(self) -> None:
+        """End a Chromium that hangs, and have one again where there is none."""
+        with contextlib.suppress(CDPError, TimeoutError):  # tried again at the next check
+            browser = await self.browser()
+            try:
+                await asyncio.wait_for(browser.send("Browser.getVersion"), HEARTBEAT_S)
+            except TimeoutError:
+                await browser.stop()
 
     async def stop(self) -> None:
         """End the Chromium; its sessions are lost."""
@@ -116,8 +127,7 @@ class BrowserPool:
                 for session in list(slot.sessions):
                     if session.idle_for() > self.idle_s:
                         session.lose(f"nobody used it for {self.idle_s:g} s")
-                with contextlib.suppress(CDPError, TimeoutError):  # `ready` tells; tried again
-                    await slot.browser()
+            await asyncio.gather(*(slot.check() for slot in self.slots))
 
 
 class PooledSession:

@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 
 from envs.actions import parse_action
+from envs.server import browsers
 from envs.server.browsers import BrowserPool, Slot
 from envs.server.cdp import BrowserGone, CDPError, Chromium
 from envs.server.chromium import find_chromium, miniwob_url
@@ -116,6 +117,26 @@ async def test_idle_sessions_are_given_up(browser):
     with pytest.raises(SessionError, match=r"nobody used it for 0\.4 s"):
         await session.call("step", parse_action(CLICK))
     pool.slots[0]._chromium = None
+    await pool.stop()
+
+
+async def test_a_browser_that_hangs_is_replaced_before_the_deadline(monkeypatch):
+    monkeypatch.setattr(browsers, "WATCH_INTERVAL_S", 0.2)
+    monkeypatch.setattr(browsers, "HEARTBEAT_S", 3.0)
+    pool = BrowserPool(1, deadline_s=60.0, idle_s=60.0)
+    await pool.start()
+    session = pool.open()
+    await session.call("reset", "click-test", 0)
+    hung = pool.slots[0]._chromium
+    os.kill(hung.process.pid, signal.SIGSTOP)
+    with pytest.raises(SessionError, match="lost: the browser is gone"):
+        async with asyncio.timeout(30):
+            await session.call("step", parse_action(CLICK))
+    async with asyncio.timeout(10):
+        while hung.process.poll() is None:
+            await asyncio.sleep(0.01)
+    other = pool.open()
+    assert (await other.call("reset", "click-test", 0))["goal"] == "Click the button."
     await pool.stop()
 
 
