@@ -113,9 +113,10 @@ def chromiums(pids: Sequence[int]) -> list[int]:
     found = []
     for pid in pids:
         try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             continue  # it ended meanwhile
-        if b"chrom" in command[0] and not any(arg.startswith(b"--type=") for arg in command):
+        # A child may show its command as one text, with spaces where others have zeros.
+        if b"chrom" in command.split(b"\0")[0] and b"--type=" not in command:
             found.append(pid)
     return found

@@ -85,7 +85,8 @@ class Soak:
             Task(names[i % len(names)], i // len(names)) for i in range(self.arguments.episodes)
         )
         try:
-            await self.server.ensure()
+            async with self.pool.lease() as env:
+                await env.reset(Task(names[0], 0))  # loads what the first one loads
             self.begun = time.perf_counter()
             async with asyncio.TaskGroup() as group:
                 playing = [

@@ -3,8 +3,8 @@
     python scripts/equivalence.py --tasks click-test,login-user --seeds 3
     python scripts/equivalence.py --write docs/equivalence.md     # every task: an hour
 
-BrowserGym runs with its own defaults, twice: a task whose two runs differ is not repeatable by
-itself, and never counts as equal. Both sides read the same pages in the same Chromium.
+BrowserGym runs with its own defaults, more than once: a task whose runs differ is not repeatable
+by itself, and never counts as equal. Both sides read the same pages in the same Chromium.
 """
 
 from __future__ import annotations
@@ -12,15 +12,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from itertools import groupby
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from rich.console import Console
@@ -29,9 +24,10 @@ from rich.progress import track
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from envs.server.chromium import find_chromium, miniwob_url  # noqa: E402
+from envs.server.chromium import find_chromium  # noqa: E402
 from envs.server.local import LocalServer  # noqa: E402
-from scripts.equivalence_worker import Run, State  # noqa: E402
+from envs.server.tasks import tasks  # noqa: E402
+from scripts.equivalence_worker import Run, State, run_plain  # noqa: E402
 
 EQUAL, DIFFERENT, UNREPEATABLE = "equal", "different", "not repeatable by itself"
 
@@ -41,64 +37,14 @@ HEADER = """# The server beside BrowserGym
 on BrowserGym {browsergym} with its defaults and on this server: the solver's of `envs.solvers`
 where there is one, otherwise up to three clicks by chance. Compared after the reset and after
 each action: the goal, the page's text with its element ids, the reward, the end, and whether
-the action failed. BrowserGym played every episode twice; where it differs from itself, nothing
-can be said of the server. The browser: {chromium}.
+the action failed. BrowserGym played every episode twice, and two times more where the server
+differs; where it differs from itself, nothing can be said of the server. The browser: {chromium}.
 
 Of {all} tasks {equal} are equal, {different} different, {unrepeatable} not repeatable by itself.
 
 | task | seeds | steps | reward 1 | result | what differs |
 |---|---|---|---|---|---|
 """
-
-
-class Plain:
-    """BrowserGym by itself, in a process of its own."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("equivalence_worker.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def play(self, wanted: Run) -> Run:
-        """Play its actions; if it has no states yet, choose them.
-
-        Raises:
-            RuntimeError: the process ended.
-        """
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(wanted.to_json() + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"BrowserGym's process ended at {wanted.task}, seed {wanted.seed}")
-        return Run.from_json(line)
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.communicate()
-
-
-def run_plain(wanted: Sequence[Run], processes: int = 2) -> Iterator[Run]:
-    """Play episodes on BrowserGym by itself, some at a time; they come in the order asked for."""
-    free: SimpleQueue[Plain] = SimpleQueue()
-
-    def play(run: Run) -> Run:
-        worker = free.get()
-        try:
-            return worker.play(run)
-        finally:
-            free.put(worker)
-
-    with ExitStack() as stack:
-        for _ in range(processes):
-            worker = Plain()
-            stack.callback(worker.close)
-            free.put(worker)
-        yield from stack.enter_context(ThreadPoolExecutor(processes)).map(play, wanted)
 
 
 async def run_ours(url: str, wanted: Sequence[Run], sessions: int = 2) -> list[Run]:
@@ -173,10 +119,17 @@ def _few(lines: Iterable[str], known: Sequence[str], most: int = 3) -> str:
     return "; ".join(new[:most]) + ("; ..." if new[most:] else "") or "these lines"
 
 
-def judge(first: Sequence[Run], second: Sequence[Run], ours: Sequence[Run]) -> dict[str, Any]:
-    """Return the table's row of one task, from its runs by seed on both sides."""
-    own = [text for one, two in zip(first, second, strict=True) for text in differences(one, two)]
-    found = [text for one, two in zip(first, ours, strict=True) for text in differences(one, two)]
+def judge(first: Sequence[Run], again: Sequence[Run], ours: Sequence[Run]) -> dict[str, Any]:
+    """Return the table's row of one task.
+
+    Args:
+        first: BrowserGym's runs, one a seed.
+        again: more runs of BrowserGym with the same actions.
+        ours: the server's runs.
+    """
+    by_seed = {run.seed: run for run in first}
+    own = [text for run in again for text in differences(by_seed[run.seed], run)]
+    found = [text for run in ours for text in differences(by_seed[run.seed], run)]
     return {
         "task": first[0].task,
         "seeds": len(first),
@@ -207,14 +160,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return text
 
 
-def all_tasks() -> list[str]:
-    """Return the names of BrowserGym's MiniWoB tasks."""
-    os.environ.setdefault("MINIWOB_URL", miniwob_url())
-    import browsergym.miniwob
-
-    return sorted(task.subdomain for task in browsergym.miniwob.ALL_MINIWOB_TASKS)
-
-
 def main() -> None:
     """Play, compare, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -224,7 +169,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the rows as the last line")
     parser.add_argument("--write", metavar="FILE", help="write the table as Markdown")
     args = parser.parse_args()
-    names = args.tasks.split(",") if args.tasks else all_tasks()
+    names = args.tasks.split(",") if args.tasks else sorted(tasks())
     wanted = [Run(name, seed, args.by_chance) for name in names for seed in range(args.seeds)]
     console = Console(stderr=True)
 
@@ -232,14 +177,18 @@ def main() -> None:
         return list(track(run_plain(runs), what, len(runs), console=console))
 
     first = played(wanted, "BrowserGym")
-    second = played(first, "BrowserGym once more")
+    again = played(first, "BrowserGym once more")
     server = LocalServer()
     try:
         ours = asyncio.run(run_ours(server.start(), first))
     finally:
         server.close()
-    together = groupby(zip(first, second, ours, strict=True), lambda runs: runs[0].task)
-    rows = [judge(*zip(*runs, strict=True)) for _, runs in together]
+    differing = [run for run, our in zip(first, ours, strict=True) if differences(run, our)]
+    again += played(2 * differing, "BrowserGym where the server differs")
+    rows = [
+        judge(*([run for run in runs if run.task == name] for runs in (first, again, ours)))
+        for name in names
+    ]
     text = table(rows)
     if args.write:
         Path(args.write).write_text(text)

@@ -1,17 +1,21 @@
-"""BrowserGym by itself behind a pipe, for `scripts/equivalence.py`.
+"""BrowserGym by itself, in processes of its own, for `scripts/equivalence.py`.
 
-Reads one episode a line, a `Run` as JSON, and answers with the same one played.
+As a script it reads one episode a line, a `Run` as JSON, and answers with the same one played.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -159,6 +163,56 @@ def _state(observation: dict[str, Any], reward: float, done: bool) -> State:
 def _clickable(observation: dict[str, Any]) -> list[str]:
     properties = observation["extra_element_properties"].items()
     return [bid for bid, its in properties if its["clickable"] and its["visibility"] >= 0.5]
+
+
+class Plain:
+    """BrowserGym by itself, in a process of its own."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def play(self, wanted: Run) -> Run:
+        """Play its actions; if it has no states yet, choose them.
+
+        Raises:
+            RuntimeError: the process ended.
+        """
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(wanted.to_json() + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"BrowserGym's process ended at {wanted.task}, seed {wanted.seed}")
+        return Run.from_json(line)
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate()
+
+
+def run_plain(wanted: Sequence[Run], processes: int = 2) -> Iterator[Run]:
+    """Play episodes on BrowserGym by itself, some at a time; they come in the order asked for."""
+    free: SimpleQueue[Plain] = SimpleQueue()
+
+    def play(run: Run) -> Run:
+        worker = free.get()
+        try:
+            return worker.play(run)
+        finally:
+            free.put(worker)
+
+    with ExitStack() as stack:
+        for _ in range(processes):
+            worker = Plain()
+            stack.callback(worker.close)
+            free.put(worker)
+        yield from stack.enter_context(ThreadPoolExecutor(processes)).map(play, wanted)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import rollouts, soak
 from benchmarks.episodes import Episode, count, pss, windows
-from benchmarks.faults import freeze
+from benchmarks.faults import chromiums, freeze
 from benchmarks.rollouts import DEFAULTS, SERVER, TUNED, slope, summarise
 from envs.prompts import Element
 
@@ -141,6 +141,21 @@ async def test_nobody_waits_for_a_stopped_process_that_was_killed():
     await process.wait()
     async with asyncio.timeout(5):
         await task
+
+
+@linux
+def test_the_main_process_of_each_chromium():
+    names = ("/lib/chromium", "/lib/chromium --type=zygote --headless", "python")
+    processes = [
+        subprocess.Popen([name, "-c", "read line"], executable="/bin/sh", stdin=subprocess.PIPE)
+        for name in names
+    ]
+    child = ["/lib/chromium", "-c", "read line", "--type=renderer"]
+    processes.append(subprocess.Popen(child, executable="/bin/sh", stdin=subprocess.PIPE))
+    assert chromiums([process.pid for process in processes]) == [processes[0].pid]
+    for process in processes:
+        process.communicate(b"\n")
+    assert chromiums([processes[0].pid]) == []
 
 
 @pytest.mark.browser
