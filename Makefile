@@ -19,7 +19,7 @@ CLICK_TEST := $(if $(TASK),--task $(TASK)) $(if $(CONFIG),--config $(CONFIG)) \
               $(if $(MODEL),--model $(MODEL)) $(if $(BACKEND),--backend $(BACKEND)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup click-test test test-reference benchmark-update check clean
+.PHONY: help setup click-test test test-reference benchmark-update benchmark-rollouts soak check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,12 @@ test-reference: ## compare with TRL's and PEFT's own code, in .venv-reference (A
 benchmark-update: setup ## time and memory of an update beside TRL's (ARGS="--sweep", --help)
 	@$(SETUP) --reference
 	@$(OPENMP) $(PY) benchmarks/update.py $(ARGS)
+
+benchmark-rollouts: setup ## episodes a second beside BrowserGym by itself (ARGS="--json", --help)
+	@$(PY) benchmarks/rollouts.py $(ARGS)
+
+soak: setup ## 3000 episodes: lost, wrong, memory, processes left (ARGS="--faults", --help)
+	@$(PY) benchmarks/soak.py $(ARGS)
 
 check: setup ## ruff, mypy and the import rule
 	@$(PY) -m ruff check .
