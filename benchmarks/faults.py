@@ -18,7 +18,10 @@ from envs.base import EnvError
 from envs.browsergym import BrowserGymEnv
 from envs.server.local import LocalServer
 
-FAULTS = ("kill-browser", "hang-browser", "kill-server", "stall-server", "cut-connection")
+FAULTS = (
+    *("kill-browser", "hang-browser", "kill-page", "hang-page"),
+    *("kill-server", "stall-server", "cut-connection"),
+)
 
 # A shell lets the process go even if this one is killed meanwhile.
 _FREEZE = 'kill -STOP "$1" && sleep "$2"; kill -CONT "$1"'
@@ -32,7 +35,7 @@ class Faults:
         server: whose processes are killed and stopped.
         playing: environments of which one's connection is cut; looked at when it happens.
         gap_s: mean seconds from the end of a fault to the next one.
-        hang_s: seconds after which a stopped browser goes on, if nobody killed it.
+        hang_s: seconds after which a stopped browser or page goes on, if nobody killed it.
         stall_s: seconds after which the stopped server goes on.
         seed: of the order and the moments.
     """
@@ -73,10 +76,13 @@ class Faults:
                 waiting.insert(0, fault)
 
     async def _inject(self, fault: str) -> None:
-        if fault == "kill-browser":
-            os.kill(self.dice.choice(chromiums(self.server.processes())), signal.SIGKILL)
-        elif fault == "hang-browser":
-            await freeze(self.dice.choice(chromiums(self.server.processes())), self.hang_s)
+        verb, _, what = fault.partition("-")
+        if what in ("browser", "page"):
+            pid = self.dice.choice(chromiums(self.server.processes(), pages=what == "page"))
+            if verb == "kill":
+                os.kill(pid, signal.SIGKILL)
+            else:
+                await freeze(pid, self.hang_s)
         elif fault == "kill-server":
             os.kill(self.server.pid, signal.SIGKILL)
         elif fault == "stall-server":
@@ -108,8 +114,8 @@ async def freeze(pid: int, seconds: float) -> None:
             os.kill(pid, signal.SIGCONT)
 
 
-def chromiums(pids: Sequence[int]) -> list[int]:
-    """Pick the main process of each Chromium: those of a type are its children."""
+def chromiums(pids: Sequence[int], *, pages: bool = False) -> list[int]:
+    """Pick the main process of each Chromium, or the processes that show its pages."""
     found = []
     for pid in pids:
         try:
@@ -117,6 +123,7 @@ def chromiums(pids: Sequence[int]) -> list[int]:
         except OSError:
             continue  # it ended meanwhile
         # A child may show its command as one text, with spaces where others have zeros.
-        if b"chrom" in command.split(b"\0")[0] and b"--type=" not in command:
+        wanted = b"--type=renderer" in command if pages else b"--type=" not in command
+        if b"chrom" in command.split(b"\0")[0] and wanted:
             found.append(pid)
     return found

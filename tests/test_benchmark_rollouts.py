@@ -145,14 +145,19 @@ async def test_nobody_waits_for_a_stopped_process_that_was_killed():
 
 @linux
 def test_the_main_process_of_each_chromium():
-    names = ("/lib/chromium", "/lib/chromium --type=zygote --headless", "python")
+    commands = (
+        ("/lib/chromium", "--headless"),
+        ("/lib/chromium", "--type=renderer"),
+        ("/lib/chromium --type=zygote --headless",),
+        ("python", "chromium"),
+    )
     processes = [
-        subprocess.Popen([name, "-c", "read line"], executable="/bin/sh", stdin=subprocess.PIPE)
-        for name in names
+        subprocess.Popen([name, "-c", "read line", *arguments], 0, "/bin/sh", subprocess.PIPE)
+        for name, *arguments in commands
     ]
-    child = ["/lib/chromium", "-c", "read line", "--type=renderer"]
-    processes.append(subprocess.Popen(child, executable="/bin/sh", stdin=subprocess.PIPE))
-    assert chromiums([process.pid for process in processes]) == [processes[0].pid]
+    pids = [process.pid for process in processes]
+    assert chromiums(pids) == pids[:1]
+    assert chromiums(pids, pages=True) == pids[1:2]
     for process in processes:
         process.communicate(b"\n")
     assert chromiums([processes[0].pid]) == []
