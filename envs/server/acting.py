@@ -63,8 +63,9 @@ async def _move_to(page: Page, bid: Any, *, enabled: bool = True, **held: Any) -
         point = await page.ask("point", bid, enabled, attempt)
         page.mouse = (point["x"], point["y"])
         await page.mouse_events({"type": "mouseMoved", **held})
-        # What the pointer is over may grow or move, and then something else is there.
-        if (await page.ask("under", bid, *page.mouse))["is"]:
+        # What the pointer is over may grow or move, and then something else is there; while
+        # dragging it is what is dragged.
+        if held or (await page.ask("under", bid, *page.mouse))["is"]:
             return
     raise Refused("another element covers it")
 

@@ -366,6 +366,12 @@ async def test_an_element_that_moves_away_from_the_pointer(session):
     assert (await act(session, "click('x')"))["error"] == "click failed: there is no element x"
 
 
+async def test_what_is_dragged_may_cover_where_it_goes(session):
+    await session.reset("drag-box", 0)
+    answer = await act(session, "drag_and_drop('17', '18')")
+    assert answer["error"] == ""
+
+
 async def test_scroll_is_in_the_pictures_pixels(session):
     await html(session, "<div style='height: 3000px'></div>")
     await act(session, "scroll(0, 150)")
