@@ -10,8 +10,9 @@ def browsers():
     def find(server):
         found = []
         for pid in server.processes():
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"chrom" in command[0] and not any(arg.startswith(b"--type=") for arg in command):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            # A child may show its command as one text, with spaces where others have zeros.
+            if b"chrom" in command.split(b"\0")[0] and b"--type=" not in command:
                 found.append(pid)
         return found
 
