@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
 from openenv.core.env_server import (
     Action,
     Environment,
@@ -139,6 +140,12 @@ def build_app(pool: BrowserPool, max_sessions: int) -> FastAPI:
         BrowserGymObservation,
         max_concurrent_envs=max_sessions,
     )
+
+    # Without a WebSocket every request is a session of its own, so a step alone is a mistake.
+    @app.exception_handler(SessionError)
+    @app.exception_handler(ValueError)
+    def refuse(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 409 if isinstance(error, SessionError) else 400)
 
     @app.get("/ready")
     def ready(response: Response) -> dict[str, Any]:

@@ -112,6 +112,24 @@ def get(url):
         return error.code, json.load(error)
 
 
+def post(url, body):
+    headers = {"Content-Type": "application/json"}
+    return get(urllib.request.Request(url, json.dumps(body).encode(), headers))
+
+
+async def test_requests_outside_of_a_session(server):
+    for path, body, expected in [
+        ("step", {"action": CLICK}, (409, "no episode is running: reset first")),
+        ("reset", {"task_name": "clik-test"}, (400, "unknown task 'clik-test'")),
+        ("reset", {"seed": -1}, (422, "seed")),
+        ("mcp", {"jsonrpc": "2.0", "id": 1, "method": "openenv/session/close",
+                 "params": {"session_id": "mine"}}, (200, "Unknown session_id: mine")),
+    ]:  # fmt: skip
+        status, answer = await asyncio.to_thread(post, f"{server.url}/{path}", body)
+        assert status == expected[0], answer
+        assert expected[1] in json.dumps(answer), answer
+
+
 async def test_health_and_readiness(server, browsers):
     status, health = await asyncio.to_thread(get, f"{server.url}/health")
     assert (status, health["status"]) == (200, "healthy")
