@@ -193,8 +193,8 @@ def test_a_short_soak(capsys):
 
 @pytest.mark.browser
 def test_a_short_soak_with_faults(capsys):
-    options = "--sessions 2 --workers 1 --episodes 24 --tasks click-test --json"
-    options += " --gap 2 --faults kill-browser cut-connection"
+    options = "--sessions 2 --workers 1 --episodes 80 --tasks click-test --json"
+    options += " --gap 1 --faults kill-browser cut-connection"
     assert soak.main(options.split()) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["faults"]

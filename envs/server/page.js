@@ -5,6 +5,7 @@
   const ACTION_MS = 500; // as long as BrowserGym lets an action wait for its element
   const DELAY_MS = 500; // as long as BrowserGym sleeps before it looks at the page
   const ANIMATION_MS = 1000;
+  const LEAVING_MS = 3000;
 
   // Timers that the page has set and that are due soon: what it does next.
   const due = new Map();
@@ -23,6 +24,12 @@
     clearTimeout(id);
   };
 
+  // The address is about to change: this page's answers would be about a page that is gone.
+  let leaving = false;
+  window.navigation?.addEventListener("navigate", (event) => {
+    leaving ||= !event.destination.sameDocument && event.downloadRequest === null;
+  });
+
   const frame = () => new Promise((resolve) => requestAnimationFrame(resolve));
   const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -39,7 +46,12 @@
         .getAnimations()
         .some((a) => a.playState === "running" && a.effect.getComputedTiming().endTime < 5000);
     const early = (ms) => performance.now() < start + ms;
-    while ((waiting() && early(DELAY_MS)) || (moving() && early(ANIMATION_MS))) await frame();
+    while (
+      (waiting() && early(DELAY_MS)) ||
+      (moving() && early(ANIMATION_MS)) ||
+      (leaving && early(LEAVING_MS))
+    )
+      await frame();
   };
 
   // BrowserGym's script waits until an IntersectionObserver has seen every element, to note how

@@ -56,7 +56,11 @@ async def js(session, expression):
     return await session.page.run(expression)
 
 
-async def test_leaving_the_page_ends_the_episode_and_not_the_session(session):
+@pytest.mark.parametrize("delay", [0.0, 0.5])  # of the new page: the old one answers meanwhile
+async def test_leaving_the_page_ends_the_episode_and_not_the_session(session, monkeypatch, delay):
+    admit = session.page._admit
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(session.page, "_admit", lambda *a: loop.call_later(delay, admit, *a))
     await js(
         session,
         "document.querySelector('button').addEventListener('click', "
