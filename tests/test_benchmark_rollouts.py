@@ -199,5 +199,5 @@ def test_a_short_soak_with_faults(capsys):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["faults"]
     assert result["lost"] > 0
-    assert result["episodes"] + result["dropped"] == 24
+    assert result["episodes"] + result["dropped"] == 80
     assert (result["wrong"], result["late"], result["processes_left"]) == ([], 0, 0)
