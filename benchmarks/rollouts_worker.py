@@ -27,6 +27,7 @@ from envs.prompts import simplify_axtree
 from envs.server.chromium import find_chromium, miniwob_url
 from envs.server.local import LocalServer
 from envs.server.processes import marked
+from envs.server.tasks import merged_tree_text
 from envs.solvers import SOLVERS
 
 RESET: dict[str, Any] = {"final_page": False}
@@ -68,12 +69,9 @@ class BrowserGym:
         return self._state(observation, reward, terminated or truncated)
 
     def _state(self, observation: dict[str, Any], reward: float, done: bool) -> State:
-        from browsergym.utils.obs import IGNORED_AXTREE_ROLES, flatten_axtree_to_str
-
         if done:
             return observation["goal"], "", float(reward), True  # nobody reads the finished page
-        tree, roles = observation["axtree_object"], [*IGNORED_AXTREE_ROLES, "InlineTextBox"]
-        page = flatten_axtree_to_str(tree, skip_generic=False, ignored_roles=roles)
+        page = merged_tree_text(observation["axtree_object"])
         return observation["goal"], page, float(reward), False
 
 

@@ -21,12 +21,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.rollouts_worker import lay_out_chromium  # noqa: E402
+from benchmarks.rollouts_worker import MOST_STEPS, lay_out_chromium  # noqa: E402
 from envs.actions import ACTIONS, Action, format_action  # noqa: E402
 from envs.prompts import CONTROLS, simplify_axtree  # noqa: E402
+from envs.server.tasks import merged_tree_text  # noqa: E402
 from envs.solvers import SOLVERS  # noqa: E402
 
-MOST_STEPS = 30
 RANDOM_STEPS = 3
 ATTEMPTS = 3
 
@@ -152,10 +152,7 @@ def _play(wanted: Run) -> tuple[Run, bool]:
 
 
 def _state(observation: dict[str, Any], reward: float, done: bool) -> State:
-    from browsergym.utils.obs import IGNORED_AXTREE_ROLES, flatten_axtree_to_str
-
-    tree, roles = observation["axtree_object"], [*IGNORED_AXTREE_ROLES, "InlineTextBox"]
-    page = flatten_axtree_to_str(tree, skip_generic=False, ignored_roles=roles)
+    page = merged_tree_text(observation["axtree_object"])
     failed = bool(observation["last_action_error"])
     return State(observation["goal"], page, reward, done, failed)
 

@@ -138,7 +138,6 @@ class PooledSession:
 
     def __init__(self, pool: BrowserPool, slot: Slot):
         self._pool, self._slot = pool, slot
-        self._page: Page | None = None
         self._session: Session | None = None
         self._lost = ""
         self._busy = False
@@ -164,9 +163,8 @@ class PooledSession:
         try:
             async with asyncio.timeout(self._pool.deadline_s):
                 if self._session is None:
-                    self._page = Page(await self._slot.browser(), miniwob_url())
-                    await self._page.open()
-                    self._session = Session(self._page)
+                    self._session = Session(Page(await self._slot.browser(), miniwob_url()))
+                    await self._session.page.open()  # a failure loses the session
                 return await getattr(self._session, method)(*args, **options)
         except (TaskError, SessionError):
             raise
@@ -185,9 +183,9 @@ class PooledSession:
         """Give the session up, and close its page in the background."""
         self._lost = self._lost or reason
         self._slot.sessions.discard(self)
-        page, self._page = self._page, None
-        if page is not None:
-            self._pool.run(self._close(page))
+        session, self._session = self._session, None
+        if session is not None:
+            self._pool.run(self._close(session.page))
 
     def close(self) -> None:
         """Give the session up; may be called in any thread."""

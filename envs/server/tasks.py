@@ -96,13 +96,18 @@ def tree_text(tree: dict[str, Any]) -> str:
         tree: what `Accessibility.getFullAXTree` answered while the page was marked.
     """
     from browsergym.core.observation import extract_merged_axtree
+
+    return merged_tree_text(extract_merged_axtree(_Page(tree=tree)))
+
+
+def merged_tree_text(tree: dict[str, Any]) -> str:
+    """Write a tree that BrowserGym has merged, its `axtree_object`."""
     from browsergym.utils.obs import IGNORED_AXTREE_ROLES, flatten_axtree_to_str
 
     # BrowserGym does not know InlineTextBox, which repeats the text above it. Generic nodes
     # stay: in click-link they alone carry an id.
     roles = [*IGNORED_AXTREE_ROLES, "InlineTextBox"]
-    merged = extract_merged_axtree(_Page(tree=tree))
-    return flatten_axtree_to_str(merged, skip_generic=False, ignored_roles=roles)
+    return flatten_axtree_to_str(tree, skip_generic=False, ignored_roles=roles)
 
 
 class _Page:
