@@ -19,7 +19,15 @@ from grpo.logprobs import token_logprobs
 from grpo.roads import Road, Trunk, choose_road, padded_hidden, recomputed_layers, tree_hidden
 from grpo.tree import build_tree, common_prefix
 from grpo.types import TokenBatch
-from lora import apply_lora, disabled_adapters, load_adapter, lora_parameters, save_adapter
+from lora import (
+    adapter_state,
+    apply_lora,
+    disabled_adapters,
+    load_adapter,
+    lora_parameters,
+    merged_state,
+    save_adapter,
+)
 
 
 class TokenLogprobs(NamedTuple):
@@ -135,6 +143,14 @@ class LoRAPolicy:
         """Within it the policy is the reference policy: the same model, adapter off."""
         with disabled_adapters(self.model):
             yield
+
+    def adapter(self) -> dict[str, Tensor]:
+        """A copy of the adapter's tensors, float32, under PEFT's names."""
+        return adapter_state(self.model)
+
+    def merged(self) -> Iterator[tuple[str, Tensor]]:
+        """The model's tensors under their own names, with the adapter merged in."""
+        return merged_state(self.model)
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter as PEFT and vLLM read it."""

@@ -19,7 +19,7 @@ from lora.inject import (
     unmerge,
 )
 from lora.layers import LoRALinear
-from lora.state import adapter_state, load_adapter_state
+from lora.state import adapter_state, load_adapter_state, merged_state
 
 __all__ = [
     "LoRALinear",
@@ -31,6 +31,7 @@ __all__ = [
     "lora_modules",
     "lora_parameters",
     "merge",
+    "merged_state",
     "save_adapter",
     "unmerge",
 ]

@@ -103,20 +103,26 @@ class LoRALinear(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()
-    def merge(self) -> None:
-        """Put the correction into the weight: `W <- W + (alpha / r) * B A`.
+    def merged_weight(self) -> Tensor:
+        """Compute `W + (alpha / r) * B A`, [out, in], W the base weight.
 
-        The sum is taken in float32 or wider and rounded to W's dtype. The old weight is kept
-        aside, for adding and then subtracting would not give it back.
+        The sum is taken in float32 or wider and rounded to W's dtype.
+        """
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        delta = self.scaling * (self.lora_B.to(wide) @ self.lora_A.to(wide))
+        return (self.base_weight.to(wide) + delta).to(self.weight.dtype)
+
+    def merge(self) -> None:
+        """Put the correction into the weight, as `merged_weight` gives it.
+
+        The old weight is kept aside, for adding and then subtracting would not give it back.
 
         Raises:
             RuntimeError: the layer is merged already.
         """
         if self.merged:
             raise RuntimeError("merge: the layer is merged already")
-        wide = torch.promote_types(self.weight.dtype, torch.float32)
-        delta = self.scaling * (self.lora_B.to(wide) @ self.lora_A.to(wide))
-        merged = (self.weight.to(wide) + delta).to(self.weight.dtype)
+        merged = self.merged_weight()
         self._unmerged = self.weight.detach()
         # A new Parameter: writing into the old one would change what is tied to it.
         self.weight = nn.Parameter(merged, requires_grad=False)

@@ -1,11 +1,11 @@
-"""Adapters as tensors under PEFT's names.
+"""Adapters as tensors: apart under PEFT's names, or merged into the model's.
 
 A module's tensors are `base_model.model.<module>.lora_A.weight` and `...lora_B.weight`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,25 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
         for name, module in require_lora(model).items()
         for key, parameter in zip(_keys(name), (module.lora_A, module.lora_B), strict=True)
     }
+
+
+def merged_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the model's tensors as they would be without LoRA layers, the adapter merged in.
+
+    One merged weight is made at a time, and the model stays as it is.
+
+    Yields:
+        Name and tensor as in the `state_dict` of the model before `apply_lora`, in its dtypes.
+
+    Raises:
+        ValueError: the model has no LoRA layers.
+    """
+    modules = require_lora(model)
+    weights = {f"{name}.weight": module for name, module in modules.items()}
+    adapter = {f"{name}.{part}" for name in modules for part in ("lora_A", "lora_B")}
+    for name, tensor in model.state_dict().items():
+        if name not in adapter:
+            yield name, weights[name].merged_weight() if name in weights else tensor
 
 
 def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from lora import (
     lora_modules,
     lora_parameters,
     merge,
+    merged_state,
     unmerge,
 )
 
@@ -187,6 +188,23 @@ def test_merged_weights_make_a_plain_model(make_model, input_ids, randomize):
     assert torch.equal(plain(input_ids=input_ids).logits, model(input_ids=input_ids).logits)
 
 
+def test_merged_state_is_a_plain_models_and_leaves_the_model_as_it_is(
+    make_model, input_ids, randomize
+):
+    model, plain = make_model(torch.float64), make_model(torch.float64)
+    names = list(plain.state_dict())
+    apply_lora(model, r=2, alpha=6)
+    randomize(model)
+    adapted = model(input_ids=input_ids).logits
+    state = dict(merged_state(model))
+    assert list(state) == names
+    plain.load_state_dict(state)
+    torch.testing.assert_close(plain(input_ids=input_ids).logits, adapted, rtol=0, atol=1e-12)
+    assert torch.equal(model(input_ids=input_ids).logits, adapted)
+    merge(model)
+    assert all(torch.equal(state[name], tensor) for name, tensor in merged_state(model))
+
+
 def test_merge_twice_and_unmerge_unmerged_change_nothing(llama):
     apply_lora(llama, ["q_proj"], r=2)
     first, second = lora_modules(llama).values()
@@ -198,7 +216,10 @@ def test_merge_twice_and_unmerge_unmerged_change_nothing(llama):
     assert not first.merged
 
 
-@pytest.mark.parametrize("function", [merge, unmerge, lambda m: disabled_adapters(m).__enter__()])
+@pytest.mark.parametrize(
+    "function",
+    [merge, unmerge, lambda m: disabled_adapters(m).__enter__(), lambda m: dict(merged_state(m))],
+)
 def test_a_model_without_lora_is_an_error(llama, function):
     with pytest.raises(ValueError, match="no LoRA layers"):
         function(llama)
