@@ -47,9 +47,22 @@ class Config:
     max_new_tokens: int = _option(24, "tokens an answer at most")
     temperature: float = _option(1.0, "of the sampled and of the trained distribution")
     valid_action_bonus: float = _option(0.0, "reward for an answer that is a valid action")
-    backend: Literal["local"] = _option("local", "which generator samples")
+
+    # The sampler.
+    backend: Literal["local", "vllm", "vllm-server"] = _option("local", "which generator samples")
     cache_tokens: int = _option(4096, "distinct tokens the local generator keeps")
     sampling_threads: int = _option(1, "CPU threads of the local generator; 0: all")
+    vllm_memory: float = _option(0.3, "share of the GPU's memory for vLLM; on a CPU GiB of cache")
+    vllm_sleep: bool = _option(False, "vLLM gives its GPU memory back while the update runs")
+    vllm_sync: Literal["auto", "adapter", "merged"] = _option(
+        "auto", "what vLLM gets after an update: the adapter, or the weights with it merged in"
+    )
+    vllm_url: str = _option("http://127.0.0.1:8001", "vLLM servers, commas between")
+    vllm_folder: str = _option("/dev/shm", "where vLLM servers read adapters from; seen by all")
+    vllm_deadline: float = _option(120.0, "seconds that a vLLM server may stay away")
+    max_logp_difference: float = _option(
+        0.0, "mean gap to vLLM's log-probabilities that the start-up test allows; 0: the dtype's"
+    )
 
     # The environment.
     env_url: str = _option("", "an OpenEnv server, or a Space's page; empty: start one here")

@@ -13,7 +13,13 @@ class GeneratorError(RuntimeError):
 
 
 class Generator(Protocol):
-    """Samples completions from the current policy; batching is its own affair."""
+    """Samples completions from the current policy; batching is its own affair.
+
+    Attributes:
+        busy_seconds: wall time in which at least one request was in work.
+    """
+
+    busy_seconds: float
 
     async def generate(
         self,
@@ -27,7 +33,7 @@ class Generator(Protocol):
 
         Args:
             prompt_ids: the tokens of the chat so far.
-            seed: fixes what is sampled, given the policy.
+            seed: fixes what is sampled, given the policy, where the generator can.
             temperature: 0 takes the likeliest token each time (greedy).
             max_new_tokens: limit of sampled tokens; None for the generator's own.
 
@@ -39,4 +45,19 @@ class Generator(Protocol):
             ValueError: the prompt leaves no room for an answer.
             GeneratorError: the generator failed.
         """
+        ...
+
+    async def sync(self) -> None:
+        """Sample from the trainer's policy as it is now; called after every update.
+
+        Requests made after it returns are answered by this version; those in flight may end
+        on the version that they began with, which their completions name.
+
+        Raises:
+            GeneratorError: the generator failed.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End what the generator started; requests in flight are cancelled."""
         ...

@@ -110,6 +110,12 @@ class LocalGenerator:
             self._loop_task = loop.create_task(self._serve())
         return await request.done
 
+    async def sync(self) -> None:
+        """Nothing to do: the policy is the trainer's own."""
+
+    async def close(self) -> None:
+        """Nothing to end: a request that nobody waits for leaves at the next token."""
+
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         while self._arrived or self._waiting or self._active:
