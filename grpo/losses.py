@@ -19,6 +19,7 @@ KLKind = Literal["k1", "k2", "k3", "unbiased"]
 Level = Literal["token", "sequence"]
 Aggregation = Literal["grpo", "bnpo", "dapo", "dr_grpo"]
 Loss = Literal["grpo", "gspo", "cispo"]
+Bound = Literal["cap", "mask"]
 
 
 def kl_estimate(
@@ -167,6 +168,64 @@ def cispo(log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, epsilon_high:
     if epsilon_high < 0:
         raise ValueError(f"epsilon_high must not be negative, got {epsilon_high}")
     return -log_ratio.detach().exp().clamp(max=1 + epsilon_high) * advantages * logprobs
+
+
+def importance_weights(
+    logprobs: Tensor,
+    sampling_logprobs: Tensor,
+    mask: Tensor,
+    *,
+    level: Level = "token",
+    bound: Bound = "cap",
+    cap: float = 2.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    r"""Compute truncated importance weights between the policy and what really sampled.
+
+    A sampler of its own (vLLM) computes in another order or precision, or with an older policy,
+    so that its samples are those of $\mu$ and not of $\pi$. Weighted by
+
+    $$w_t = \pi_t / \mu_t, \qquad w = \prod_t \pi_t / \mu_t$$
+
+    at token or at sequence level (the product is that of the row, at each of its tokens), they
+    are $\pi$'s again; a bound keeps the variance finite. "cap": $\min(w, c)$, truncated
+    importance sampling (Ionides 2008; for rollouts of another engine Yao et al. 2025, "Your
+    efficient RL framework secretly brings you off-policy RL training"). "mask": w where
+    $1/c \le w \le c$ and 0 elsewhere (IcePop, Ling Team 2025; TRL's "mask" has the upper bound
+    alone), for tokens so far off that the sampler is rather broken than noisy.
+
+    Args:
+        logprobs: [N, T], of the policy that is taken to have sampled, in nats.
+        sampling_logprobs: [N, T], as the sampler reported them, in nats.
+        mask: [N, T], bool, True at sampled tokens; the rest may hold anything, NaN included.
+        level: "token" or "sequence".
+        bound: "cap" or "mask".
+        cap: c, more than 1.
+
+    Returns:
+        [N, T] without a gradient, 1 where the mask is False; and sums over the tokens, as
+        `policy_loss` gives them: `sampling/is_ratio`, w before the bound, and
+        `sampling/is_bounded`, tokens at which the bound took hold.
+
+    Raises:
+        ValueError: a shape, dtype, name or the cap is wrong.
+    """
+    _check_choice("level", level, Level)
+    _check_choice("bound", bound, Bound)
+    _check_mask(mask, logprobs.shape)
+    _check_shape("sampling_logprobs", sampling_logprobs, logprobs.shape)
+    if cap <= 1:
+        raise ValueError(f"cap must be above 1, got {cap}")
+    gap = torch.where(mask, logprobs.detach() - sampling_logprobs, 0.0)
+    if level == "sequence":
+        gap = torch.where(mask, gap.sum(dim=1, keepdim=True), 0.0)
+    weights = gap.exp()
+    outside = weights > cap
+    if bound == "mask":
+        outside |= weights < 1 / cap
+    bounded = torch.where(outside, cap if bound == "cap" else 0.0, weights)
+    sums = {"sampling/is_ratio": weights, "sampling/is_bounded": outside}
+    stats = {name: torch.where(mask, x, 0).sum(dtype=gap.dtype) for name, x in sums.items()}
+    return bounded, stats
 
 
 def token_weights(

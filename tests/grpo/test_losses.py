@@ -7,6 +7,7 @@ from torch.autograd import gradcheck
 from grpo.losses import (
     cispo,
     clipped_surrogate,
+    importance_weights,
     kl_estimate,
     log_ratio,
     mean_stats,
@@ -517,3 +518,61 @@ def test_other_errors():
     for stats, message in [([], "same names"), ([one, two], "same names"), ([two], "one token")]:
         with pytest.raises(ValueError, match=message):
             mean_stats(stats)
+
+
+# Three rows: ratios 2 and 1/2; e^3 and e^-1; one token at 4. Position [2, 1] is not sampled.
+GAPS = f64([math.log(2), -math.log(2)], [3.0, -1.0], [math.log(4), math.nan])
+SAMPLED = torch.tensor([[True, True], [True, True], [True, False]])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "bounded"),
+    [
+        ({"cap": 3.0}, [[2, 0.5], [3, math.exp(-1)], [3, 1]], 2),
+        ({"cap": 3.0, "bound": "mask"}, [[2, 0.5], [0, math.exp(-1)], [0, 1]], 2),
+        ({"cap": 1.9, "bound": "mask"}, [[0, 0], [0, 0], [0, 1]], 5),
+        ({"cap": 5.0, "level": "sequence"}, [[1, 1], [5, 5], [4, 1]], 2),
+        ({"cap": 5.0, "level": "sequence", "bound": "mask"}, [[1, 1], [0, 0], [4, 1]], 2),
+    ],
+    ids=str,
+)
+def test_golden_importance_weights(options, expected, bounded):
+    sampling = f64([-1.0, -2.0], [-3.0, -4.0], [-5.0, math.nan])
+    leaf = (sampling + GAPS).requires_grad_()
+    weights, stats = importance_weights(leaf, sampling, SAMPLED, **options)
+    close(weights, f64(*expected))
+    assert not weights.requires_grad
+    ratios = {"token": 2 + 0.5 + math.exp(3) + math.exp(-1) + 4}
+    ratios["sequence"] = 1 + 1 + 2 * math.exp(2) + 4
+    assert stats["sampling/is_ratio"].item() == pytest.approx(
+        ratios[options.get("level", "token")], rel=1e-12
+    )
+    assert stats["sampling/is_bounded"].item() == bounded
+
+
+def test_importance_weights_make_the_samplers_mean_the_policys():
+    """E_mu[w f] = E_pi[f], exactly, over all six answers of two tokens with a cap that is far."""
+    policy = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    sampler = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
+    pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    mask = torch.ones_like(pairs, dtype=torch.bool)
+    value = (pairs[:, 0] * 3 + pairs[:, 1] ** 2).double()  # of the whole answer
+    weights, _ = importance_weights(
+        policy[pairs].log(), sampler[pairs].log(), mask, level="sequence", cap=100.0
+    )
+    expected = (policy[pairs].prod(1) * value).sum()
+    close((sampler[pairs].prod(1) * weights[:, 0] * value).sum(), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cap": 1.0}, "cap must be above 1, got 1.0"),
+        ({"bound": "clip"}, "bound must be one of"),
+        ({"level": "row"}, "level must be one of"),
+    ],
+    ids=str,
+)
+def test_importance_weights_refuse(options, message):
+    with pytest.raises(ValueError, match=message):
+        importance_weights(GAPS, GAPS, SAMPLED, **options)
