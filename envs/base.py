@@ -7,7 +7,7 @@ class with these three coroutines trains (see `check_env` for the whole contract
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 Message = dict[str, str]
@@ -29,7 +29,8 @@ class Observation:
     Attributes:
         messages: the chat the model continues; the last message is the user's.
         goal: the instruction in words, the same for the whole episode.
-        page: the state as the model reads it (for a browser: the accessibility tree).
+        page: the state as the model reads it (for a browser: the accessibility tree), one
+            element a line. Where it stands in the last message as it is, it can be cut.
         url: the page's address, empty where there is none.
         error: why the last action was refused or failed, empty if it did not.
         actions: action texts that can be done now; what a random policy chooses from.
@@ -43,6 +44,24 @@ class Observation:
     error: str = ""
     actions: tuple[str, ...] = ()
     screenshot: bytes | None = None
+
+    def cut(self, lines: int) -> Observation:
+        """The same with the first lines of the page alone, and a note of how many are missing.
+
+        All else in the messages stays: goal, history, error.
+
+        Args:
+            lines: how many lines of the page stay, 0 or more.
+        """
+        every = self.page.splitlines()
+        if lines >= len(every):
+            return self
+        before, found, after = self.messages[-1]["content"].rpartition(self.page)
+        if not found:
+            return self
+        page = "\n".join([*every[:lines], f"({len(every) - lines} more lines)"])
+        last = {**self.messages[-1], "content": before + page + after}
+        return replace(self, page=page, messages=(*self.messages[:-1], last))
 
 
 @dataclass(frozen=True)

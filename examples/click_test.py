@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -31,127 +33,178 @@ from envs.pool import EnvPool
 from envs.server.local import LocalServer
 from grpo.config import Config, ConfigError
 from grpo.display import Bars, plot_curves, sparkline, step_line, success_table, time_line
-from grpo.evaluate import evaluate, random_policy, record_episode
-from grpo.generators.local import LocalGenerator
+from grpo.evaluate import Success, evaluate, random_policy, record_episode
+from grpo.generators import open_generator
+from grpo.generators.base import GeneratorError
 from grpo.loggers import MetricsLog, read_metrics
 from grpo.models import load_policy
+from grpo.ranks import Ranks
 from grpo.rollout import Act, Rollouts, gather, sampled_by
-from grpo.trainer import HELD_OUT, Trainer
+from grpo.stopping import OrderlyStop, Stopped
+from grpo.tasks import HELD_OUT
+from grpo.trainer import Trainer
+from grpo.update import TrainingError
 
 CONFIGS = Path(__file__).parent / "configs"
+FAILURES = (EnvError, GeneratorError, TrainingError, OSError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; the exit code is 2 if what was asked for cannot be done, 1 if the browsers fail."""
+    """Run.
+
+    Returns:
+        0; 2 if what was asked for cannot be done, 1 if the machinery fails (what was learned is
+        saved), 128 and the signal's number if one ended it.
+    """
     try:
         config = Config.from_command_line(argv, description=str(__doc__), configs=CONFIGS)
-        asyncio.run(run(config, Console(highlight=False)))
-    except (ConfigError, TaskError, EnvError) as error:
+        ranks = Ranks()
+        asyncio.run(run(config, ranks, Console(highlight=False, quiet=not ranks.leads)))
+        ranks.close()
+    except Stopped as stopped:
+        print(f"{stopped}; ARGS=--resume goes on", file=sys.stderr)
+        return stopped.exit_code
+    except (ConfigError, TaskError, *FAILURES) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, EnvError) else 2
+        return 1 if isinstance(error, FAILURES) else 2
     return 0
 
 
-async def run(config: Config, console: Console) -> dict[str, Any]:
+async def run(config: Config, ranks: Ranks, console: Console) -> dict[str, Any]:
     """Evaluate, train, evaluate again; returns what `summary.json` holds."""
     started = time.monotonic()
     console.print(f"[bold]{config.task}[/]  loading the model, starting the browsers")
     policy = load_policy(config)
     # One thread for all of torch's work: the event loop stays free for the browsers.
     executor = ThreadPoolExecutor(1, thread_name_prefix="torch")
-    generator = LocalGenerator(
-        policy,
-        max_new_tokens=config.max_new_tokens,
-        executor=executor,
-        cache_tokens=config.cache_tokens,
-        threads=config.sampling_threads or None,
-    )
-    sampled, greedy = (
-        sampled_by(generator, policy.tokenizer, temperature=t) for t in (config.temperature, 0.0)
-    )
-    held_out = [Task(config.task, HELD_OUT + i) for i in range(config.eval_episodes)]
-    bars = Bars(console)
+    async with (
+        OrderlyStop() as stop,
+        open_generator(config, policy, executor) as generator,
+        browsers(config, ranks.rank) as sessions,
+        sessions() as pool,
+    ):
+        limit = policy.max_length - config.max_new_tokens
+        sampled, greedy = (
+            sampled_by(
+                generator,
+                policy.tokenizer,
+                temperature=temperature,
+                max_prompt_tokens=min(limit, config.max_prompt_tokens or limit),
+            )
+            for temperature in (config.temperature, 0.0)
+        )
+        rollouts = Rollouts(pool, sampled, config.max_steps, config.valid_action_bonus)
+        trainer = Trainer(config, policy, generator, rollouts, executor, ranks)
+        stop.ask = trainer.stop
+        held_out = [Task(config.task, HELD_OUT + i) for i in range(config.eval_episodes)]
+        bars = Bars(console)
 
-    async with browsers(config) as sessions:
-
-        async def success(who: str, act: Act, *, hide_page: bool = False) -> dict[str, Any]:
-            with bars.bar(f"evaluate {who}", len(held_out)) as advance:
+        async def play(who: str, act: Act, *, hide_page: bool = False) -> Success:
+            """This rank's share of the held-out seeds."""
+            tasks = held_out[ranks.rank :: ranks.size]
+            with bars.bar(f"evaluate {who}", len(tasks)) as advance:
                 async with sessions(hide_page) as pool:
                     rollouts = Rollouts(pool, act, config.max_steps, on_episode=advance)
-                    result = await evaluate(rollouts, held_out, seed=config.seed)
-            console.print(f"{who:<20} success {result.success:.2f} of {result.n}")
-            return asdict(result)
+                    return await evaluate(rollouts, tasks, seed=config.seed)
 
-        async def both(who: str, **how: Any) -> dict[str, Any]:
+        async def success(who: str, ways: dict[str, Act], **how: Any) -> dict[str, Any]:
             # Side by side: they read the same pages, which the generator computes once.
-            ways = {"sampled": sampled, "greedy": greedy}
-            rates = await gather(success(f"{who}, {k}", act, **how) for k, act in ways.items())
-            return dict(zip(ways, rates, strict=True))
+            own = await gather(play(f"{who}, {way}", act, **how) for way, act in ways.items())
+            everyone = await trainer.in_executor(ranks.gather, own)
+            rates = dict(zip(ways, map(Success.total, zip(*everyone, strict=True)), strict=True))
+            for way, rate in rates.items():
+                console.print(f"{f'{who}, {way}':<20} success {rate.success:.2f} of {rate.n}")
+            return {way: asdict(rate) for way, rate in rates.items()}
 
         async def pictures(when: str) -> None:
-            async with sessions() as pool:
-                rollouts = Rollouts(pool, sampled, config.max_steps)
-                folder = config.folder / "screenshots" / when
-                await record_episode(rollouts, held_out[0], folder, seed=config.seed)
+            if ranks.leads:
+                async with sessions() as pool:
+                    rollouts = Rollouts(pool, sampled, config.max_steps)
+                    folder = config.folder / "screenshots" / when
+                    await record_episode(rollouts, held_out[0], folder, seed=config.seed)
 
-        async with sessions() as pool:
-            rollouts = Rollouts(pool, sampled, config.max_steps, config.valid_action_bonus)
-            trainer = Trainer(config, policy, generator, rollouts, executor)
-            log = MetricsLog(config.folder, keep_before_step=trainer.step + 1)
-            (config.folder / "config.yaml").write_text(config.to_yaml())
-            summary: dict[str, Any] = {"task": config.task, "model": policy.name}
-            seconds = {"setup": time.monotonic() - started, "eval": 0.0}
+        both = {"sampled": sampled, "greedy": greedy}
+        record = Record(config, ranks.leads, trainer.step)
+        summary: dict[str, Any] = {"task": config.task, "model": policy.name}
+        seconds = {"setup": time.monotonic() - started, "eval": 0.0}
+        if trainer.step:
+            console.print(f"going on from step {trainer.step}")
+            summary = record.summary() | summary
+        elif config.eval_episodes:
+            started = time.monotonic()
+            chance = await success("random", {"sampled": random_policy})
+            summary["random"] = {"sampled": chance["sampled"], "greedy": chance["sampled"]}
+            summary["blind_untrained"] = await success("blind", both, hide_page=True)
+            summary["untrained"] = await success("untrained", both)
+            await pictures("before")
+            seconds["eval"] += time.monotonic() - started
+            record.write(summary)
 
-            results = config.folder / "summary.json"
-            if config.resume and results.is_file():
-                summary = json.loads(results.read_text()) | summary
-            elif config.eval_episodes and not config.resume:
-                started = time.monotonic()
-                chance = await success("random", random_policy)
-                summary["random"] = {"sampled": chance, "greedy": chance}
-                summary["blind_untrained"] = await both("blind", hide_page=True)
-                summary["untrained"] = await both("untrained")
-                await pictures("before")
-                seconds["eval"] += time.monotonic() - started
-                results.write_text(json.dumps(summary, indent=2) + "\n")
+        per_step = config.groups_per_step * config.group_size
+        with (
+            bars.bar("train: steps", config.steps - trainer.step) as advance,
+            bars.bar("  rollouts of the step", per_step) as rollouts.on_episode,
+        ):
+            async for metrics in trainer.train():
+                record.log(trainer.step, metrics)
+                console.print(step_line(trainer.step, metrics), soft_wrap=True)
+                advance()
+                rollouts.on_episode.reset()
+        if stop.received:
+            raise Stopped(stop.received[0])  # in order: the step is done, its checkpoint written
 
-            per_step = config.groups_per_step * config.group_size
-            with (
-                bars.bar("train: steps", config.steps - trainer.step) as advance,
-                bars.bar("  rollouts of the step", per_step) as rollouts.on_episode,
-            ):
-                async for metrics in trainer.train():
-                    log.log(trainer.step, metrics)
-                    console.print(step_line(trainer.step, metrics), soft_wrap=True)
-                    advance()
-                    rollouts.on_episode.reset()
-            log.close()
-
-            if config.eval_episodes:
-                started = time.monotonic()
-                summary["blind"] = await both("blind", hide_page=True)
-                summary["trained"] = await both("trained")
-                await pictures("after")
-                seconds["eval"] += time.monotonic() - started
+        if config.eval_episodes:
+            started = time.monotonic()
+            summary["blind"] = await success("blind", both, hide_page=True)
+            summary["trained"] = await success("trained", both)
+            await pictures("after")
+            seconds["eval"] += time.monotonic() - started
     executor.shutdown()
-    policy.save(config.folder / "adapter")
     summary |= {"steps": trainer.step, "episodes": trainer.episodes}
     summary["seconds"] = {k: round(v, 1) for k, v in (seconds | trainer.seconds).items()}
-    results.write_text(json.dumps(summary, indent=2) + "\n")
-    show(summary, config, console)
+    if ranks.leads:
+        policy.save(config.folder / "adapter")
+        record.write(summary)
+        show(summary, config, console)
     return summary
 
 
+class Record:
+    """What the leading rank writes into the run's folder; the others write nothing."""
+
+    def __init__(self, config: Config, leads: bool, step: int) -> None:
+        self._path = config.folder / "summary.json"
+        self._log = MetricsLog(config.folder, keep_before_step=step + 1) if leads else None
+        if leads:
+            (config.folder / "config.yaml").write_text(config.to_yaml())
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append a step."""
+        if self._log is not None:
+            self._log.log(step, metrics)
+
+    def summary(self) -> dict[str, Any]:
+        """What an earlier part of the run wrote."""
+        return json.loads(self._path.read_text()) if self._path.is_file() else {}
+
+    def write(self, summary: dict[str, Any]) -> None:
+        """Write `summary.json`."""
+        if self._log is not None:
+            self._path.write_text(json.dumps(summary, indent=2) + "\n")
+
+
 @asynccontextmanager
-async def browsers(config: Config) -> AsyncIterator[Any]:
+async def browsers(config: Config, rank: int) -> AsyncIterator[Any]:
     """A function that opens a pool of browser sessions, on a server started here or not."""
     # Two evaluations run side by side while training's sessions idle.
     server = LocalServer(config.env_workers, max_sessions=3 * config.env_sessions)
+    # Sessions go round the servers, each rank's from another one on.
+    urls = islice(cycle(config.env_url.split(",")), rank, None)
 
     @asynccontextmanager
     async def sessions(hide_page: bool = False) -> AsyncIterator[EnvPool]:
         async def session() -> BrowserGymEnv:
-            url = config.env_url or await server.ensure()
+            url = next(urls) or await server.ensure()
             return BrowserGymEnv(url, deadline_s=config.env_deadline, hide_page=hide_page)
 
         pool = EnvPool(session, config.env_sessions)
@@ -181,4 +234,8 @@ def show(summary: dict[str, Any], config: Config, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    if code > 128:
+        os._exit(code)  # at once: torch's thread may be in an update that nobody waits for
+    sys.exit(code)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from grpo.advantages import Baseline, Scale, group_advantages
 from grpo.losses import Aggregation, token_weights
-from grpo.tree import split_rows
+from grpo.tree import in_order, split_rows
 from grpo.types import Group, TokenBatch
 
 
@@ -24,6 +25,7 @@ def make_batch(
     aggregation: Aggregation = "dapo",
     max_completion_length: int | None = None,
     drop_zero_advantages: bool = False,
+    own: Sequence[bool] | None = None,
 ) -> TokenBatch | None:
     """Lay out a step's turns as rows.
 
@@ -31,16 +33,18 @@ def make_batch(
     left out; the token weights are made before that, so the others' gradient stays as it is.
 
     Args:
-        groups: the step's groups.
+        groups: the step's groups, of all ranks.
         scale_rewards: "group", "batch" or "none" (see `group_advantages`).
         baseline: "mean" or "leave_one_out".
         aggregation: "grpo", "bnpo", "dr_grpo" or "dapo" (see `token_weights`).
         max_completion_length: the constant of "dr_grpo".
         drop_zero_advantages: leave out rows of advantage 0. Right where the loss is a
             multiple of the advantage, wrong with a KL penalty.
+        own: one a group, whether it becomes rows here; None: all do. The others are there for
+            the averages, and their prompts are not looked at.
 
     Returns:
-        The batch, or None if no row is left.
+        The batch, or None if no row of any rank is left.
     """
     episodes = [(g, episode) for g, group in enumerate(groups) for episode in group.episodes]
     episode_advantages = group_advantages(
@@ -49,39 +53,56 @@ def make_batch(
         scale=scale_rewards,
         baseline=baseline,
     )
+    if drop_zero_advantages and not episode_advantages.any():
+        return None
     turns = [(e, turn) for e, (_, episode) in enumerate(episodes) for turn in episode.turns]
-    width = max(len(t.completion.prompt_ids) + len(t.completion.completion_ids) for _, t in turns)
-    shape = (len(turns), width)
+    episode_of_turn = torch.tensor([e for e, _ in turns])
+    lengths = torch.tensor([len(turn.completion.completion_ids) for _, turn in turns])
+    # How tokens are averaged depends on the answers' lengths alone, and is one weight a row.
+    weights = token_weights(
+        torch.arange(int(lengths.max())) < lengths[:, None],
+        aggregation,
+        max_completion_length=max_completion_length,
+        episode_ids=episode_of_turn,
+    ).amax(1)
+
+    advantages = episode_advantages[episode_of_turn]
+    here = torch.tensor([own is None or own[episodes[e][0]] for e, _ in turns])
+    if drop_zero_advantages:
+        here &= advantages != 0
+    kept = here.nonzero()[:, 0].tolist()
+    rows = [turns[n][1].completion for n in kept]
+    width = max((len(c.prompt_ids) + len(c.completion_ids) for c in rows), default=0)
+    shape = (len(rows), width)
     input_ids = torch.zeros(shape, dtype=torch.long)
     token_mask = torch.zeros(shape, dtype=torch.bool)
     completion_mask = torch.zeros(shape, dtype=torch.bool)
     sampling_logprobs = torch.zeros(shape)
-    for n, (_, turn) in enumerate(turns):
-        completion = turn.completion
+    for n, completion in enumerate(rows):
         start = len(completion.prompt_ids)
         stop = start + len(completion.completion_ids)
         input_ids[n, :stop] = torch.tensor(completion.prompt_ids + completion.completion_ids)
         token_mask[n, :stop] = True
         completion_mask[n, start:stop] = True
         sampling_logprobs[n, start:stop] = torch.tensor(completion.logprobs)
-    episode_of_row = torch.tensor([e for e, _ in turns])
-    batch = TokenBatch(
+    return TokenBatch(
         input_ids=input_ids,
         token_mask=token_mask,
         completion_mask=completion_mask,
         sampling_logprobs=sampling_logprobs,
-        advantages=episode_advantages[episode_of_row],
-        token_weights=token_weights(
-            completion_mask,
-            aggregation,
-            max_completion_length=max_completion_length,
-            episode_ids=episode_of_row,
-        ),
+        advantages=advantages[kept],
+        token_weights=weights[kept, None] * completion_mask,
     )
-    if drop_zero_advantages:
-        kept = batch.advantages.nonzero()[:, 0]
-        return batch.select(kept) if len(kept) else None
-    return batch
+
+
+def sort_batch(batch: TokenBatch) -> TokenBatch:
+    """The same rows in the order of their tokens: what shares a prefix stands together.
+
+    `split_batch` cuts a sorted batch into slices, so that results of its parts, one behind the
+    other, are the batch's, wherever the cuts fall.
+    """
+    arrays = [np.asarray(row) for row in batch.rows()]
+    return batch.select([n for n, _, _ in in_order(arrays)])
 
 
 def split_batch(batch: TokenBatch, max_tokens: int, *, padded: bool = False) -> list[TokenBatch]:
@@ -93,6 +114,8 @@ def split_batch(batch: TokenBatch, max_tokens: int, *, padded: bool = False) -> 
             on the padded road positions, padding included.
         padded: True for the padded road.
     """
+    if not len(batch):
+        return []
     if padded:
         rows = max(1, max_tokens // batch.input_ids.shape[1])
         return [batch.select(part) for part in torch.arange(len(batch)).split(rows)]

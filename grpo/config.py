@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from grpo.advantages import Baseline, Scale
-from grpo.losses import Aggregation, KLKind, Loss
+from grpo.losses import Aggregation, Bound, KLKind, Loss
 
 
 class ConfigError(ValueError):
@@ -22,7 +22,9 @@ class ConfigError(ValueError):
 AT_LEAST_ONE = (
     *("groups_per_step", "max_steps", "max_new_tokens", "env_sessions", "env_workers"),
     *("updates_per_batch", "lora_r", "max_tokens_per_microbatch", "keep_checkpoints"),
+    "max_bad_updates",
 )
+NOT_NEGATIVE = ("beta", "max_resamples", "max_prompt_tokens")
 
 
 def _option(default: Any, help: str) -> Any:
@@ -45,6 +47,9 @@ class Config:
     groups_per_step: int = _option(4, "groups of one training step")
     max_steps: int = _option(10, "browser actions an episode at most")
     max_new_tokens: int = _option(24, "tokens an answer at most")
+    max_prompt_tokens: int = _option(
+        0, "lines at a page's end are left out of longer prompts; 0: the model's limit"
+    )
     temperature: float = _option(1.0, "of the sampled and of the trained distribution")
     valid_action_bonus: float = _option(0.0, "reward for an answer that is a valid action")
 
@@ -65,7 +70,9 @@ class Config:
     )
 
     # The environment.
-    env_url: str = _option("", "an OpenEnv server, or a Space's page; empty: start one here")
+    env_url: str = _option(
+        "", "OpenEnv servers, or Spaces' pages, commas between; empty: start one here"
+    )
     env_workers: int = _option(2, "Chromiums of the server started here")
     env_sessions: int = _option(16, "browser sessions at once")
     env_deadline: float = _option(30.0, "seconds until an env call counts as failed")
@@ -83,6 +90,21 @@ class Config:
     delta: float = _option(0.0, "dual clip: bound on the ratio where the advantage is negative")
     beta: float = _option(0.0, "weight of the KL penalty to the reference; 0: none")
     kl: KLKind = _option("k3", "estimator of the penalty")
+    max_staleness: int = _option(
+        0, "1: the next step's rollouts are played during the update, by the policy before it"
+    )
+    importance: Literal["auto", "none", "token", "sequence"] = _option(
+        "auto", "weights for the gap to what sampled; auto: token, where sampler or version differ"
+    )
+    importance_bound: Bound = _option("cap", "weights beyond the cap are cut to it, or to 0")
+    importance_cap: float = _option(2.0, "bound of the weights")
+    task_sampler: Literal["uniform", "middling"] = _option(
+        "uniform", "middling: half of the groups are seeds that succeeded sometimes"
+    )
+    max_resamples: int = _option(
+        0, "times that groups of equal rewards are replaced by new ones in a step"
+    )
+    max_bad_updates: int = _option(3, "updates in a row that may be infinite or NaN")
     log_kl: bool = _option(True, "measure the KL even where beta is 0: one more forward")
 
     # The optimizer.
@@ -121,8 +143,13 @@ class Config:
         for name in ("temperature", "learning_rate", "env_deadline"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.beta < 0:
-            raise ConfigError(f"beta must not be negative, got {self.beta}")
+        for name in NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.max_staleness not in (0, 1):
+            raise ConfigError(f"max_staleness must be 0 or 1, got {self.max_staleness}")
+        if self.importance_cap <= 1:
+            raise ConfigError(f"importance_cap must be above 1, got {self.importance_cap}")
         if self.delta and (self.loss == "cispo" or self.delta <= 1 + self.epsilon_high):
             raise ConfigError(
                 "delta must be above 1 + epsilon_high, and not with loss=cispo, got "
@@ -132,6 +159,13 @@ class Config:
             value = getattr(self, name)
             if choices and value not in choices:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+    @property
+    def importance_level(self) -> Literal["none", "token", "sequence"]:
+        """Whether the update weights tokens or sequences for the gap to what sampled."""
+        if self.importance != "auto":
+            return self.importance
+        return "token" if self.backend != "local" or self.max_staleness else "none"
 
     @property
     def folder(self) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -24,12 +24,25 @@ class Success:
         low: lower end of the Wilson interval.
         high: upper end.
         n: episodes that were played to an end; dropped ones do not count.
+        solved: of these, how many succeeded.
     """
 
     success: float
     low: float
     high: float
     n: int
+    solved: int
+
+    @classmethod
+    def of(cls, solved: int, n: int) -> Success:
+        """The rate of `solved` in `n` episodes."""
+        return cls(solved / n if n else 0.0, *wilson_interval(solved, n), n, solved)
+
+    @classmethod
+    def total(cls, parts: Iterable[Success]) -> Success:
+        """The rate over all episodes of several evaluations, e.g. of several ranks."""
+        parts = list(parts)
+        return cls.of(sum(part.solved for part in parts), sum(part.n for part in parts))
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -80,9 +93,7 @@ async def evaluate(rollouts: Rollouts, tasks: Sequence[Task], *, seed: int = 0) 
     played = [episode for episode in episodes if episode is not None]
     if tasks and not played:
         raise EnvError(f"no episode could be played; the last error: {rollouts.last_error}")
-    solved = sum(episode.success for episode in played)
-    low, high = wilson_interval(solved, len(played))
-    return Success(solved / len(played) if played else 0.0, low, high, len(played))
+    return Success.of(sum(episode.success for episode in played), len(played))
 
 
 async def record_episode(rollouts: Rollouts, task: Task, folder: Path, *, seed: int = 0) -> None:

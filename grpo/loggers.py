@@ -27,7 +27,10 @@ class MetricsLog:
         self.path = Path(folder) / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(self.path) if line["step"] < keep_before_step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        # Whole or not at all: a death here must not cost the metrics of the steps before.
+        unfinished = self.path.with_suffix(".tmp")
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        unfinished.replace(self.path)
         self._tensorboard: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter

@@ -19,6 +19,8 @@ METRICS = {
     "invalid_action_rate": "share of answers that were no action the page allows",
     "episode_length": "mean number of answers of an episode",
     "truncated_rate": "share of answers cut off at max_new_tokens",
+    "page_cut_rate": "share of prompts that the page was cut for, to fit the model",
+    "groups_replaced": "groups of equal rewards that the update left out for others (DAPO)",
     "loss": "the loss of the update",
     "grad_norm": "norm of the adapter's gradient before clipping",
     "learning_rate": "of the update",
@@ -29,6 +31,9 @@ METRICS = {
     "clip_ratio/low": "share of sampled tokens clipped at 1 - epsilon_low",
     "clip_ratio/high": "share of sampled tokens clipped at 1 + epsilon_high",
     "sampling/logp_difference": "mean |log p(trainer) - log p(sampler)| over sampled tokens",
+    "sampling/is_ratio": "mean of p(trainer) / p(sampler), or of its product over the answer",
+    "sampling/is_bounded": "share of sampled tokens whose weight was capped or masked",
+    "sampling/staleness": "mean number of updates that the sampling policy lagged behind",
     "env/failures": "env calls that failed (browser, server, network), so far",
     "env/episodes_dropped": "episodes that failed twice, so far",
     "env/groups_dropped": "groups with fewer than two survivors, so far",
@@ -38,12 +43,20 @@ METRICS = {
     "seconds/rollout": "wall time of the step's rollouts",
     "seconds/generate": "of that, the sampler was busy",
     "seconds/env": "of that, nothing was sampled: the browsers alone were waited for",
+    "update/memory_halvings": "times that micro-batches were halved for want of memory, so far",
+    "checkpoint/failures": "checkpoints that could not be written, so far",
     "seconds/update": "wall time of the update",
+    "seconds/sync": "wall time of giving the sampler the new policy",
 }
 
 
-def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """What can be read off a step's episodes (see `METRICS`)."""
+def rollout_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
+    """What can be read off a step's episodes (see `METRICS`).
+
+    Args:
+        groups: the step's, all that were played.
+        version: of the policy that the update starts from.
+    """
     episodes = [episode for group in groups for episode in group.episodes]
     turns = [turn for episode in episodes for turn in episode.turns]
     rewards = torch.tensor([episode.reward for episode in episodes])
@@ -60,6 +73,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "invalid_action_rate": _mean([not turn.valid_action for turn in turns]),
         "episode_length": len(turns) / len(episodes),
         "truncated_rate": _mean([turn.completion.finish_reason == "length" for turn in turns]),
+        "page_cut_rate": _mean([turn.completion.lines_cut > 0 for turn in turns]),
+        "sampling/staleness": _mean([version - turn.completion.policy_version for turn in turns]),
     }
 
 

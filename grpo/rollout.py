@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,16 +25,42 @@ Frame = tuple[Observation, str]
 """What was seen and what was then said ("" after the end): one picture of an episode."""
 
 
-def sampled_by(generator: Generator, tokenizer: Any, *, temperature: float) -> Act:
-    """The policy that asks a generator: chat template in, decoded text out."""
+def sampled_by(
+    generator: Generator, tokenizer: Any, *, temperature: float, max_prompt_tokens: int = 0
+) -> Act:
+    """The policy that asks a generator: chat template in, decoded text out.
 
-    async def act(observation: Observation, seed: int) -> tuple[str, Completion]:
-        prompt_ids = tokenizer.apply_chat_template(
+    Args:
+        generator: samples the answers.
+        tokenizer: with a chat template.
+        temperature: 0 for greedy answers.
+        max_prompt_tokens: a longer prompt loses lines at the end of its page; 0: no limit.
+    """
+
+    def prompt(observation: Observation) -> list[int]:
+        return tokenizer.apply_chat_template(
             list(observation.messages), add_generation_prompt=True, return_dict=False
         )
+
+    def fitted(observation: Observation) -> tuple[list[int], int]:
+        """The prompt with as many lines of the page as fit, and how many were left out."""
+        ids, lines = prompt(observation), len(observation.page.splitlines())
+        if not max_prompt_tokens or len(ids) <= max_prompt_tokens:
+            return ids, 0
+        fitting, too_long = 0, lines
+        while too_long - fitting > 1:
+            middle = (fitting + too_long) // 2
+            if len(prompt(observation.cut(middle))) <= max_prompt_tokens:
+                fitting = middle
+            else:
+                too_long = middle
+        return prompt(observation.cut(fitting)), lines - fitting
+
+    async def act(observation: Observation, seed: int) -> tuple[str, Completion]:
+        prompt_ids, lines_cut = fitted(observation)
         completion = await generator.generate(prompt_ids, seed=seed, temperature=temperature)
         text = tokenizer.decode(completion.completion_ids, skip_special_tokens=True)
-        return text, completion
+        return text, replace(completion, lines_cut=lines_cut)
 
     return act
 
@@ -144,20 +170,21 @@ class Rollouts:
         return None
 
     async def collect(
-        self, tasks: Sequence[Task], group_size: int, seed: Sequence[int]
+        self, tasks: Sequence[Task], group_size: int, seed: Sequence[int], *, first: int = 0
     ) -> list[Group]:
         """The groups of one training step, all played at once.
 
         Args:
             tasks: one a group.
             group_size: episodes a group, G.
-            seed: numbers that fix what is sampled.
+            seed: numbers that fix what is sampled, with the group's number.
+            first: number of the first group.
 
         Raises:
             EnvError: no group survived; the machinery is broken, not slow.
         """
         groups = await gather(
-            self.group(task, group_size, [*seed, i]) for i, task in enumerate(tasks)
+            self.group(task, group_size, [*seed, i]) for i, task in enumerate(tasks, first)
         )
         survivors = [group for group in groups if group is not None]
         if not survivors:

@@ -3,203 +3,184 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
-from envs.base import EnvError, Task
-from grpo.batch import make_batch, split_batch
+from envs.base import EnvError
+from grpo.batch import make_batch
 from grpo.checkpoint import load_checkpoint, save_checkpoint
-from grpo.config import Config
-from grpo.generators.local import LocalGenerator
-from grpo.losses import mean_stats, policy_loss
+from grpo.config import Config, ConfigError
+from grpo.generators.base import Generator, GeneratorError
 from grpo.metrics import rollout_metrics
 from grpo.policy import LoRAPolicy
-from grpo.roads import Trunk
+from grpo.ranks import Ranks
 from grpo.rollout import Rollouts
+from grpo.tasks import TaskSampler
 from grpo.tree import count_distinct
-from grpo.types import Group, TokenBatch
+from grpo.types import Group
+from grpo.update import TrainingError, Updater
 
-HELD_OUT = 1_000_000
-"""Training seeds are below this number, evaluation's seeds are not: they never meet."""
+_log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains a policy on one task, one group a seed.
+    """Trains a policy on groups of episodes, one group a task and seed.
 
     Attributes:
         step: training steps done.
-        episodes: episodes they were made of.
+        episodes: episodes they were made of, of all ranks.
         seconds: wall time by phase, summed over the steps.
+        running: True while `train` is at work.
     """
 
     def __init__(
         self,
         config: Config,
         policy: LoRAPolicy,
-        generator: LocalGenerator,
+        generator: Generator,
         rollouts: Rollouts,
         executor: Executor,
+        ranks: Ranks | None = None,
     ) -> None:
         """Set up the optimizer, and the state of the newest checkpoint if asked for.
 
         Args:
             config: of the run.
             policy: what is trained.
-            generator: samples for the rollouts; asked for how long it was busy.
+            generator: samples for the rollouts; told of each update.
             rollouts: plays the episodes.
             executor: one thread, which does all of torch's work.
+            ranks: the processes that train together; None for this one alone.
         """
         self.config, self.policy, self.generator = config, policy, generator
-        self.rollouts, self.executor = rollouts, executor
-        self.step = self.episodes = 0
-        self.seconds = {"rollout": 0.0, "generate": 0.0, "env": 0.0, "update": 0.0}
-        self.optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=config.learning_rate, weight_decay=0.0
-        )
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda update: min(1.0, (update + 1) / (config.warmup_steps + 1))
-        )
-        if config.resume:
-            self.load_state(load_checkpoint(config.folder, policy))
+        self.rollouts, self.executor, self.ranks = rollouts, executor, ranks or Ranks({})
+        self.updater = Updater(config, policy, self.ranks)
+        self.sampler = TaskSampler([config.task], config.task_sampler, config.seed)
+        self.step = self.episodes = self.failed_saves = 0
+        self.running = self._stopping = False
+        self.seconds = {"rollout": 0.0, "generate": 0.0, "env": 0.0, "update": 0.0, "sync": 0.0}
+        if config.resume and (state := load_checkpoint(config, policy)):
+            self.load_state(state)
+        start = (self.step, sum(p.double().sum().item() for p in policy.parameters()))
+        if len(set(self.ranks.gather(start))) > 1:
+            raise ConfigError("the ranks start from different adapters or checkpoints")
 
     async def train(self) -> AsyncIterator[dict[str, float]]:
         """Roll out, compare within groups, update; until the steps or the minutes are over.
 
         Yields:
             The metrics of each step (see `grpo.metrics`).
+
+        Raises:
+            EnvError: the browsers are gone for good. What was learned is saved, here and below.
+            GeneratorError: the sampler is.
+            TrainingError: the updates are not finite.
         """
-        config, started = self.config, time.monotonic()
-        while self.step < config.steps:
-            if config.minutes and time.monotonic() - started > config.minutes * 60:
-                break
-            try:
-                groups, rollout = await self.collect(self.tasks(self.step))
-            except EnvError:  # the browsers are gone for good: what was learned is not
-                self.save()
-                raise
-            metrics = rollout_metrics(groups) | await self.in_executor(self.update, groups)
-            self.step += 1
-            self.episodes += sum(len(group.episodes) for group in groups)
-            yield metrics | rollout | self.failures()
-            if config.save_every and self.step % config.save_every == 0:
-                self.save()
-        self.save()
+        config, started, self.running = self.config, time.monotonic(), True
+        ahead: asyncio.Task[tuple[list[Group], dict[str, float]]] | None = None
+        try:
+            if self.step:
+                await self.generator.sync()  # with the checkpoint's policy
+            while not await self.is_over(started):
+                groups, rollout = await (ahead or self.collect(self.step))
+                if config.max_staleness and self.step + 1 < config.steps:
+                    ahead = asyncio.create_task(self.collect(self.step + 1))
+                else:
+                    ahead = None
+                metrics = await self.in_executor(self.update, groups)
+                sync = await self.sync()
+                self.step += 1
+                yield metrics | rollout | sync | self.failures()
+                if config.save_every and self.step % config.save_every == 0:
+                    self.save()
+        except (EnvError, GeneratorError, TrainingError):
+            self.save()
+            raise
+        finally:
+            self.running = False
+            if ahead is not None:
+                ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)  # its sessions are closed
+        self.save(last=True)
 
-    def tasks(self, step: int) -> list[Task]:
-        """The step's tasks, one a group: a function of the step, so nothing needs saving."""
-        random = np.random.default_rng([self.config.seed, step])
-        seeds = random.choice(HELD_OUT, self.config.groups_per_step, replace=False)
-        return [Task(self.config.task, int(seed)) for seed in seeds]
+    def stop(self) -> bool:
+        """Ask for an end after the step that runs; False if none does, and none will."""
+        self._stopping = True
+        return self.running
 
-    async def collect(self, tasks: Sequence[Task]) -> tuple[list[Group], dict[str, float]]:
-        """Play the step's episodes."""
-        started, busy = time.monotonic(), self.generator.busy_seconds
-        groups = await self.rollouts.collect(
-            tasks, self.config.group_size, seed=[self.config.seed, self.step]
+    async def is_over(self, started: float) -> bool:
+        """Whether any rank is to stop before the next step."""
+        late = self.config.minutes and time.monotonic() - started > self.config.minutes * 60
+        wish = self._stopping or bool(late)
+        return self.step >= self.config.steps or any(
+            await self.in_executor(self.ranks.gather, wish)
         )
+
+    async def collect(self, step: int) -> tuple[list[Group], dict[str, float]]:
+        """Play this rank's episodes of a step; returns its groups and what they cost.
+
+        Groups whose rewards are all equal teach nothing: they are replaced by others, at most
+        `max_resamples` times (dynamic sampling, DAPO, arXiv 2503.14476).
+        """
+        config, ranks = self.config, self.ranks
+        started, busy = time.monotonic(), self.generator.busy_seconds
+        count = config.groups_per_step
+        groups: list[Group] = []
+        for attempt in range(config.max_resamples + 1):
+            missing = count - sum(group.teaches for group in groups)
+            tasks = self.sampler.draw(step, count * ranks.size, attempt)
+            first = count * (attempt * ranks.size + ranks.rank)
+            groups += await self.rollouts.collect(
+                tasks[count * ranks.rank :][:missing],
+                config.group_size,
+                seed=[config.seed, step],
+                first=first,
+            )
+            if sum(group.teaches for group in groups) == count:
+                break
         seconds = time.monotonic() - started
-        generate = self.generator.busy_seconds - busy
+        generate = min(seconds, self.generator.busy_seconds - busy)
         return groups, self._spent(rollout=seconds, generate=generate, env=seconds - generate)
 
     def update(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Improve the policy by the policy gradient of its groups."""
-        config, policy, started = self.config, self.policy, time.monotonic()
+        """Improve the policy by the policy gradient of the groups of all ranks."""
+        config, started = self.config, time.monotonic()
+        played, own = self.ranks.share_groups(groups)
+        self.sampler.observe(played)
+        self.episodes += sum(len(group.episodes) for group in played)
+        metrics = rollout_metrics(played, self.policy.version)
+        taught = [i for i, group in enumerate(played) if group.teaches]
+        if not config.max_resamples or not taught:
+            taught = list(range(len(played)))
+        metrics["groups_replaced"] = float(len(played) - len(taught))
         batch = make_batch(
-            groups,
+            [played[i] for i in taught],
             scale_rewards=config.scale_rewards,
             baseline=config.baseline,
             aggregation=config.aggregation,
             max_completion_length=config.max_steps * config.max_new_tokens,
             drop_zero_advantages=config.beta == 0,
+            own=[i in own for i in taught],
         )
         if batch is None:  # the rewards of each group are all equal
-            return {"update/skipped": 1.0, **self._spent(update=time.monotonic() - started)}
-        padded = policy.road == "padded"
-        parts = split_batch(batch, config.max_tokens_per_microbatch, padded=padded)
-        micro_batches = [part.to(policy.device) for part in parts]
-        reference: list[Any] = [None] * len(parts)
-        old: list[Any] = [None] * len(parts)
-        if config.beta or config.log_kl:
-            with policy.reference():
-                reference = self.logprobs(micro_batches)
-        if config.updates_per_batch > 1:  # at a single one the ratio is 1 by definition
-            old = self.logprobs(micro_batches)
+            metrics["update/skipped"] = 1.0
+        else:
+            metrics |= self.updater.update(batch)
+            metrics["tokens/rows"] = float(batch.token_mask.sum())
+            metrics["tokens/distinct"] = float(count_distinct(batch.rows()))
+        return metrics | self._spent(update=time.monotonic() - started)
 
-        for _ in range(config.updates_per_batch):
-            self.optimizer.zero_grad()
-            trunk = policy.trunk(micro_batches)
-            triples = zip(micro_batches, old, reference, strict=True)
-            sums = [self.backward(*triple, trunk) for triple in triples]
-            if trunk:
-                trunk.backward()
-            grad_norm = torch.nn.utils.clip_grad_norm_(
-                policy.parameters(), config.max_grad_norm or float("inf")
-            )
-            learning_rate = self.scheduler.get_last_lr()[0]
-            finite = bool(torch.isfinite(grad_norm))
-            if finite:
-                self.optimizer.step()
-                self.scheduler.step()
-                policy.version += 1
-        loss = sum(part.pop("loss").item() for part in sums)
-        means = mean_stats(sums)
-        del means["tokens"]
-        return {
-            "loss": loss,
-            "grad_norm": float(grad_norm),
-            "learning_rate": float(learning_rate),
-            **means,
-            "tokens/rows": float(batch.token_mask.sum()),
-            "tokens/distinct": float(count_distinct(batch.rows())),
-            "update/skipped": float(not finite),
-            **self._spent(update=time.monotonic() - started),
-        }
-
-    @torch.no_grad()
-    def logprobs(self, micro_batches: Sequence[TokenBatch]) -> list[torch.Tensor]:
-        """Log-probabilities [N, T] of each micro-batch under the policy as it is."""
-        trunk = self.policy.trunk(micro_batches)
-        options: dict[str, Any] = {"temperature": self.config.temperature, "trunk": trunk}
-        return [self.policy.logprobs(part, **options).logprobs for part in micro_batches]
-
-    def backward(
-        self,
-        batch: TokenBatch,
-        old_logprobs: torch.Tensor | None,
-        ref_logprobs: torch.Tensor | None,
-        trunk: Trunk | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """Add a micro-batch's gradient to the parameters'; returns its loss and metric sums."""
-        config = self.config
-        now = self.policy.logprobs(batch, temperature=config.temperature, trunk=trunk)
-        loss, sums = policy_loss(
-            now.logprobs,
-            batch.advantages,
-            batch.completion_mask,
-            batch.token_weights,
-            old_logprobs=old_logprobs,
-            ref_logprobs=ref_logprobs,
-            loss=config.loss,
-            epsilon_low=config.epsilon_low,
-            epsilon_high=config.epsilon_high,
-            delta=config.delta or None,
-            beta=config.beta,
-            kl=config.kl,
-        )
-        loss.backward()
-        mask = batch.completion_mask
-        difference = now.logprobs.detach() - batch.sampling_logprobs
-        return sums | {
-            "loss": loss.detach(),
-            "update/entropy": (now.entropy.detach() * mask).sum(),
-            "sampling/logp_difference": (difference.abs() * mask).sum(),
-        }
+    async def sync(self) -> dict[str, float]:
+        """Give the generator the policy as it is now."""
+        started = time.monotonic()
+        await self.generator.sync()
+        return self._spent(sync=time.monotonic() - started)
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint needs beside the adapter."""
@@ -208,26 +189,36 @@ class Trainer:
             "episodes": self.episodes,
             "version": self.policy.version,
             "seconds": self.seconds,
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            "tasks": self.sampler.state(),
+            "random": torch.get_rng_state(),
+            **self.updater.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         self.step, self.episodes = state["step"], state["episodes"]
         self.policy.version, self.seconds = state["version"], state["seconds"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        self.sampler.load_state(state["tasks"])
+        torch.set_rng_state(state["random"])
+        self.updater.load_state(state)
 
-    def save(self) -> None:
-        """Write a checkpoint."""
-        save_checkpoint(
-            self.config.folder,
-            self.step,
-            self.policy,
-            self.state(),
-            keep=self.config.keep_checkpoints,
-        )
+    def save(self, *, last: bool = False) -> None:
+        """Write a checkpoint, on the rank that leads.
+
+        A disk that is full costs this checkpoint and not the run: the older ones stay.
+
+        Args:
+            last: True to raise the disk's OSError instead of going on.
+        """
+        if not self.ranks.leads:
+            return
+        try:
+            save_checkpoint(self.config, self.step, self.policy, self.state())
+        except OSError as error:
+            self.failed_saves += 1
+            if last:
+                raise
+            _log.warning("the checkpoint of step %d could not be saved: %s", self.step, error)
 
     async def in_executor(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run torch's work on its own thread; the sessions' connections stay alive meanwhile."""
@@ -235,12 +226,14 @@ class Trainer:
         return await loop.run_in_executor(self.executor, partial(function, *args))
 
     def failures(self) -> dict[str, float]:
-        """What the machinery cost so far."""
+        """What the machinery cost so far, on this rank."""
         counters = self.rollouts.counters
         return {
             "env/failures": float(counters["env_failures"]),
             "env/episodes_dropped": float(counters["episodes_dropped"]),
             "env/groups_dropped": float(counters["groups_dropped"]),
+            "update/memory_halvings": float(self.updater.halvings),
+            "checkpoint/failures": float(self.failed_saves),
         }
 
     def _spent(self, **seconds: float) -> dict[str, float]:

@@ -6,7 +6,7 @@ Completion (one sampled answer) -> Turn (the answer in its episode) -> Episode -
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -27,6 +27,7 @@ class Completion:
             (temperature included), in nats.
         policy_version: number of updates of the policy that sampled it.
         finish_reason: "stop" for an end token, "length" for the limit of new tokens.
+        lines_cut: lines of the page that were left out because the prompt was too long.
     """
 
     prompt_ids: tuple[int, ...]
@@ -34,6 +35,7 @@ class Completion:
     logprobs: tuple[float, ...]
     policy_version: int
     finish_reason: Literal["stop", "length"]
+    lines_cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ class Group:
     task: Task
     episodes: tuple[Episode, ...]
 
+    @property
+    def teaches(self) -> bool:
+        """True if the rewards differ; otherwise every advantage is 0."""
+        return len({episode.reward for episode in self.episodes}) > 1
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -85,6 +92,8 @@ class TokenBatch:
         sampling_logprobs: [N, T] float32; what the sampler reported, 0 elsewhere.
         advantages: [N] float32; of the row's episode.
         token_weights: [N, T] float32; the loss is `(per_token_loss * token_weights).sum()`.
+        old_logprobs: [N, T]; of the policy before the update, None where it is the policy.
+        ref_logprobs: [N, T]; of the reference policy, None where it is not asked for.
     """
 
     input_ids: Tensor
@@ -93,6 +102,8 @@ class TokenBatch:
     sampling_logprobs: Tensor
     advantages: Tensor
     token_weights: Tensor
+    old_logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -106,8 +117,12 @@ class TokenBatch:
     def select(self, rows: Sequence[int] | Tensor) -> TokenBatch:
         """The batch of these rows alone, weights unchanged."""
         index = torch.as_tensor(rows, dtype=torch.long)
-        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        return self._each(lambda tensor: tensor[index])
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same batch with its tensors on a device."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TokenBatch:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: change(v) for k, v in tensors.items() if v is not None})

@@ -60,18 +60,14 @@ class LocalGenerator:
             max_new_tokens: default limit of an answer's length.
             executor: runs the forward passes; give it one thread, the one that updates.
             cache_tokens: nodes the tree cache holds; more only where one prompt needs it.
-            threads: CPU threads of a forward pass, None for torch's own number. Decoding is
-                many small products that gain little from a second core, and the browsers
-                that work at the same time gain much.
+            threads: CPU threads of a forward pass, None for torch's own number. Decoding gains
+                little from a second core, the browsers beside it much.
         """
-        self.policy = policy
-        self.max_new_tokens = max_new_tokens
+        self.policy, self.max_new_tokens = policy, max_new_tokens
         self.cache_tokens = cache_tokens
-        self.tokens_sampled = 0
-        self.tokens_computed = 0
+        self.tokens_sampled = self.tokens_computed = 0
         self.busy_seconds = 0.0
-        self._executor = executor
-        self._threads = threads
+        self._executor, self._threads = executor, threads
         self._arrived: list[_Request] = []  # touched by the event loop alone
         self._waiting: list[_Request] = []
         self._active: list[_Request] = []
@@ -200,9 +196,7 @@ class LocalGenerator:
             if not self._active:
                 return finished
             # Row i of the logits is request i from here on; who is done leaves the cache.
-            kept = [
-                row for request, row in zip(batch, rows, strict=True) if request in self._active
-            ]
+            kept = [row for r, row in zip(batch, rows, strict=True) if r in self._active]
             cache = output.past_key_values
             cache.reorder_cache(torch.tensor(kept, device=device))
             ids = torch.tensor([r.ids[-1:] for r in self._active], device=device)

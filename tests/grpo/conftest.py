@@ -1,6 +1,8 @@
 """Tiny models, a tokenizer of sixteen words, and what puts a run together from them."""
 
 import asyncio
+import resource
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,6 +17,7 @@ from grpo.config import Config
 from grpo.generators.local import LocalGenerator
 from grpo.policy import LoRAPolicy
 from grpo.rollout import Rollouts, sampled_by
+from grpo.tasks import TaskSampler
 from grpo.trainer import Trainer
 from grpo.types import Completion, Episode, Group, Turn
 
@@ -211,9 +214,9 @@ def executor():
 def make_trainer(make_policy, executor, tmp_path):
     """A function: a trainer on the one page whose words the tokenizer knows."""
 
-    class OnePage(Trainer):
-        def tasks(self, step):
-            return [TASK] * self.config.groups_per_step
+    class OnePage(TaskSampler):
+        def draw(self, step, count, attempt=0):
+            return [TASK] * count
 
     def make(env=ScriptedEnv, *, policy=None, size=8, **options):
         settings = {
@@ -232,7 +235,9 @@ def make_trainer(make_policy, executor, tmp_path):
         generator = LocalGenerator(policy, max_new_tokens=config.max_new_tokens, executor=executor)
         act = sampled_by(generator, policy.tokenizer, temperature=config.temperature)
         rollouts = Rollouts(EnvPool(env, size), act, config.max_steps, config.valid_action_bonus)
-        return OnePage(config, policy, generator, rollouts, executor)
+        trainer = Trainer(config, policy, generator, rollouts, executor)
+        trainer.sampler = OnePage([TASK.name])
+        return trainer
 
     return make
 
@@ -242,3 +247,13 @@ def bundled_path():
     from grpo.bundled import bundled_model_path
 
     return bundled_model_path()
+
+
+@pytest.fixture
+def full_disk():
+    """A function: from its call on no file of this process grows past so many bytes; -1: any."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, handler)

@@ -1,0 +1,67 @@
+from collections import Counter
+
+import pytest
+
+from envs.base import Task
+from grpo.tasks import HELD_OUT, REMEMBERED, TaskSampler
+from grpo.types import Episode, Group
+
+
+def group(task, *rewards):
+    return Group(task, tuple(Episode(task, (), r, r > 0, "done") for r in rewards))
+
+
+def test_tasks_are_distinct_and_never_held_out():
+    sampler = TaskSampler(["click-test"], seed=0)
+    first, second = sampler.draw(0, 50), sampler.draw(1, 50)
+    assert first == TaskSampler(["click-test"], seed=0).draw(0, 50)
+    assert len({*first, *second, *sampler.draw(0, 50, attempt=1)}) == 150
+    assert first != TaskSampler(["click-test"], seed=1).draw(0, 50)
+    assert all(task.name == "click-test" and 0 <= task.seed < HELD_OUT for task in first)
+
+
+def test_several_tasks_are_drawn_alike():
+    names = Counter(task.name for task in TaskSampler(["a", "b", "c"]).draw(3, 3000))
+    assert sorted(names) == ["a", "b", "c"]
+    assert all(abs(count - 1000) < 120 for count in names.values())  # 4.6 standard deviations
+
+
+def test_what_was_solved_sometimes_is_replayed_by_its_variance():
+    never, half, rarely, always = (Task("t", seed) for seed in range(4))
+    outcomes = {never: [0, 0], half: [1, 0], rarely: [0] * 9 + [1], always: [1, 1]}
+    sampler = TaskSampler(["t"], "middling")
+    plain = sampler.draw(0, 2)
+    assert plain == TaskSampler(["t"]).draw(0, 2)  # nothing is known yet
+    sampler.observe(group(task, *rewards) for task, rewards in outcomes.items())
+    drawn = [sampler.draw(step, 2) for step in range(4000)]
+    first = Counter(tasks[0] for tasks in drawn)
+    assert set(first) == {half, rarely}
+    share = 0.25 / (0.25 + 0.09)  # p (1 - p)
+    assert abs(first[half] / 4000 - share) < 0.04  # 5.7 standard deviations
+    assert all(tasks[1] == TaskSampler(["t"]).draw(step, 2)[1] for step, tasks in enumerate(drawn))
+
+
+def test_no_seed_is_replayed_twice_in_a_step():
+    sampler = TaskSampler(["t"], "middling")
+    sampler.observe(group(Task("t", seed), 0, 1) for seed in range(3))
+    tasks = sampler.draw(0, 20)
+    assert sum(task.seed < 3 for task in tasks) == 3
+    assert len(set(tasks)) == 20
+
+
+def test_a_seed_that_has_been_learned_is_forgotten_and_so_are_the_oldest():
+    sampler = TaskSampler(["t"], "middling")
+    sampler.observe([group(Task("t", 5), 0, 1)])
+    assert sampler.state() == [["t", 5, 0.5]]
+    sampler.observe([group(Task("t", 5), 1, 1)])
+    assert sampler.state() == []
+    sampler.observe(group(Task("t", seed), 0, 1) for seed in range(REMEMBERED + 2))
+    assert [seed for _, seed, _ in sampler.state()] == list(range(2, REMEMBERED + 2))
+
+
+@pytest.mark.parametrize("kind", ["uniform", "middling"])
+def test_state_round_trip(kind):
+    one, other = TaskSampler(["t"], kind), TaskSampler(["t"], kind)
+    one.observe(group(Task("t", seed), 0, 1, 1) for seed in range(30))
+    other.load_state(one.state())
+    assert one.draw(7, 10) == other.draw(7, 10)
