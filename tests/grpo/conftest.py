@@ -1,6 +1,5 @@
-"""Tiny models, a tokenizer of sixteen words, and what puts a run together from them."""
+"""Tiny models, and what puts a run together from them."""
 
-import asyncio
 import resource
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from envs.base import Task
+from benchmarks.scripted import SIZES, TASK, OnePage, make_llama, make_tokenizer
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
 from grpo.batch import make_batch
@@ -17,42 +16,16 @@ from grpo.config import Config
 from grpo.generators.local import LocalGenerator
 from grpo.policy import LoRAPolicy
 from grpo.rollout import Rollouts, sampled_by
-from grpo.tasks import TaskSampler
 from grpo.trainer import Trainer
 from grpo.types import Completion, Episode, Group, Turn
 
-# One page of ScriptedEnv: its four clicks are four of the words, so that chance is 1 in 16.
-TASK = Task("click-word", 7)
-PAGE = asyncio.run(ScriptedEnv().reset(TASK))
-WORDS = ["<eos>", "<unk>", *PAGE.actions, "noop()", "Click", "Goal:", "Page:", "text"]
-WORDS += ["[0]", "a", "b", "c", "d"]
-SIZES = {
-    "vocab_size": len(WORDS),
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-    "max_position_embeddings": 128,
-    "eos_token_id": 0,
-    "bos_token_id": None,
-    "pad_token_id": None,
-}
-
 
 def make_model(family):
-    from transformers import (
-        Lfm2Config,
-        Lfm2ForCausalLM,
-        LlamaConfig,
-        LlamaForCausalLM,
-        MistralConfig,
-        MistralForCausalLM,
-    )
+    from transformers import Lfm2Config, Lfm2ForCausalLM, MistralConfig, MistralForCausalLM
 
-    torch.manual_seed(0)
     if family == "llama":
-        return LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **SIZES)).eval()
+        return make_llama()
+    torch.manual_seed(0)
     if family == "mistral":
         config = MistralConfig(num_hidden_layers=2, sliding_window=3, **SIZES)
         return MistralForCausalLM(config).eval()
@@ -78,18 +51,7 @@ def to_float64(model):
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: i for i, word in enumerate(WORDS)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.decoder = decoders.WordPiece()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=0
-    )
-    tokenizer.chat_template = "{{ messages[-1]['content'] }}"
-    return tokenizer
+    return make_tokenizer()
 
 
 @pytest.fixture
@@ -213,10 +175,6 @@ def executor():
 @pytest.fixture
 def make_trainer(make_policy, executor, tmp_path):
     """A function: a trainer on the one page whose words the tokenizer knows."""
-
-    class OnePage(TaskSampler):
-        def draw(self, step, count, attempt=0):
-            return [TASK] * count
 
     def make(env=ScriptedEnv, *, policy=None, size=8, **options):
         settings = {

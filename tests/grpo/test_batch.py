@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from grpo.batch import make_batch, split_batch
+from grpo.batch import make_batch, sort_batch, split_batch
 from grpo.losses import policy_loss
+from grpo.ranks import without_prompts
 from grpo.tree import build_tree
 
 T, A = True, False
@@ -121,3 +122,51 @@ def test_parts_of_the_padded_road_count_positions(batch, max_tokens):
     parts = split_batch(batch, max_tokens, padded=True)
     assert all(len(part) * width <= max(width, max_tokens) for part in parts)
     assert [row for part in parts for row in part.rows()] == batch.rows()
+
+
+@pytest.mark.parametrize("aggregation", ["grpo", "dapo", "bnpo", "dr_grpo"])
+@pytest.mark.parametrize("scale", ["group", "batch"])
+@pytest.mark.parametrize("drop", [False, True])
+def test_the_rows_of_two_ranks_are_those_of_one(groups, aggregation, scale, drop):
+    """Each rank knows of the other's groups all but their prompts."""
+    options = {"aggregation": aggregation, "scale_rewards": scale, "drop_zero_advantages": drop,
+               "max_completion_length": 7}  # fmt: skip
+    whole = make_batch(groups, **options)
+    parts = []
+    for own in ([True, False, True], [False, True, False]):
+        seen = [g if mine else without_prompts(g) for g, mine in zip(groups, own, strict=True)]
+        parts.append(make_batch(seen, own=own, **options))
+    assert sum(map(len, parts)) == len(whole)
+
+    def rows(*batches):
+        return sorted(
+            (row, mask.tolist(), advantage.item(), weights[mask].tolist())
+            for batch in batches
+            for row, mask, advantage, weights in zip(
+                batch.rows(),
+                [m[: len(r)] for m, r in zip(batch.completion_mask, batch.rows(), strict=True)],
+                batch.advantages,
+                [w[: len(r)] for w, r in zip(batch.token_weights, batch.rows(), strict=True)],
+                strict=True,
+            )
+        )
+
+    assert rows(*parts) == rows(whole)
+
+
+def test_a_rank_without_rows_has_an_empty_batch(group_of):
+    dull = group_of((1, ([3], [5])), (1, ([3], [6])))
+    good = group_of((1, ([3], [5])), (0, ([3], [6])))
+    batch = make_batch([dull, good], own=[True, False], drop_zero_advantages=True)
+    assert len(batch) == 0
+    assert split_batch(sort_batch(batch), 10) == split_batch(batch, 10, padded=True) == []
+    nobody = make_batch([dull, dull], own=[True, False], drop_zero_advantages=True)
+    assert nobody is None
+
+
+@pytest.mark.parametrize("max_tokens", [1, 9, 12, 1000])
+def test_a_sorted_batch_is_cut_into_slices(batch, max_tokens):
+    ordered = sort_batch(batch)
+    assert sorted(ordered.rows()) == ordered.rows()
+    parts = split_batch(ordered, max_tokens)
+    assert [row for part in parts for row in part.rows()] == ordered.rows()

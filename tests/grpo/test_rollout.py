@@ -1,6 +1,7 @@
 import asyncio
 from collections import Counter
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import pytest
 
@@ -247,3 +248,86 @@ async def test_sampled_by_encodes_once_and_keeps_the_sampled_ids(make_policy):
         assert text.split() == [word for word in words if word not in ("<eos>", "<unk>")]
         stopped[completion.finish_reason] += 1
     assert stopped["stop"] > 0
+
+
+class Tokens:
+    """One word, one token; the chat is its texts."""
+
+    def apply_chat_template(self, messages, **_):
+        return "\n".join(message["content"] for message in messages).split()
+
+    def decode(self, ids, **_):
+        return ""
+
+
+class Reader:
+    """Keeps the prompts that it is given."""
+
+    def __init__(self):
+        self.prompts = []
+
+    async def generate(self, prompt_ids, **_):
+        self.prompts.append(prompt_ids)
+        return replace(NOTHING, prompt_ids=tuple(prompt_ids))
+
+
+LINES = [f"link 'Item {i}' [{i}]" for i in range(40)]  # four words each
+LONG = "\n".join(LINES)
+HISTORY = "Done so far: click('3')\nError: nothing there"
+
+
+def long_page():
+    messages = [
+        {"role": "system", "content": "click('id') fill('id', 'text')"},
+        {"role": "user", "content": "Goal: a\nPage:\nlink 'Item 0' [0]"},  # a worked example
+        {"role": "user", "content": f"Goal: Find it.\nPage:\n{LONG}\n{HISTORY}"},
+    ]
+    return Observation(messages=tuple(messages), goal="Find it.", page=LONG)
+
+
+@pytest.mark.parametrize("limit", [200, 100, 57, 56, 55, 40, 25])
+async def test_a_page_too_long_is_cut_between_elements(limit):
+    reader, observation = Reader(), long_page()
+    act = sampled_by(reader, Tokens(), temperature=1.0, max_prompt_tokens=limit)
+    _, completion = await act(observation, 0)
+    (prompt,) = reader.prompts
+    text = " ".join(prompt)
+    whole = len(Tokens().apply_chat_template(observation.messages))
+    if limit >= whole:
+        assert (len(prompt), completion.lines_cut) == (whole, 0)
+        return
+    kept = 40 - completion.lines_cut
+    assert limit - 3 <= len(prompt) <= limit or limit < 30  # one more element would not fit
+    assert " ".join(LINES[:kept]) in text
+    assert f"[{kept}]" not in text.split("Find")[1]
+    assert f"({completion.lines_cut} more lines)" in text
+    for part in (
+        "fill('id', 'text')",
+        "Goal: Find it.",
+        "Done so far: click('3')",
+        "nothing there",
+    ):
+        assert part in text
+
+
+async def test_without_room_for_a_single_element_the_goal_stays():
+    reader = Reader()
+    act = sampled_by(reader, Tokens(), temperature=1.0, max_prompt_tokens=1)
+    _, completion = await act(long_page(), 0)
+    assert completion.lines_cut == 40
+    assert "Goal: Find it." in " ".join(reader.prompts[0])
+    assert "Item 0' [0] Goal" in " ".join(reader.prompts[0])  # the worked example is whole
+
+
+@pytest.mark.parametrize("page", ["", "not in the message"])
+def test_a_page_that_cannot_be_cut_stays(page):
+    observation = replace(long_page(), page=page)
+    assert observation.cut(0) == observation
+
+
+def test_cutting_keeps_what_comes_first():
+    cut = long_page().cut(2)
+    assert cut.page.splitlines() == [*LINES[:2], "(38 more lines)"]
+    assert cut.messages[-1]["content"].startswith(f"Goal: Find it.\nPage:\n{cut.page}\nDone so far")
+    assert cut.messages[:-1] == long_page().messages[:-1]
+    assert long_page().cut(40) == long_page()
