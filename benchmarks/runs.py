@@ -1,10 +1,12 @@
-"""What a run survives, and what it costs: kills, memory, ranks. No browser is needed.
+"""What a run survives, and what it costs: kills, memory, ranks, faults in the browser.
 
     python benchmarks/runs.py kills    # one run, killed 50 times and resumed: the same end?
     python benchmarks/runs.py soak     # 500 steps: does memory grow, or the number of files open?
     python benchmarks/runs.py ranks    # 2 ranks beside 1 with twice the groups: same? how fast?
+    python benchmarks/runs.py browser  # click-test, and again while everything is killed in turn
 
-The run is that of `benchmarks/scripted.py`. With --json the last line is one JSON object.
+The first three train the model of `benchmarks/scripted.py`, which needs no browser. With --json
+the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.faults import chromiums  # noqa: E402
 from benchmarks.scripted import SETTINGS, run  # noqa: E402
 from grpo.config import Config  # noqa: E402
 from grpo.loggers import read_metrics  # noqa: E402
@@ -152,14 +157,80 @@ def ranks(folder: Path, steps: int, group_size: int) -> dict[str, Any]:
     }
 
 
+def browser(folder: Path, steps: int, seed: int = 0) -> dict[str, Any]:
+    """Train on click-test; and again while browser, server and the run itself are killed in turn.
+
+    The sampler lives in the run, so a kill of the run is its death too; the run is resumed.
+    """
+    runs = {name: folder / name for name in ("plain", "faulty")}
+    assert start_click_test(runs["plain"], steps).wait() == 0
+    process = start_click_test(runs["faulty"], steps)
+    dice, done, left = random.Random(seed), Counter[str](), 0
+    faults = cycle(("kill-browser", "kill-server", "kill-browser", "kill-run"))
+    seen: set[int] = set()
+    while process.poll() is None:
+        time.sleep(dice.uniform(3, 7))
+        seen |= (family := set(descendants(process.pid)))
+        trains = len(read_metrics(runs["faulty"] / "metrics.jsonl")) > done["kill-run"]
+        if not trains or not family or (runs["faulty"] / "adapter").exists():
+            continue  # only while it trains: an evaluation that is killed begins anew
+        fault = next(faults)
+        victims = {"kill-run": [process.pid], "kill-server": children(process.pid)}
+        victim = dice.choice(victims.get(fault) or chromiums(sorted(family)))
+        os.kill(victim, signal.SIGKILL)
+        done[fault] += 1
+        if fault == "kill-run":
+            process.wait()
+            time.sleep(15)  # the server sees that nobody is there any more
+            left += sum(Path(f"/proc/{pid}").exists() for pid in seen)
+            process = start_click_test(runs["faulty"], steps, "--resume")
+    assert process.returncode == 0
+    left += sum(Path(f"/proc/{pid}").exists() for pid in seen)
+    lines = {name: read_metrics(path / "metrics.jsonl") for name, path in runs.items()}
+    summary = {name: json.loads((path / "summary.json").read_text()) for name, path in runs.items()}
+    weights = [(path / "adapter" / WEIGHTS_NAME).read_bytes() for path in runs.values()]
+    return {
+        "episodes": summary["faulty"]["episodes"],
+        **done,
+        "failures": lines["faulty"][-1]["env/failures"],
+        "dropped": lines["faulty"][-1]["env/episodes_dropped"],
+        "success_plain": summary["plain"]["trained"]["sampled"]["success"],
+        "success_faulty": summary["faulty"]["trained"]["sampled"]["success"],
+        "rewards_equal": len({tuple(s["reward"] for s in each) for each in lines.values()}) == 1,
+        "adapter_equal": weights[0] == weights[1],
+        "processes_left": left,
+    }
+
+
+def start_click_test(output: Path, steps: int, *options: str) -> subprocess.Popen[bytes]:
+    """The main job, in a process of its own."""
+    command = [sys.executable, str(ROOT / "examples" / "click_test.py"), "--output", str(output)]
+    command += ["--steps", str(steps), "--save-every", "1", *options]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that one started."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return [int(p) for task in tasks for p in (task / "children").read_text().split()]
+    except OSError:
+        return []  # it ended meanwhile
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that one started, and those that they started."""
+    return [p for child in children(pid) for p in (child, *descendants(child))]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure one thing and print it as a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("kills", "soak", "ranks"))
+    parser.add_argument("what", choices=("kills", "soak", "ranks", "browser"))
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, help="300 for kills, 500 for soak, 20 for ranks")
+    parser.add_argument("--steps", type=int, help="300 for kills, 500 soak, 20 ranks, 7 browser")
     parser.add_argument("--group-size", type=int, default=8, help="of ranks")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     arguments = parser.parse_args(argv)
@@ -167,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "kills": lambda folder: kills(folder, arguments.kills, arguments.steps or 300),
         "soak": lambda folder: soak(folder, arguments.steps or 500),
         "ranks": lambda folder: ranks(folder, arguments.steps or 20, arguments.group_size),
+        "browser": lambda folder: browser(folder, arguments.steps or 7),
     }
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

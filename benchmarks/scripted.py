@@ -2,7 +2,7 @@
 
 All that decides the result is seeded, so that two runs of the same configuration leave the same
 adapter, bit by bit, whatever happened to them on the way. Takes the options of
-`examples/click_test.py`, and leaves `adapter/`, `gradient.pt` (of the last update) and
+`examples/click_test.py`, and leaves `adapter/`, `gradient.pt` (of the first update) and
 `metrics.jsonl` in the run's folder.
 
     python benchmarks/scripted.py --output runs/scripted --steps 20
@@ -128,7 +128,6 @@ async def run(
                 raise Stopped(stop.received[0])
     if ranks.leads:
         policy.save(config.folder / "adapter")
-        torch.save([p.grad for p in policy.parameters()], config.folder / "gradient.pt")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

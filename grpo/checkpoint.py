@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 
 MAY_CHANGE = frozenset(
     {
-        *("output", "adapter", "steps", "minutes", "eval_episodes"),
+        *("output", "adapter", "steps", "minutes", "eval_episodes", "groups_per_step"),
         *("save_every", "keep_checkpoints", "resume", "max_bad_updates"),
         *("env_url", "env_workers", "env_sessions", "env_deadline"),
         *("cache_tokens", "sampling_threads", "device", "activation_checkpointing"),
@@ -32,7 +32,10 @@ MAY_CHANGE = frozenset(
         *("vllm_folder", "vllm_deadline", "max_logp_difference"),
     }
 )
-"""Options that may differ when a run goes on: they decide where and how long, not what."""
+"""Options that may differ when a run goes on: they decide where and how long, not what.
+
+`groups_per_step` is a rank's, and their number may differ too: the trainer checks the product.
+"""
 
 _log = logging.getLogger(__name__)
 

@@ -186,18 +186,31 @@ class Trainer:
         """All that a checkpoint needs beside the adapter."""
         return {
             "step": self.step,
+            "groups": self.config.groups_per_step * self.ranks.size,
             "episodes": self.episodes,
             "version": self.policy.version,
             "seconds": self.seconds,
+            "failures": dict(self.rollouts.counters),
             "tasks": self.sampler.state(),
             "random": torch.get_rng_state(),
             **self.updater.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Go on from what `state` gave.
+
+        Raises:
+            ConfigError: the ranks together do not play as many groups a step as then.
+        """
+        groups = self.config.groups_per_step * self.ranks.size
+        if state["groups"] != groups:
+            raise ConfigError(
+                f"cannot resume: a step was of {state['groups']} groups over all ranks, and is of "
+                f"{groups}: change groups_per_step with the number of ranks"
+            )
         self.step, self.episodes = state["step"], state["episodes"]
         self.policy.version, self.seconds = state["version"], state["seconds"]
+        self.rollouts.counters.update(state["failures"])
         self.sampler.load_state(state["tasks"])
         torch.set_rng_state(state["random"])
         self.updater.load_state(state)

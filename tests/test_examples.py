@@ -5,12 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from benchmarks.runs import descendants
 from envs.base import Task
 from envs.pool import EnvPool
+from grpo.checkpoint import checkpoints
+from grpo.loggers import read_metrics
+from grpo.stopping import SAME_S
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--steps", "1", "--group-size", "2", "--groups-per-step", "2", "--eval-episodes", "2",
@@ -131,6 +136,58 @@ async def test_a_death_in_mid_run_costs_retries_and_not_the_run(victim, browsers
     # The one button of the page is what a random action clicks: no failure became a reward.
     assert {episode.reward for group in groups for episode in group.episodes} == {1.0}
     assert server.processes() == []
+
+
+def start(folder, *options):
+    options = ("--eval-episodes", "0", "--steps", "1000", *options)
+    return subprocess.Popen(
+        [sys.executable, "examples/click_test.py", "--output", str(folder), *TINY, *options],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def wait_for_steps(process, folder, count):
+    end = time.monotonic() + 200
+    while len(read_metrics(folder / "metrics.jsonl")) < count:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.browser
+@pytest.mark.model
+def test_ctrl_c_saves_and_a_second_one_ends_at_once_and_neither_leaves_a_process(
+    tmp_path, bundled_path
+):
+    process = start(tmp_path)
+    wait_for_steps(process, tmp_path, 1)
+    family = descendants(process.pid)
+    assert len(family) > 3  # the server and a Chromium's processes
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 130, errors
+    assert "stopped by SIGINT; ARGS=--resume goes on" in errors
+    assert "Traceback" not in errors
+    assert not [pid for pid in family if Path(f"/proc/{pid}").exists()]
+    steps = len(read_metrics(tmp_path / "metrics.jsonl"))
+    assert checkpoints(tmp_path)[-1].name == f"step-{steps:06d}"
+
+    process = start(tmp_path, "--resume")
+    wait_for_steps(process, tmp_path, steps + 1)
+    family = descendants(process.pid)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(SAME_S * 1.1)  # the step takes longer
+    process.send_signal(signal.SIGTERM)
+    sent = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "Traceback" not in errors
+    assert time.monotonic() - sent < 15
+    assert not [pid for pid in family if Path(f"/proc/{pid}").exists()]
 
 
 @pytest.fixture(scope="session")

@@ -125,3 +125,15 @@ def test_two_agents_meet_as_two_machines_would(tmp_path):
     for a, b in zip(one, two, strict=True):
         assert a["reward"] == b["reward"]
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
+
+
+def test_two_ranks_go_on_as_one(tmp_path):
+    process = launch(tmp_path, "--groups-per-step", "1", ranks=2)
+    wait_for_steps(process, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    steps = len(read_metrics(tmp_path / "metrics.jsonl"))
+    alone = launch(tmp_path, "--groups-per-step", "2", "--resume", "--steps", str(steps + 1))
+    _, errors = alone.communicate(timeout=60)
+    assert alone.returncode == 0, errors
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == steps + 1

@@ -13,6 +13,7 @@ from envs.base import EnvError, Task
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
 from grpo.checkpoint import checkpoints
+from grpo.config import ConfigError
 from grpo.losses import policy_loss
 from grpo.metrics import METRICS
 from grpo.types import Completion
@@ -430,3 +431,9 @@ async def test_importance_weights_are_those_of_the_samplers_gap(make_trainer, mo
     for level in ("token", "sequence"):  # an answer is one token here
         expected = gradients["none"] * math.exp(0.3)
         torch.testing.assert_close(gradients[level], expected, rtol=1e-3, atol=1e-6)
+
+
+async def test_a_step_of_other_groups_is_not_resumed(make_trainer):
+    await run(make_trainer(steps=1))
+    with pytest.raises(ConfigError, match="of 2 groups over all ranks, and is of 3: change groups"):
+        make_trainer(steps=2, groups_per_step=3, resume=True)
