@@ -160,7 +160,9 @@ def ranks(folder: Path, steps: int, group_size: int) -> dict[str, Any]:
 def browser(folder: Path, steps: int, seed: int = 0) -> dict[str, Any]:
     """Train on click-test; and again while browser, server and the run itself are killed in turn.
 
-    The sampler lives in the run, so a kill of the run is its death too; the run is resumed.
+    The sampler lives in the run, so a kill of the run is its death too; the run is resumed. In
+    bfloat16 a token may fall otherwise when other requests are in its batch: the two runs reach
+    the same success, not the same bits.
     """
     runs = {name: folder / name for name in ("plain", "faulty")}
     assert start_click_test(runs["plain"], steps).wait() == 0
@@ -188,7 +190,6 @@ def browser(folder: Path, steps: int, seed: int = 0) -> dict[str, Any]:
     left += sum(Path(f"/proc/{pid}").exists() for pid in seen)
     lines = {name: read_metrics(path / "metrics.jsonl") for name, path in runs.items()}
     summary = {name: json.loads((path / "summary.json").read_text()) for name, path in runs.items()}
-    weights = [(path / "adapter" / WEIGHTS_NAME).read_bytes() for path in runs.values()]
     return {
         "episodes": summary["faulty"]["episodes"],
         **done,
@@ -196,8 +197,6 @@ def browser(folder: Path, steps: int, seed: int = 0) -> dict[str, Any]:
         "dropped": lines["faulty"][-1]["env/episodes_dropped"],
         "success_plain": summary["plain"]["trained"]["sampled"]["success"],
         "success_faulty": summary["faulty"]["trained"]["sampled"]["success"],
-        "rewards_equal": len({tuple(s["reward"] for s in each) for each in lines.values()}) == 1,
-        "adapter_equal": weights[0] == weights[1],
         "processes_left": left,
     }
 

@@ -93,6 +93,7 @@ class Trainer:
                     ahead = asyncio.create_task(self.collect(self.step + 1))
                 else:
                     ahead = None
+                    await self.generator.sleep()
                 metrics = await self.in_executor(self.update, groups)
                 sync = await self.sync()
                 self.step += 1

@@ -51,13 +51,18 @@ class Generator(Protocol):
         """Sample from the trainer's policy as it is now; called after every update.
 
         Requests made after it returns are answered by this version; those in flight may end
-        on the version that they began with, which their completions name.
+        on the version that they began with, which their completions name. Nothing to do for a
+        generator that reads the trainer's own policy.
 
         Raises:
             GeneratorError: the generator failed.
         """
-        ...
+
+    async def sleep(self) -> None:
+        """Give the accelerator's memory back until the next request or sync, where it can.
+
+        Called before an update, with no request in flight.
+        """
 
     async def close(self) -> None:
         """End what the generator started; requests in flight are cancelled."""
-        ...

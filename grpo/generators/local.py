@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grpo.generators.base import Generator
 from grpo.generators.tree_cache import TreeCache
 from grpo.policy import LoRAPolicy
 from grpo.types import Completion
@@ -36,7 +37,7 @@ class _Request:
     logprobs: list[float] = field(default_factory=list)
 
 
-class LocalGenerator:
+class LocalGenerator(Generator):
     """Samples from a `LoRAPolicy` (see `grpo.generators.base.Generator`).
 
     Each request draws from its own random stream, so what is sampled depends on the
@@ -105,12 +106,6 @@ class LocalGenerator:
         if self._loop_task is None or self._loop_task.done():
             self._loop_task = loop.create_task(self._serve())
         return await request.done
-
-    async def sync(self) -> None:
-        """Nothing to do: the policy is the trainer's own."""
-
-    async def close(self) -> None:
-        """Nothing to end: a request that nobody waits for leaves at the next token."""
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
