@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -206,9 +207,13 @@ async def test_sessions_go_round_the_servers(monkeypatch):
     config = Config(env_url="http://a:1,http://b:1,http://c:1")
     for rank, first in ((0, "a"), (1, "b"), (4, "b")):
         opened.clear()
-        async with job.browsers(config, rank) as sessions, sessions() as pool:
-            async with pool.lease(), pool.lease(), pool.lease(), pool.lease():
-                pass
+        async with (
+            job.browsers(config, rank) as sessions,
+            sessions() as pool,
+            AsyncExitStack() as open,
+        ):
+            for _ in range(4):
+                await open.enter_async_context(pool.lease())
         order = "abc" if first == "a" else "bca"
         assert opened == [f"http://{name}:1" for name in (*order, order[0])]
 

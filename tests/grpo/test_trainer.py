@@ -9,6 +9,7 @@ import torch
 import grpo.batch
 import grpo.trainer
 import grpo.update
+from benchmarks.scripted import TASK
 from envs.base import EnvError, Task
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
@@ -253,6 +254,22 @@ async def test_two_steps_and_two_more_are_four(make_trainer, make_policy, tmp_pa
         same = [k for k in one if not k.startswith(("seconds/", "sampling/"))]
         assert [one[k] for k in same] == [other[k] for k in same]
     assert resumed.seconds["rollout"] > 0
+
+
+async def test_all_that_decides_what_comes_next_is_in_the_state(make_trainer):
+    fail_at = iter([1, 2])
+    trainer = make_trainer(lambda: ScriptedEnv(next(fail_at, 0)), group_size=64, steps=1)
+    await run(trainer)
+    state = trainer.state()
+    drawn = torch.rand(3)
+    assert state["tasks"] == [[TASK.name, TASK.seed, pytest.approx(0.1, abs=0.1)]]
+    other = make_trainer()
+    other.load_state(state)
+    assert torch.equal(torch.rand(3), drawn)
+    assert other.sampler.state() == trainer.sampler.state()
+    assert other.rollouts.counters == trainer.rollouts.counters
+    assert other.failures()["env/failures"] == 2
+    assert other.seconds == trainer.seconds
 
 
 async def test_a_run_can_be_repeated(make_trainer):

@@ -70,7 +70,7 @@ class Fake:
             assert Path(body["lora_path"], "adapter_model.safetensors").is_file()
             self.adapters[body["lora_name"]] = body["lora_path"]
         if path == "/v1/unload_lora_adapter":
-            del self.adapters[body["lora_name"]]
+            self.adapters.pop(body["lora_name"], None)
         if path == "/collective_rpc":
             folder = Path(body["kwargs"]["weights_path"])
             assert (folder / "model.safetensors").is_file()
@@ -180,7 +180,9 @@ async def test_replicas_share_the_work_and_a_prompt_stays_with_its_own(open_clie
             await asyncio.sleep(0)
         gate.set()
         await asyncio.gather(first, *rest)
-        assert sorted(server.count("/v1/completions") for server in servers) == [1, 2]
+        seen = [[body["prompt"] for _, body in s.asked if "prompt" in body] for s in servers]
+        assert sorted(seen) == [[PROMPT, PROMPT], [[9]]]
+        assert [replica.load for replica in client._replicas] == [0, 0]
 
 
 @pytest.mark.parametrize("sync", ["adapter", "merged"])
