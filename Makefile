@@ -17,9 +17,16 @@ endif
 
 CLICK_TEST := $(if $(TASK),--task $(TASK)) $(if $(CONFIG),--config $(CONFIG)) \
               $(if $(MODEL),--model $(MODEL)) $(if $(BACKEND),--backend $(BACKEND)) $(ARGS)
+SERVE := $(if $(CONFIG),--config $(CONFIG)) $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
+# vLLM lives in an environment of its own, over .venv's packages. Its own variables are set in
+# grpo/generators/vllm_settings.py.
+VLLM := .venv-vllm/bin/python
+PY_CLICK_TEST := $(if $(filter vllm%,$(BACKEND)),$(VLLM),$(PY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup click-test test test-reference benchmark-update benchmark-rollouts soak check clean
+.PHONY: help setup click-test serve test test-reference test-vllm check clean \
+        benchmark-update benchmark-rollouts benchmark-generate soak
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,14 +35,23 @@ setup: ## .venv, torch, packages, Chromium, model (PYTHON=...); done by the othe
 	@$(SETUP)
 
 click-test: setup ## train SmolLM2-135M on a browser task (TASK, CONFIG, MODEL, BACKEND, ARGS)
-	@$(OPENMP) $(PY) examples/click_test.py $(CLICK_TEST)
+	@$(if $(filter vllm%,$(BACKEND)),$(SETUP) --vllm)
+	@$(OPENMP) $(PY_CLICK_TEST) examples/click_test.py $(CLICK_TEST)
 
-test: setup ## every test but the comparisons with TRL and PEFT (ARGS for pytest)
+serve: ## a vLLM server for BACKEND=vllm-server (MODEL, CONFIG, ARGS as of click-test)
+	@$(SETUP) --vllm
+	@$(ONE_THREAD) $(VLLM) -m grpo.generators.vllm_serve $(SERVE)
+
+test: setup ## every test but those with TRL and PEFT, and with vLLM (ARGS for pytest)
 	@$(ONE_THREAD) $(PY) -m pytest -m "not reference" --durations=10 $(ARGS)
 
 test-reference: ## compare with TRL's and PEFT's own code, in .venv-reference (ARGS for pytest)
 	@$(SETUP) --reference
 	@$(ONE_THREAD) .venv-reference/bin/python -m pytest -m reference --durations=10 $(ARGS)
+
+test-vllm: ## the generators over a real vLLM, in .venv-vllm (ARGS for pytest)
+	@$(SETUP) --vllm
+	@$(ONE_THREAD) $(VLLM) -m pytest -m vllm --durations=10 $(ARGS)
 
 benchmark-update: setup ## time and memory of an update beside TRL's (ARGS="--sweep", --help)
 	@$(SETUP) --reference
@@ -43,6 +59,10 @@ benchmark-update: setup ## time and memory of an update beside TRL's (ARGS="--sw
 
 benchmark-rollouts: setup ## episodes a second beside BrowserGym by itself (ARGS="--json", --help)
 	@$(PY) benchmarks/rollouts.py $(ARGS)
+
+benchmark-generate: ## tokens and syncs a second: local, vLLM, its server (ARGS="--json", --help)
+	@$(SETUP) --vllm
+	@$(ONE_THREAD) $(VLLM) benchmarks/generate.py $(ARGS)
 
 soak: setup ## 3000 episodes: lost, wrong, memory, processes left (ARGS="--faults", --help)
 	@$(PY) benchmarks/soak.py $(ARGS)
@@ -54,4 +74,4 @@ check: setup ## ruff, mypy and the import rule
 	@$(PY) -m pytest tests/test_architecture.py
 
 clean: ## remove what setup made
-	rm -rf .venv .venv-reference .cache *.egg-info
+	rm -rf .venv .venv-reference .venv-vllm .cache *.egg-info

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -137,6 +137,7 @@ def ranks(folder: Path, steps: int, group_size: int) -> dict[str, Any]:
             *(sys.executable, *torchrun, str(ROOT / "benchmarks" / "scripted.py")),
             *("--output", str(output), "--steps", str(steps), "--group-size", str(group_size)),
             *("--groups-per-step", str(4 // size), "--env-sessions", str(4 * group_size)),
+            *("--valid-action-bonus", "0.5"),  # so that every group teaches from the start
         ]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
@@ -184,10 +185,10 @@ def browser(folder: Path, steps: int, seed: int = 0) -> dict[str, Any]:
         if fault == "kill-run":
             process.wait()
             time.sleep(15)  # the server sees that nobody is there any more
-            left += sum(Path(f"/proc/{pid}").exists() for pid in seen)
+            left += len(alive(seen))
             process = start_click_test(runs["faulty"], steps, "--resume")
     assert process.returncode == 0
-    left += sum(Path(f"/proc/{pid}").exists() for pid in seen)
+    left += len(alive(seen))
     lines = {name: read_metrics(path / "metrics.jsonl") for name, path in runs.items()}
     summary = {name: json.loads((path / "summary.json").read_text()) for name, path in runs.items()}
     return {
@@ -220,6 +221,19 @@ def children(pid: int) -> list[int]:
 def descendants(pid: int) -> list[int]:
     """The processes that one started, and those that they started."""
     return [p for child in children(pid) for p in (child, *descendants(child))]
+
+
+def alive(pids: Iterable[int]) -> list[int]:
+    """Of these processes those that run; one that only its parent has yet to note does not."""
+    found = []
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state not in "ZX":
+            found.append(pid)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -115,14 +115,14 @@ async def run(
             trainer = Trainer(config, policy, generator, rollouts, executor, ranks)
             trainer.sampler = OnePage([TASK.name])
             stop.ask = trainer.stop
-            log = (
-                MetricsLog(config.folder, keep_before_step=trainer.step + 1)
-                if ranks.leads
-                else None
-            )
+            if ranks.leads:
+                log = MetricsLog(config.folder, keep_before_step=trainer.step + 1)
             async for metrics in trainer.train():
-                if log is not None:
+                if ranks.leads:
                     log.log(trainer.step, metrics)
+                    if trainer.step == 1:
+                        gradient = [p.grad for p in policy.parameters()]
+                        torch.save(gradient, config.folder / "gradient.pt")
                 on_step(trainer.step)
             if stop.received:
                 raise Stopped(stop.received[0])

@@ -15,11 +15,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import asdict
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, inst
 from rich.console import Console
 
 from envs.base import EnvError, Task, TaskError
-from envs.browsergym import BrowserGymEnv
-from envs.pool import EnvPool
-from envs.server.local import LocalServer
+from envs.sessions import browser_sessions
 from grpo.config import Config, ConfigError
 from grpo.display import Bars, plot_curves, sparkline, step_line, success_table, time_line
 from grpo.evaluate import Success, evaluate, random_policy, record_episode
@@ -79,8 +75,14 @@ async def run(config: Config, ranks: Ranks, console: Console) -> dict[str, Any]:
     executor = ThreadPoolExecutor(1, thread_name_prefix="torch")
     async with (
         OrderlyStop() as stop,
-        open_generator(config, policy, executor) as generator,
-        browsers(config, ranks.rank) as sessions,
+        open_generator(config, policy, executor, ranks) as generator,
+        browser_sessions(
+            config.env_urls,
+            size=config.env_sessions,  # two evaluations run beside training's idle ones
+            workers=config.env_workers,
+            deadline_s=config.env_deadline,
+            first=ranks.rank,
+        ) as sessions,
         sessions() as pool,
     ):
         limit = policy.max_length - config.max_new_tokens
@@ -103,7 +105,7 @@ async def run(config: Config, ranks: Ranks, console: Console) -> dict[str, Any]:
             """This rank's share of the held-out seeds."""
             tasks = held_out[ranks.rank :: ranks.size]
             with bars.bar(f"evaluate {who}", len(tasks)) as advance:
-                async with sessions(hide_page) as pool:
+                async with sessions(hide_page=hide_page) as pool:
                     rollouts = Rollouts(pool, act, config.max_steps, on_episode=advance)
                     return await evaluate(rollouts, tasks, seed=config.seed)
 
@@ -191,32 +193,6 @@ class Record:
         """Write `summary.json`."""
         if self._log is not None:
             self._path.write_text(json.dumps(summary, indent=2) + "\n")
-
-
-@asynccontextmanager
-async def browsers(config: Config, rank: int) -> AsyncIterator[Any]:
-    """A function that opens a pool of browser sessions, on a server started here or not."""
-    # Two evaluations run side by side while training's sessions idle.
-    server = LocalServer(config.env_workers, max_sessions=3 * config.env_sessions)
-    # Sessions go round the servers, each rank's from another one on.
-    urls = islice(cycle(config.env_url.split(",")), rank, None)
-
-    @asynccontextmanager
-    async def sessions(hide_page: bool = False) -> AsyncIterator[EnvPool]:
-        async def session() -> BrowserGymEnv:
-            url = next(urls) or await server.ensure()
-            return BrowserGymEnv(url, deadline_s=config.env_deadline, hide_page=hide_page)
-
-        pool = EnvPool(session, config.env_sessions)
-        try:
-            yield pool
-        finally:
-            await pool.close()
-
-    try:
-        yield sessions
-    finally:
-        await asyncio.to_thread(server.close)
 
 
 def show(summary: dict[str, Any], config: Config, console: Console) -> None:

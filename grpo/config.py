@@ -161,6 +161,16 @@ class Config:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
     @property
+    def env_urls(self) -> list[str]:
+        """The servers that `env_url` names."""
+        return _names(self.env_url)
+
+    @property
+    def vllm_urls(self) -> list[str]:
+        """The servers that `vllm_url` names."""
+        return _names(self.vllm_url)
+
+    @property
     def importance_level(self) -> Literal["none", "token", "sequence"]:
         """Whether the update weights tokens or sequences for the gap to what sampled."""
         if self.importance != "auto":
@@ -251,6 +261,11 @@ class Config:
         if path is None and own.is_file():
             path = own
         return replace(cls.from_yaml(path) if path else cls(), **given)
+
+
+def _names(text: str) -> list[str]:
+    """The names in a text with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _types(config: type[Config]) -> dict[str, tuple[type, tuple[str, ...]]]:

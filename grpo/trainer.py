@@ -95,9 +95,11 @@ class Trainer:
                     ahead = None
                     await self.generator.sleep()
                 metrics = await self.in_executor(self.update, groups)
-                sync = await self.sync()
+                done = time.monotonic()
+                await self.generator.sync()
+                metrics |= self._spent(sync=time.monotonic() - done)
                 self.step += 1
-                yield metrics | rollout | sync | self.failures()
+                yield metrics | rollout | self.failures()
                 if config.save_every and self.step % config.save_every == 0:
                     self.save()
         except (EnvError, GeneratorError, TrainingError):
@@ -119,9 +121,8 @@ class Trainer:
         """Whether any rank is to stop before the next step."""
         late = self.config.minutes and time.monotonic() - started > self.config.minutes * 60
         wish = self._stopping or bool(late)
-        return self.step >= self.config.steps or any(
-            await self.in_executor(self.ranks.gather, wish)
-        )
+        together = await self.in_executor(self.ranks.gather, wish)
+        return self.step >= self.config.steps or any(together)
 
     async def collect(self, step: int) -> tuple[list[Group], dict[str, float]]:
         """Play this rank's episodes of a step; returns its groups and what they cost.
@@ -135,16 +136,14 @@ class Trainer:
         groups: list[Group] = []
         for attempt in range(config.max_resamples + 1):
             missing = count - sum(group.teaches for group in groups)
+            if not missing:
+                break
             tasks = self.sampler.draw(step, count * ranks.size, attempt)
+            own = tasks[count * ranks.rank :][:missing]
             first = count * (attempt * ranks.size + ranks.rank)
             groups += await self.rollouts.collect(
-                tasks[count * ranks.rank :][:missing],
-                config.group_size,
-                seed=[config.seed, step],
-                first=first,
+                own, config.group_size, [config.seed, step], first=first
             )
-            if sum(group.teaches for group in groups) == count:
-                break
         seconds = time.monotonic() - started
         generate = min(seconds, self.generator.busy_seconds - busy)
         return groups, self._spent(rollout=seconds, generate=generate, env=seconds - generate)
@@ -176,12 +175,6 @@ class Trainer:
             metrics["tokens/rows"] = float(batch.token_mask.sum())
             metrics["tokens/distinct"] = float(count_distinct(batch.rows()))
         return metrics | self._spent(update=time.monotonic() - started)
-
-    async def sync(self) -> dict[str, float]:
-        """Give the generator the policy as it is now."""
-        started = time.monotonic()
-        await self.generator.sync()
-        return self._spent(sync=time.monotonic() - started)
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint needs beside the adapter."""

