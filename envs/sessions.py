@@ -28,7 +28,8 @@ async def browser_sessions(
 
     Args:
         urls: servers, which the sessions go round; none: start one here, when it is needed.
-        size: sessions of a pool. Up to three pools may be open at once.
+        size: sessions of a pool; of a server started here three pools may be open at once:
+            two evaluations side by side while training's sessions idle.
         workers: Chromiums of the server started here.
         deadline_s: seconds until a call counts as failed.
         first: which of the servers the first session goes to.

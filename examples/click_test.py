@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         print(f"{stopped}; ARGS=--resume goes on", file=sys.stderr)
         return stopped.exit_code
+    except KeyboardInterrupt:  # while the model was loading: there is nothing to save
+        return 130
     except (ConfigError, TaskError, *FAILURES) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, FAILURES) else 2
@@ -78,7 +80,7 @@ async def run(config: Config, ranks: Ranks, console: Console) -> dict[str, Any]:
         open_generator(config, policy, executor, ranks) as generator,
         browser_sessions(
             config.env_urls,
-            size=config.env_sessions,  # two evaluations run beside training's idle ones
+            size=config.env_sessions,
             workers=config.env_workers,
             deadline_s=config.env_deadline,
             first=ranks.rank,
@@ -153,7 +155,7 @@ async def run(config: Config, ranks: Ranks, console: Console) -> dict[str, Any]:
                 advance()
                 rollouts.on_episode.reset()
         if stop.received:
-            raise Stopped(stop.received[0])  # in order: the step is done, its checkpoint written
+            raise Stopped(stop.received[0])  # the step is done, its checkpoint written
 
         if config.eval_episodes:
             started = time.monotonic()
