@@ -7,7 +7,7 @@ import pytest
 from envs.base import EnvError, Observation, Task
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
-from grpo.evaluate import evaluate, random_policy, record_episode, wilson_interval
+from grpo.evaluate import Success, evaluate, random_policy, record_episode, wilson_interval
 from grpo.rollout import Rollouts
 from grpo.types import Completion
 
@@ -31,6 +31,13 @@ def seeing(*actions):
 )
 def test_wilson_interval(successes, n, low, high):
     assert wilson_interval(successes, n) == pytest.approx((low, high), abs=6e-5)
+
+
+def test_the_total_of_several_ranks_is_that_of_all_episodes():
+    parts = [Success.of(3, 4), Success.of(0, 1), Success.of(0, 0)]
+    assert Success.total(parts) == Success.of(3, 5)
+    assert Success.of(3, 5).success == 0.6
+    assert Success.of(0, 0) == Success(0.0, 0.0, 1.0, 0, 0)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(3, 10), (50, 100), (1, 7)])

@@ -260,6 +260,7 @@ async def test_all_that_decides_what_comes_next_is_in_the_state(make_trainer):
     fail_at = iter([1, 2])
     trainer = make_trainer(lambda: ScriptedEnv(next(fail_at, 0)), group_size=64, steps=1)
     await run(trainer)
+    torch.rand(5)  # a new trainer would begin elsewhere
     state = trainer.state()
     drawn = torch.rand(3)
     assert state["tasks"] == [[TASK.name, TASK.seed, pytest.approx(0.1, abs=0.1)]]
