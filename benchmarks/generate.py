@@ -4,7 +4,7 @@ Every generator runs in a process of its own, one after the other, on the same m
 same 32 requests: 4 groups of 8, 317-token prompts that share 170, up to 16 new tokens. A sync
 is the whole way from the trainer's adapter to a sampler that uses it, merge included.
 
-    make benchmark-generate                              # the table, six minutes on two cores
+    make benchmark-generate                              # the table, ten minutes on two cores
     make benchmark-generate ARGS="--dtype bfloat16"
 """
 

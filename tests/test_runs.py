@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -76,14 +77,19 @@ def test_a_signal_ends_a_run_after_its_step(tmp_path, number):
     assert checkpoints(tmp_path)[-1].name == f"step-{steps[-1]:06d}"
 
 
-def test_a_signal_ends_all_ranks_after_the_same_step(tmp_path):
-    process = launch(tmp_path, ranks=2)
+def test_a_signal_ends_all_ranks_after_the_same_step_and_one_alone_goes_on(tmp_path):
+    process = launch(tmp_path, "--groups-per-step", "1", ranks=2)
     wait_for_steps(process, tmp_path)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode != 0
     steps = len(read_metrics(tmp_path / "metrics.jsonl"))
     assert checkpoints(tmp_path)[-1].name == f"step-{steps:06d}"
+
+    alone = launch(tmp_path, "--groups-per-step", "2", "--resume", "--steps", str(steps + 1))
+    _, errors = alone.communicate(timeout=60)
+    assert alone.returncode == 0, errors
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == steps + 1
 
 
 def test_one_ranks_death_ends_all_with_its_error(tmp_path):
@@ -104,11 +110,13 @@ def test_two_agents_meet_as_two_machines_would(tmp_path):
         [sys.executable, "benchmarks/scripted.py", "--output", str(tmp_path / "one"),
          "--steps", "3"], cwd=ROOT, env=QUIET, timeout=120)  # fmt: skip
     assert plain.returncode == 0
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        meeting = f"127.0.0.1:{free.getsockname()[1]}"
     agents = [
         subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
              f"--node-rank={node}", "--rdzv-backend=c10d", "--rdzv-id=test",
-             "--rdzv-endpoint=127.0.0.1:29451", "benchmarks/scripted.py", "--steps", "3",
+             f"--rdzv-endpoint={meeting}", "benchmarks/scripted.py", "--steps", "3",
              "--groups-per-step", "1", "--output", str(tmp_path / "two")],
             cwd=ROOT, env=QUIET, stderr=subprocess.PIPE, text=True,
         )
@@ -121,15 +129,3 @@ def test_two_agents_meet_as_two_machines_would(tmp_path):
     for a, b in zip(one, two, strict=True):
         assert a["reward"] == b["reward"]
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
-
-
-def test_two_ranks_go_on_as_one(tmp_path):
-    process = launch(tmp_path, "--groups-per-step", "1", ranks=2)
-    wait_for_steps(process, tmp_path)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    steps = len(read_metrics(tmp_path / "metrics.jsonl"))
-    alone = launch(tmp_path, "--groups-per-step", "2", "--resume", "--steps", str(steps + 1))
-    _, errors = alone.communicate(timeout=60)
-    assert alone.returncode == 0, errors
-    assert len(read_metrics(tmp_path / "metrics.jsonl")) == steps + 1
