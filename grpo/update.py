@@ -160,9 +160,11 @@ class Updater:
 
     def micro_batches(self, batch: TokenBatch) -> list[TokenBatch]:
         """Slices of a sorted batch that fit the budget, on the policy's device."""
-        padded = self.policy.road == "padded"
-        parts = split_batch(batch, self.max_tokens, padded=padded)
-        return [part.to(self.policy.device) for part in parts]
+        return [part.to(self.policy.device) for part in self.slices(batch)]
+
+    def slices(self, batch: TokenBatch) -> list[TokenBatch]:
+        """The same, where the batch is."""
+        return split_batch(batch, self.max_tokens, padded=self.policy.road == "padded")
 
     def fitting(self, work: Callable[[TokenBatch], Result], batch: TokenBatch) -> Result:
         """Do a pass over the batch; out of memory, do it again in micro-batches half as large.
@@ -173,8 +175,8 @@ class Updater:
         while True:
             try:
                 return work(batch)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not out_of_memory(error) or len(self.micro_batches(batch)) == len(batch):
+            except RuntimeError as error:
+                if not out_of_memory(error) or len(self.slices(batch)) == len(batch):
                     raise
             # Here the error is gone, and with it the frames that held the failed pass's tensors.
             self.max_tokens //= 2
