@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.workloads import Workload  # noqa: E402
 from grpo.generators.local import LocalGenerator  # noqa: E402
-from grpo.generators.probe import changed_adapter, completion_logprobs  # noqa: E402
+from grpo.generators.probe import changed_adapter, logprob_gap  # noqa: E402
 from grpo.generators.vllm_engine import VLLMEngine  # noqa: E402
 from grpo.generators.vllm_server import VLLMServer  # noqa: E402
 from grpo.models import load_model  # noqa: E402
@@ -92,13 +92,9 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         return completions, time.perf_counter() - started
 
-    def difference(completions: list[Completion]) -> float:
-        reported = torch.tensor([x for c in completions for x in c.logprobs])
-        return (reported - completion_logprobs(policy, completions)).abs().mean().item()
-
     await generator.sync()
     completions, _ = await sample()
-    result: dict[str, Any] = {"gap": [difference(completions)], "sync": [], "tokens": []}
+    result: dict[str, Any] = {"gap": [logprob_gap(policy, completions)], "sync": [], "tokens": []}
     with changed_adapter(policy) as change:
         for number in range(arguments.rounds):
             change(0.01 + 0.002 * number)
@@ -108,7 +104,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             completions, seconds = await sample()
             sampled = sum(len(c.completion_ids) for c in completions)
             result["tokens"].append(sampled / seconds)
-            result["gap"].append(difference(completions))
+            result["gap"].append(logprob_gap(policy, completions))
     await generator.close()
     return result
 

@@ -154,6 +154,7 @@ async def run(config: Config, ranks: Ranks, console: Console) -> dict[str, Any]:
                 console.print(step_line(trainer.step, metrics), soft_wrap=True)
                 advance()
                 rollouts.on_episode.reset()
+        record.close()
         if stop.received:
             raise Stopped(stop.received[0])  # the step is done, its checkpoint written
 
@@ -186,6 +187,11 @@ class Record:
         """Append a step."""
         if self._log is not None:
             self._log.log(step, metrics)
+
+    def close(self) -> None:
+        """Close the log of the steps."""
+        if self._log is not None:
+            self._log.close()
 
     def summary(self) -> dict[str, Any]:
         """What an earlier part of the run wrote."""

@@ -20,9 +20,7 @@ def load_policy(config: Config) -> LoRAPolicy:
         ConfigError: the model is not there, has no chat template, or has no layer of the
             names given for the adapter.
     """
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(config)
     dtype = getattr(torch, config.dtype)
     model, tokenizer = load_model(config.model, device=device, dtype=dtype)
     targets = config.lora_target_modules
@@ -40,6 +38,13 @@ def load_policy(config: Config) -> LoRAPolicy:
         )
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
+
+
+def choose_device(config: Config) -> str:
+    """The device a configuration names; for "auto" a GPU where there is one."""
+    if config.device != "auto":
+        return config.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_model(name: str, *, device: str, dtype: torch.dtype) -> tuple[Any, Any]:

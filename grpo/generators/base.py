@@ -11,6 +11,31 @@ class GeneratorError(RuntimeError):
     """The generator failed (its process, its connection), not the policy."""
 
 
+def answer_limit(
+    prompt_ids: Sequence[int], limit: int, max_length: int, *, bound: str = "the model's limit"
+) -> int:
+    """How many tokens may be sampled after a prompt, at most `limit`.
+
+    Args:
+        prompt_ids: the prompt.
+        limit: what was asked for.
+        max_length: tokens of prompt and answer together that fit.
+        bound: what `max_length` is, for the error.
+
+    Raises:
+        ValueError: the prompt is empty or leaves no room for an answer, or the limit is below 1.
+    """
+    room = max_length - len(prompt_ids)
+    if not prompt_ids or room < 1:
+        raise ValueError(
+            f"expected a prompt of 1 to {max_length - 1} tokens ({bound} less one for the answer), "
+            f"got {len(prompt_ids)}"
+        )
+    if limit < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {limit}")
+    return min(limit, room)
+
+
 class Generator:
     """Samples completions from the current policy; batching is its own affair.
 

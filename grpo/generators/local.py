@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo.generators.base import Generator
+from grpo.generators.base import Generator, answer_limit
 from grpo.generators.tree_cache import TreeCache
 from grpo.policy import LoRAPolicy
 from grpo.types import Completion
@@ -86,19 +86,12 @@ class LocalGenerator(Generator):
     ) -> Completion:
         """Sample one completion (see `Generator.generate`)."""
         limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
-        room = self.policy.max_length - len(prompt_ids)
-        if not prompt_ids or room < 1:
-            raise ValueError(
-                f"expected a prompt of 1 to {self.policy.max_length - 1} tokens (the model's "
-                f"limit less one for the answer), got {len(prompt_ids)}"
-            )
-        if limit < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {limit}")
+        limit = answer_limit(prompt_ids, limit, self.policy.max_length)
         loop = asyncio.get_running_loop()
         request = _Request(
             prompt_ids=tuple(prompt_ids),
             temperature=temperature,
-            max_new_tokens=min(limit, room),
+            max_new_tokens=limit,
             random=np.random.default_rng(seed),
             done=loop.create_future(),
         )

@@ -83,9 +83,7 @@ async def check_sampler(
         return await loop.run_in_executor(executor, lambda: function(*arguments))
 
     def differs(completions: Sequence[Completion]) -> float:
-        reported = torch.tensor([x for c in completions for x in c.logprobs])
-        trained = completion_logprobs(policy, completions, temperature)
-        return float((reported - trained).abs().mean())
+        return logprob_gap(policy, completions, temperature)
 
     await generator.sync()
     before = await _sample(policy, generator, temperature)
@@ -121,6 +119,14 @@ async def check_sampler(
             "the other --vllm-sync (adapter or merged)"
         )
     return ProbeReport(gap, canary_gap, canary_shift)
+
+
+def logprob_gap(
+    policy: LoRAPolicy, completions: Sequence[Completion], temperature: float = 1.0
+) -> float:
+    """Mean |log p(trainer) - log p(sampler)| over the sampled tokens, in nats."""
+    reported = torch.tensor([x for c in completions for x in c.logprobs])
+    return float((reported - completion_logprobs(policy, completions, temperature)).abs().mean())
 
 
 @torch.no_grad()

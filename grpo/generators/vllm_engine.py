@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from grpo.config import ConfigError
-from grpo.generators.base import Generator, GeneratorError
+from grpo.generators.base import Generator, GeneratorError, answer_limit
 from grpo.generators.vllm_loop import EngineLoop, Request
 from grpo.generators.vllm_settings import (
     choose_sync,
@@ -100,16 +100,14 @@ class VLLMEngine(Generator):
     ) -> Completion:
         """Sample one completion (see `Generator.generate`)."""
         limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
-        room = self.max_length - len(prompt_ids)
-        if not prompt_ids or room < 1:
-            raise ValueError(
-                f"expected a prompt of 1 to {self.max_length - 1} tokens (the model's limit, or "
-                f"what vllm_memory has room for, less one for the answer), got {len(prompt_ids)}"
-            )
-        if limit < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {limit}")
+        limit = answer_limit(
+            prompt_ids,
+            limit,
+            self.max_length,
+            bound="the model's limit, or what vllm_memory has room for,",
+        )
         self._require_open()
-        request = Request(tuple(prompt_ids), temperature, min(limit, room))
+        request = Request(tuple(prompt_ids), temperature, limit)
         if not self._arrived:  # handed over with all that this tick of the loop brings
             asyncio.get_running_loop().call_soon(self._hand_over)
         self._arrived.append(request)

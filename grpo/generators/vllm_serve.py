@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import torch
-
 from grpo.bundled import bundled_model_path
 from grpo.config import Config, ConfigError
 from grpo.generators.vllm_settings import engine_options, require_vllm, set_environment
+from grpo.models import choose_device
 
 
 def server_command(config: Config, *, device: str, model: str, model_type: str) -> list[str]:
@@ -33,7 +32,7 @@ def server_command(config: Config, *, device: str, model: str, model_type: str) 
         lora_r=config.lora_r,
         seed=config.seed,
     )
-    address = urlsplit(config.vllm_url.split(",")[0])
+    address = urlsplit(next(iter(config.vllm_urls), ""))
     options |= {"host": address.hostname or "127.0.0.1", "port": address.port or 80}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     for name, value in options.items():
@@ -55,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         require_vllm()
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(config)
     model = config.model or str(bundled_model_path())
     model_type = AutoConfig.from_pretrained(model).model_type
     set_environment(device, server=True)

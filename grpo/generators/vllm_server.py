@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from grpo.config import ConfigError
-from grpo.generators.base import Generator, GeneratorError
+from grpo.generators.base import Generator, GeneratorError, answer_limit
 from grpo.generators.vllm_replica import Given, Lost, Replica
 from grpo.generators.vllm_settings import (
     PolicyFolders,
@@ -92,20 +92,13 @@ class VLLMServer(Generator):
     ) -> Completion:
         """Sample one completion (see `Generator.generate`)."""
         limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
-        room = self.policy.max_length - len(prompt_ids)
-        if not prompt_ids or room < 1:
-            raise ValueError(
-                f"expected a prompt of 1 to {self.policy.max_length - 1} tokens (the model's "
-                f"limit less one for the answer), got {len(prompt_ids)}"
-            )
-        if limit < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {limit}")
+        limit = answer_limit(prompt_ids, limit, self.policy.max_length)
         self._require_open()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Completion] = loop.create_future()
         if not self._arrived:  # sent with all that this tick of the loop brings
             loop.call_soon(self._send)
-        sampling = _Sampling(tuple(prompt_ids), temperature, min(limit, room))
+        sampling = _Sampling(tuple(prompt_ids), temperature, limit)
         self._arrived[sampling].append(done)
         return await done
 

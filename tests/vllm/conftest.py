@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from grpo.generators.probe import changed_adapter, completion_logprobs
+from grpo.generators.probe import changed_adapter, logprob_gap
 from grpo.models import load_model
 from grpo.policy import LoRAPolicy
 
@@ -66,18 +67,12 @@ def make_policy(lfm2_path):
     return make
 
 
+@contextmanager
 def change(policy, std=0.02):
-    """A context in which the policy's adapter is another, and its version higher."""
-    context = changed_adapter(policy)
-
-    class Changed:
-        def __enter__(self):
-            context.__enter__()(std)
-
-        def __exit__(self, *error):
-            return context.__exit__(*error)
-
-    return Changed()
+    """Within it the policy's adapter is another, and its version higher."""
+    with changed_adapter(policy) as add_noise:
+        add_noise(std)
+        yield
 
 
 @pytest.fixture
@@ -90,8 +85,6 @@ def difference():
     """A function: mean and largest difference between reported and recomputed, in nats."""
 
     def compute(policy, completions, temperature=1.0):
-        reported = torch.tensor([x for c in completions for x in c.logprobs])
-        trained = completion_logprobs(policy, completions, temperature or 1.0)
-        return (reported - trained).abs().mean().item()
+        return logprob_gap(policy, completions, temperature or 1.0)
 
     return compute
