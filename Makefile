@@ -24,6 +24,9 @@ SERVE := $(if $(CONFIG),--config $(CONFIG)) $(if $(MODEL),--model $(MODEL)) $(AR
 VLLM := .venv-vllm/bin/python
 PY_CLICK_TEST := $(if $(filter vllm%,$(BACKEND)),$(VLLM),$(PY))
 
+# Tests wait for browsers and processes half of their time: a process a core, each with its own.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
+
 .DEFAULT_GOAL := help
 .PHONY: help setup click-test serve test test-reference test-vllm check clean \
         benchmark-update benchmark-rollouts benchmark-generate soak
@@ -43,7 +46,7 @@ serve: ## a vLLM server for BACKEND=vllm-server (MODEL, CONFIG, ARGS as of click
 	@$(ONE_THREAD) $(VLLM) -m grpo.generators.vllm_serve $(SERVE)
 
 test: setup ## every test but those with TRL and PEFT, and with vLLM (ARGS for pytest)
-	@$(ONE_THREAD) $(PY) -m pytest -m "not reference" --durations=10 $(ARGS)
+	@$(ONE_THREAD) $(PY) -m pytest -m "not reference" $(SIDE_BY_SIDE) --durations=10 $(ARGS)
 
 test-reference: ## compare with TRL's and PEFT's own code, in .venv-reference (ARGS for pytest)
 	@$(SETUP) --reference

@@ -56,10 +56,22 @@ class Observation:
         every = self.page.splitlines()
         if lines >= len(every):
             return self
+        return self._with("\n".join([*every[:lines], f"({len(every) - lines} more lines)"]))
+
+    def hide(self) -> Observation:
+        """The same with the page hidden: what the blind control sees.
+
+        Raises:
+            TaskError: the last message does not hold the page as it is.
+        """
+        if not self.page or self.page not in self.messages[-1]["content"]:
+            raise TaskError("the last message does not hold the page, so it cannot be hidden")
+        return self._with("(hidden)")
+
+    def _with(self, page: str) -> Observation:
         before, found, after = self.messages[-1]["content"].rpartition(self.page)
         if not found:
             return self
-        page = "\n".join([*every[:lines], f"({len(every) - lines} more lines)"])
         last = {**self.messages[-1], "content": before + page + after}
         return replace(self, page=page, messages=(*self.messages[:-1], last))
 

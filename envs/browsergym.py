@@ -33,7 +33,6 @@ class BrowserGymEnv:
         base_url: the server's address, `http://host:port`, or the page of a Hugging Face Space.
         deadline_s: seconds a reset or a step may take, waiting its turn included, and for the
             first reset the connection, which a sleeping Space delays by minutes.
-        hide_page: True for the blind control: the messages hold everything but the page.
         headers: HTTP headers of the connection; None for those of `envs.remote.token_headers`.
     """
 
@@ -42,12 +41,10 @@ class BrowserGymEnv:
         base_url: str,
         *,
         deadline_s: float = 30.0,
-        hide_page: bool = False,
         headers: dict[str, str] | None = None,
     ):
         self.base_url = server_url(base_url)
         self.deadline_s = deadline_s
-        self.hide_page = hide_page
         self.headers = token_headers(self.base_url) if headers is None else headers
         self._client: Any = None
         self._dead = ""
@@ -181,9 +178,9 @@ class BrowserGymEnv:
         page = "\n".join(map(str, elements))
         error = _one_line(task, answer.error)
         return Observation(
-            messages=page_messages(goal, page, self._history, error, self.hide_page),
+            messages=page_messages(goal, page, self._history, error),
             goal=goal,
-            page="" if self.hide_page else page,
+            page=page,
             url=answer.url,
             error=error,
             actions=_possible_actions(elements, goal),
@@ -193,7 +190,7 @@ class BrowserGymEnv:
     def _refuse(self, error: str) -> StepResult:
         old = self._observation
         page = old.page
-        messages = page_messages(old.goal, page, self._history, error, self.hide_page)
+        messages = page_messages(old.goal, page, self._history, error)
         self._observation = dataclasses.replace(old, messages=messages, error=error)
         return StepResult(
             self._observation, reward=0.0, done=False, valid_action=False, info={"raw_reward": 0.0}

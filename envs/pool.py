@@ -17,7 +17,7 @@ class EnvPool:
     """Lends environments; one whose lease ended in an exception is closed and never reused.
 
     Deadlines are the environment's own: a hang becomes an EnvError there, and then here a
-    discarded environment.
+    discarded environment. As a context manager it is closed at the block's end.
 
     Args:
         factory: makes an environment, awaited if it is a coroutine function.
@@ -67,6 +67,12 @@ class EnvPool:
                 await self._close_env(env)
             else:
                 self._idle.append(env)
+
+    async def __aenter__(self) -> EnvPool:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def close(self) -> None:
         """Close the idle environments now, and the lent ones as they come back."""

@@ -33,8 +33,6 @@ EXAMPLES = (
 )
 """(goal, page, answer) of two earlier turns: other pages, other ids, the same for every task."""
 
-HIDDEN_PAGE = "(hidden)"
-
 TEXT_ROLES = {"textbox", "searchbox", "spinbutton"}
 CONTROLS = TEXT_ROLES | {
     *("button", "checkbox", "combobox", "link", "listbox", "menuitem", "option", "radio"),
@@ -104,7 +102,6 @@ def page_messages(
     page: str,
     history: Sequence[str],
     error: str,
-    hide_page: bool = False,
 ) -> tuple[Message, ...]:
     """Build the chat that the model continues with one action.
 
@@ -113,7 +110,6 @@ def page_messages(
         page: the page, one element a line.
         history: the actions done so far in this episode.
         error: why the last one was refused or failed, empty if it did not.
-        hide_page: True to blank the page, for the control that cannot read it.
 
     Returns:
         System message, the worked examples as earlier turns, and the user's message.
@@ -122,7 +118,7 @@ def page_messages(
     for example_goal, example_page, answer in EXAMPLES:
         messages.append({"role": "user", "content": _turn(example_goal, example_page)})
         messages.append({"role": "assistant", "content": answer})
-    content = _turn(goal, HIDDEN_PAGE if hide_page else page)
+    content = _turn(goal, page)
     if history:
         content += f"\nDone so far: {' '.join(history)}"
     if error:

@@ -3,53 +3,54 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from itertools import cycle, islice
+from typing import Protocol
 
 from envs.browsergym import BrowserGymEnv
 from envs.pool import EnvPool
 from envs.server.local import LocalServer
 
-Sessions = Callable[..., AbstractAsyncContextManager[EnvPool]]
-"""Opens a pool of sessions for the length of a block; `hide_page=True` for the blind control."""
+
+class BrowserOptions(Protocol):
+    """What of a run's configuration concerns its browsers."""
+
+    @property
+    def env_urls(self) -> Sequence[str]:
+        """Servers, which the sessions go round; none: start one here, when it is needed."""
+
+    @property
+    def env_sessions(self) -> int:
+        """Sessions at once."""
+
+    @property
+    def env_workers(self) -> int:
+        """Chromiums of a server started here."""
+
+    @property
+    def env_deadline(self) -> float:
+        """Seconds until a call counts as failed."""
 
 
 @asynccontextmanager
-async def browser_sessions(
-    urls: Sequence[str] = (),
-    *,
-    size: int,
-    workers: int = 2,
-    deadline_s: float = 30.0,
-    first: int = 0,
-) -> AsyncIterator[Sessions]:
-    """Yield a function that opens pools of browser sessions; a server started here is closed.
+async def browser_pool(options: BrowserOptions, rank: int = 0) -> AsyncIterator[EnvPool]:
+    """Lend browser sessions for the length of a block; a server started here is closed.
 
     Args:
-        urls: servers, which the sessions go round; none: start one here, when it is needed.
-        size: sessions of a pool; of a server started here three pools may be open at once:
-            two evaluations side by side while training's sessions idle.
-        workers: Chromiums of the server started here.
-        deadline_s: seconds until a call counts as failed.
-        first: which of the servers the first session goes to.
+        options: which servers, how many sessions.
+        rank: of several processes each begins its round of the servers with another one.
     """
-    server = LocalServer(workers, max_sessions=3 * size)
-    turns = islice(cycle(urls), first, None)
+    # A session that is given up may linger while its successor begins.
+    server = LocalServer(options.env_workers, max_sessions=2 * options.env_sessions)
+    turns = islice(cycle(options.env_urls), rank, None)
 
-    @asynccontextmanager
-    async def sessions(*, hide_page: bool = False) -> AsyncIterator[EnvPool]:
-        async def session() -> BrowserGymEnv:
-            url = next(turns, "") or await server.ensure()
-            return BrowserGymEnv(url, deadline_s=deadline_s, hide_page=hide_page)
-
-        pool = EnvPool(session, size)
-        try:
-            yield pool
-        finally:
-            await pool.close()
+    async def session() -> BrowserGymEnv:
+        url = next(turns, "") or await server.ensure()
+        return BrowserGymEnv(url, deadline_s=options.env_deadline)
 
     try:
-        yield sessions
+        async with EnvPool(session, options.env_sessions) as pool:
+            yield pool
     finally:
         await asyncio.to_thread(server.close)

@@ -36,7 +36,7 @@ class Config:
     """Everything a run depends on. Each field's help text is its documentation."""
 
     # What is learned, and where it goes.
-    task: str = _option("click-test", "MiniWoB task")
+    task: str = _option("click-test", "MiniWoB task, or several, commas between")
     model: str = _option("", "Hugging Face id, folder or .gguf file; empty: the bundled model")
     adapter: str = _option("", "folder of a LoRA adapter to start from")
     output: str = _option("", "folder of the run; empty: runs/<task>")
@@ -125,7 +125,8 @@ class Config:
     max_tokens_per_microbatch: int = _option(4096, "distinct tokens of one forward")
 
     # What is kept and shown.
-    eval_episodes: int = _option(100, "held-out seeds of an evaluation; 0: none")
+    eval_episodes: int = _option(100, "held-out seeds a task of an evaluation; 0: none")
+    blind: bool = _option(True, "evaluate with the page hidden, too")
     save_every: int = _option(10, "steps between checkpoints; 0: only the last")
     keep_checkpoints: int = _option(2, "checkpoints that are kept")
     resume: bool = _option(False, "go on from the run's newest checkpoint")
@@ -137,6 +138,8 @@ class Config:
                 f"group_size must be at least 2, got {self.group_size}: advantages compare the "
                 "episodes of a group"
             )
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise ConfigError(f"task must name tasks, each once, got {self.task!r}")
         for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -161,6 +164,11 @@ class Config:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
     @property
+    def tasks(self) -> list[str]:
+        """The tasks that `task` names."""
+        return _names(self.task)
+
+    @property
     def env_urls(self) -> list[str]:
         """The servers that `env_url` names."""
         return _names(self.env_url)
@@ -180,7 +188,7 @@ class Config:
     @property
     def folder(self) -> Path:
         """Where the run keeps its files."""
-        return Path(self.output or f"runs/{self.task}")
+        return Path(self.output or f"runs/{'+'.join(self.tasks)}")
 
     def to_yaml(self) -> str:
         """The configuration as YAML that `from_mapping` reads."""
@@ -228,7 +236,7 @@ class Config:
 
     @classmethod
     def from_command_line(
-        cls, argv: Sequence[str] | None, *, description: str, configs: Path
+        cls, argv: Sequence[str] | None, description: str, configs: Path
     ) -> Config:
         """Read `--config`, else the task's own file in `configs`, then the other options.
 

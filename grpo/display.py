@@ -113,28 +113,28 @@ def time_line(summary: dict[str, Any]) -> str:
 
 
 def success_table(summary: dict[str, Any]) -> Table:
-    """The success rates of a `summary.json` as a table."""
-    rows = {who: what for who, what in _POLICIES.items() if who in summary}
-    n = max(summary[who][how]["n"] for who in rows for how in ("sampled", "greedy"))
-    table = Table(title=f"{summary['task']}: success on {n} held-out seeds [95 % interval]")
-    table.add_column("policy")
-    table.add_column("sampled", justify="right")
-    table.add_column("greedy", justify="right")
-    table.add_column("what it is", style="dim")
-    for who, what in rows.items():
-        rates = [summary[who][how] for how in ("sampled", "greedy")]
-        style = "bold green" if who == "trained" else ""
-        cells = [f"{r['success']:.2f}  [{r['low']:.2f}, {r['high']:.2f}]" for r in rates]
-        table.add_row(who, *cells, what, style=style)
+    """The success rates of a `summary.json`: a row a task and way to answer, a column a policy."""
+    tasks = dict(summary["per_task"])
+    names = [name for name in next(iter(tasks.values())) if name != "blind_untrained"]
+    # What came before training stands left of what came after it, also in a resumed run.
+    policies = sorted(names, key=lambda name: (name == "trained", name in ("blind", "untrained")))
+    if len(tasks) > 1:
+        tasks["all"] = {who: summary[who] for who in policies}
+    n = max(rate["n"] for rates in tasks.values() for rate in rates[policies[0]].values())
+    table = Table(title=f"success on {n} held-out seeds [95 % interval]")
+    table.add_column("task")
+    table.add_column("answers")
+    for who in policies:
+        table.add_column(who, justify="right", style="bold green" if who == "trained" else "")
+    for task, rates in tasks.items():
+        for way in ("sampled", "greedy"):
+            cells = [_rate(rates[who].get(way)) for who in policies]
+            table.add_row(task if way == "sampled" else "", way, *cells)
     return table
 
 
-_POLICIES = {
-    "random": "any action the page allows",
-    "blind": "trained, page hidden",
-    "untrained": "before training",
-    "trained": "after training",
-}
+def _rate(rate: dict[str, float] | None) -> str:
+    return f"{rate['success']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]" if rate else ""
 
 
 def plot_curves(steps: Sequence[dict[str, float]], path: Path, *, title: str) -> None:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from envs.base import EnvError, Observation, Task
-from grpo.rollout import Frame, Rollouts, gather
+from grpo.rollout import Act, Frame, Rollouts, gather
 from grpo.types import Completion, Episode
+
+
+class Outcome(NamedTuple):
+    """What an evaluation keeps of an episode: its task, whether it succeeded, its answers."""
+
+    task: str
+    success: bool
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,7 @@ class Success:
         high: upper end.
         n: episodes that were played to an end; dropped ones do not count.
         solved: of these, how many succeeded.
+        steps: mean number of answers an episode.
     """
 
     success: float
@@ -32,17 +42,15 @@ class Success:
     high: float
     n: int
     solved: int
+    steps: float
 
     @classmethod
-    def of(cls, solved: int, n: int) -> Success:
-        """The rate of `solved` in `n` episodes."""
-        return cls(solved / n if n else 0.0, *wilson_interval(solved, n), n, solved)
-
-    @classmethod
-    def total(cls, parts: Iterable[Success]) -> Success:
-        """The rate over all episodes of several evaluations, e.g. of several ranks."""
-        parts = list(parts)
-        return cls.of(sum(part.solved for part in parts), sum(part.n for part in parts))
+    def of(cls, outcomes: Iterable[Outcome]) -> Success:
+        """The rate over episodes, perhaps of several tasks or ranks."""
+        outcomes = list(outcomes)
+        n, solved = len(outcomes), sum(outcome.success for outcome in outcomes)
+        steps = sum(outcome.steps for outcome in outcomes) / n if n else 0.0
+        return cls(solved / n if n else 0.0, *wilson_interval(solved, n), n, solved, steps)
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -76,24 +84,41 @@ async def random_policy(observation: Observation, seed: int) -> tuple[str, Compl
     return text, Completion((), (), (), policy_version=-1, finish_reason="stop")
 
 
-async def evaluate(rollouts: Rollouts, tasks: Sequence[Task], *, seed: int = 0) -> Success:
-    """Play one episode a task and count the solved ones.
+def blind(act: Act) -> Act:
+    """The same policy with every page hidden: what it knows without reading."""
+
+    async def guess(observation: Observation, seed: int) -> tuple[str, Completion]:
+        return await act(observation.hide(), seed)
+
+    return guess
+
+
+async def evaluate(
+    ways: Mapping[str, Rollouts], tasks: Sequence[Task], *, seed: int = 0
+) -> dict[str, list[Outcome]]:
+    """Play one episode a task and way, the ways side by side: they read the same pages.
 
     Args:
-        rollouts: how episodes are played, the policy included.
+        ways: how episodes are played, the policy included; they may share a pool.
         tasks: held-out ones.
         seed: fixes what is sampled.
 
+    Returns:
+        Of each way the outcomes; without the episodes that the machinery lost.
+
     Raises:
-        EnvError: not one episode could be played.
+        EnvError: not one episode of a way could be played.
     """
     episodes: list[Episode | None] = await gather(
-        rollouts.episode(task, [seed, task.seed]) for task in tasks
+        rollouts.episode(task, [seed, task.seed]) for task in tasks for rollouts in ways.values()
     )
-    played = [episode for episode in episodes if episode is not None]
-    if tasks and not played:
-        raise EnvError(f"no episode could be played; the last error: {rollouts.last_error}")
-    return Success.of(sum(episode.success for episode in played), len(played))
+    outcomes: dict[str, list[Outcome]] = {}
+    for i, (way, rollouts) in enumerate(ways.items()):
+        played = [episode for episode in episodes[i :: len(ways)] if episode is not None]
+        if tasks and not played:
+            raise EnvError(f"no episode could be played; the last error: {rollouts.last_error}")
+        outcomes[way] = [Outcome(e.task.name, e.success, len(e.turns)) for e in played]
+    return outcomes
 
 
 async def record_episode(rollouts: Rollouts, task: Task, folder: Path, *, seed: int = 0) -> None:

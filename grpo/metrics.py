@@ -14,6 +14,7 @@ METRICS = {
     "completion_length": "mean number of sampled tokens of an answer, end token included",
     "entropy": "mean over sampled tokens of -log p: an unbiased estimate of the entropy, nats",
     "success": "share of episodes that solved their task",
+    "success/<task>": "the same of each task alone",
     "reward_std": "mean over groups of the rewards' standard deviation (n - 1)",
     "frac_reward_zero_std": "share of groups whose rewards are all equal: they teach nothing",
     "invalid_action_rate": "share of answers that were no action the page allows",
@@ -63,7 +64,11 @@ def rollout_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
     group_ids = torch.tensor([g for g, group in enumerate(groups) for _ in group.episodes])
     logprobs = [p for turn in turns for p in turn.completion.logprobs]
     stds = [rewards[group_ids == g].std() for g in range(len(groups))]
-    return {
+    of_each_task = {
+        f"success/{name}": _mean([e.success for e in episodes if e.task.name == name])
+        for name in sorted({episode.task.name for episode in episodes})
+    }
+    return of_each_task | {
         "reward": rewards.mean().item(),
         "completion_length": _mean([len(turn.completion.completion_ids) for turn in turns]),
         "entropy": -_mean(logprobs),

@@ -61,7 +61,7 @@ class Trainer:
         self.config, self.policy, self.generator = config, policy, generator
         self.rollouts, self.executor, self.ranks = rollouts, executor, ranks or Ranks({})
         self.updater = Updater(config, policy, self.ranks)
-        self.sampler = TaskSampler([config.task], config.task_sampler, config.seed)
+        self.sampler = TaskSampler(config.tasks, config.task_sampler, config.seed)
         self.step = self.episodes = self.failed_saves = 0
         self.running = self._stopping = False
         self.seconds = {"rollout": 0.0, "generate": 0.0, "env": 0.0, "update": 0.0, "sync": 0.0}

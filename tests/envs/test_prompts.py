@@ -45,11 +45,3 @@ def test_messages():
     for part in ("Do it.", "button 'OK' [57]", "noop()", "no such thing"):
         assert part in last
     assert not any("57" in message["content"] for message in messages[:-1])
-
-
-def test_hidden_page_keeps_everything_else():
-    shown = page_messages("Do it.", "button 'OK' [57]", ["noop()"], "bad")
-    hidden = page_messages("Do it.", "button 'OK' [57]", ["noop()"], "bad", hide_page=True)
-    assert hidden[:-1] == shown[:-1]
-    content = shown[-1]["content"].replace("button 'OK' [57]", "(hidden)")
-    assert hidden[-1]["content"] == content

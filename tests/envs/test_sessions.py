@@ -1,4 +1,5 @@
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 
 import pytest
 
@@ -6,21 +7,20 @@ from envs import sessions
 from envs.scripted import ScriptedEnv
 
 
-@pytest.mark.parametrize(("first", "order"), [(0, "abca"), (1, "bcab"), (4, "bcab")])
-async def test_sessions_go_round_the_servers(monkeypatch, first, order):
+@pytest.mark.parametrize(("rank", "order"), [(0, "abca"), (1, "bcab"), (4, "bcab")])
+async def test_sessions_go_round_the_servers(monkeypatch, rank, order):
     opened = []
 
     class Session(ScriptedEnv):
-        def __init__(self, url, **options):
+        def __init__(self, url, deadline_s):
             super().__init__()
-            opened.append((url, options["hide_page"]))
+            opened.append((url, deadline_s))
 
     monkeypatch.setattr(sessions, "BrowserGymEnv", Session)
     urls = ["http://a:1", "http://b:1", "http://c:1"]
+    options = SimpleNamespace(env_urls=urls, env_sessions=4, env_workers=1, env_deadline=7.0)
     async with AsyncExitStack() as stack:
-        browsers = sessions.browser_sessions(urls, size=4, first=first)
-        pools = await stack.enter_async_context(browsers)
-        pool = await stack.enter_async_context(pools(hide_page=True))
+        pool = await stack.enter_async_context(sessions.browser_pool(options, rank))
         for _ in range(4):
             await stack.enter_async_context(pool.lease())
-    assert opened == [(f"http://{name}:1", True) for name in order]
+    assert opened == [(f"http://{name}:1", 7.0) for name in order]

@@ -8,15 +8,19 @@ from grpo.display import CURVES, Bars, plot_curves, step_line, success_table, ti
 from grpo.metrics import METRICS
 
 RATE = {"success": 0.5, "low": 0.31, "high": 0.69, "n": 25}
+RATES = {
+    "random": {"sampled": RATE},
+    "untrained": {"sampled": RATE, "greedy": RATE | {"success": 0.75}},
+    "blind": {"sampled": RATE, "greedy": RATE | {"success": 0.0}},
+    "trained": {"sampled": RATE | {"success": 1.0}, "greedy": RATE | {"success": 0.25}},
+    "blind_untrained": {"sampled": RATE, "greedy": RATE},
+}
 SUMMARY = {
     "task": "click-test",
     "steps": 3,
     "episodes": 96,
     "seconds": {"setup": 1.4, "eval": 20.2, "rollout": 30.0, "generate": 9, "env": 7, "update": 12},
-    **{
-        who: {"sampled": RATE, "greedy": RATE | {"success": 0.75}}
-        for who in ("random", "blind", "untrained", "trained")
-    },
+    "per_task": {"click-test": RATES},
 }
 
 
@@ -47,10 +51,23 @@ def test_time_line():
 
 
 def test_success_table():
-    shown = printed(success_table(SUMMARY))
-    assert "click-test: success on 25 held-out seeds" in shown
-    assert shown.count("0.50  [0.31, 0.69]") == 4
-    assert shown.count("0.75  [0.31, 0.69]") == 4
+    lines = [line.split("│") for line in printed(success_table(SUMMARY)).splitlines()]
+    (title,), _, header, _, sampled, greedy, *_ = lines
+    assert "success on 25 held-out seeds" in title
+    cells = [cell.strip() for cell in "".join(header).split("┃")[1:-1]]
+    assert cells == ["task", "answers", "random", "untrained", "blind", "trained"]
+    rates = ["0.50 [0.31, 0.69]"] * 3 + ["1.00 [0.31, 0.69]"]
+    assert [cell.strip() for cell in sampled[1:-1]] == ["click-test", "sampled", *rates]
+    rates = ["", "0.75 [0.31, 0.69]", "0.00 [0.31, 0.69]", "0.25 [0.31, 0.69]"]
+    assert [cell.strip() for cell in greedy[1:-1]] == ["", "greedy", *rates]
+
+
+def test_success_table_of_two_tasks_has_their_total():
+    tasks = {"click-test": RATES, "click-link": RATES}
+    total = {who: {"sampled": RATE | {"success": 0.125}} for who in RATES}
+    shown = printed(success_table(SUMMARY | total | {"per_task": tasks}))
+    assert shown.index("click-test") < shown.index("click-link") < shown.index("│ all")
+    assert shown.count("0.12 [0.31, 0.69]") == 4
 
 
 def test_curves_are_metrics_and_drawn(tmp_path):

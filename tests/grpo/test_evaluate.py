@@ -4,10 +4,18 @@ from math import sqrt
 
 import pytest
 
-from envs.base import EnvError, Observation, Task
+from envs.base import EnvError, Observation, Task, TaskError
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
-from grpo.evaluate import Success, evaluate, random_policy, record_episode, wilson_interval
+from grpo.evaluate import (
+    Outcome,
+    Success,
+    blind,
+    evaluate,
+    random_policy,
+    record_episode,
+    wilson_interval,
+)
 from grpo.rollout import Rollouts
 from grpo.types import Completion
 
@@ -33,11 +41,10 @@ def test_wilson_interval(successes, n, low, high):
     assert wilson_interval(successes, n) == pytest.approx((low, high), abs=6e-5)
 
 
-def test_the_total_of_several_ranks_is_that_of_all_episodes():
-    parts = [Success.of(3, 4), Success.of(0, 1), Success.of(0, 0)]
-    assert Success.total(parts) == Success.of(3, 5)
-    assert Success.of(3, 5).success == 0.6
-    assert Success.of(0, 0) == Success(0.0, 0.0, 1.0, 0, 0)
+def test_success_of_outcomes():
+    outcomes = [Outcome("a", True, 1), Outcome("b", False, 4), Outcome("a", True, 1)]
+    assert Success.of(outcomes) == Success(2 / 3, *wilson_interval(2, 3), 3, 2, 2.0)
+    assert Success.of([]) == Success(0.0, 0.0, 1.0, 0, 0, 0.0)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(3, 10), (50, 100), (1, 7)])
@@ -81,31 +88,63 @@ async def right(observation, seed):
     return f"click('{line[1:3]}')", Completion((1,), (2,), (-1.0,), 0, "stop")
 
 
+async def played(*, tasks=TASKS, act=right, pool=None, seed=0):
+    play = Rollouts(pool or EnvPool(ScriptedEnv, 4), act, 1)
+    return (await evaluate({"it": play}, tasks, seed=seed))["it"]
+
+
 async def test_evaluate_a_policy_that_is_right():
-    result = await evaluate(Rollouts(EnvPool(ScriptedEnv, 4), right, 1), TASKS[:100])
-    assert (result.success, result.n) == (1.0, 100)
-    assert (result.low, result.high) == wilson_interval(100, 100)
+    assert await played(tasks=TASKS[:100]) == [Outcome("click-word", True, 1)] * 100
 
 
 async def test_evaluate_chance():
-    play = Rollouts(EnvPool(ScriptedEnv, 4), random_policy, 1)
-    result = await evaluate(play, TASKS)
-    assert result.low < 0.25 < result.high  # four words, one of them right
-    assert result == await evaluate(play, TASKS)
-    assert result != await evaluate(play, TASKS, seed=1)
+    outcomes = await played(act=random_policy)
+    rate = Success.of(outcomes)
+    assert rate.low < 0.25 < rate.high  # four words, one of them right
+    assert outcomes == await played(act=random_policy)
+    assert outcomes != await played(act=random_policy, seed=1)
+
+
+async def test_ways_share_a_pool_side_by_side():
+    pool, order = EnvPool(ScriptedEnv, 1), []
+
+    def way(name, act):
+        async def noted(observation, seed):
+            order.append(name)
+            return await act(observation, seed)
+
+        return Rollouts(pool, noted, 1)
+
+    ways = {"right": way("right", right), "wrong": way("wrong", blind(right_or_first))}
+    outcomes = await evaluate(ways, TASKS[:40])
+    assert order == ["right", "wrong"] * 40
+    assert Success.of(outcomes["right"]).success == 1.0
+    assert Success.of(outcomes["wrong"]).solved == 0
+
+
+async def right_or_first(observation, seed):
+    if observation.page == "(hidden)":
+        return "noop()", Completion((1,), (2,), (-1.0,), 0, "stop")
+    return await right(observation, seed)
 
 
 async def test_dropped_episodes_do_not_count():
     fail_at = iter([1, 0, 1])  # one session: the first episode, the nine others, its second try
     pool = EnvPool(lambda: ScriptedEnv(next(fail_at)), 1)
-    result = await evaluate(Rollouts(pool, right, 1), TASKS[:10])
-    assert (result.success, result.n) == (1.0, 9)
+    rate = Success.of(await played(tasks=TASKS[:10], pool=pool))
+    assert (rate.success, rate.n) == (1.0, 9)
 
 
 async def test_an_evaluation_that_no_episode_survives():
-    play = Rollouts(EnvPool(lambda: ScriptedEnv(fail_at=1), 2), right, 1)
+    pool = EnvPool(lambda: ScriptedEnv(fail_at=1), 2)
     with pytest.raises(EnvError, match=r"no episode could be played; .* this environment is dead"):
-        await evaluate(play, TASKS[:10])
+        await played(tasks=TASKS[:10], pool=pool)
+
+
+async def test_a_page_that_cannot_be_hidden():
+    observation = Observation(({"role": "user", "content": "nothing here"},), page="button")
+    with pytest.raises(TaskError, match="does not hold the page"):
+        await blind(right)(observation, 0)
 
 
 class Photographed(ScriptedEnv):
