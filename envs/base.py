@@ -34,6 +34,7 @@ class Observation:
         url: the page's address, empty where there is none.
         error: why the last action was refused or failed, empty if it did not.
         actions: action texts that can be done now; what a random policy chooses from.
+        demonstration: what a scripted solver would say now, empty where there is none.
         screenshot: the page as PNG bytes, only where it was asked for.
     """
 
@@ -43,6 +44,7 @@ class Observation:
     url: str = ""
     error: str = ""
     actions: tuple[str, ...] = ()
+    demonstration: str = ""
     screenshot: bytes | None = None
 
     def cut(self, lines: int) -> Observation:

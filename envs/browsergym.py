@@ -14,6 +14,7 @@ from envs.base import EnvError, Observation, StepResult, Task, TaskError
 from envs.prompts import TEXT_ROLES, Element, page_messages, simplify_axtree
 from envs.remote import client_class, describe, server_url, token_headers
 from envs.renumber import page_id
+from envs.solvers import SOLVERS
 from envs.wire import Answer, no_such_task, read_reset, read_step
 
 CLOSE_DEADLINE_S = 5.0
@@ -184,6 +185,7 @@ class BrowserGymEnv:
             url=answer.url,
             error=error,
             actions=_possible_actions(elements, goal),
+            demonstration=_demonstration(task, goal, elements, len(self._history)),
             screenshot=answer.screenshot,
         )
 
@@ -207,6 +209,15 @@ def _possible_actions(elements: list[Element], goal: str) -> tuple[str, ...]:
             if element.role in TEXT_ROLES:
                 actions += [f"fill({element.id!r}, {word!r})" for word in words]
     return tuple(actions)
+
+
+def _demonstration(task: Task, goal: str, elements: list[Element], step: int) -> str:
+    """Return what the task's solver does at this step, empty if it has none or is at a loss."""
+    solver = SOLVERS.get(task.name.removeprefix("miniwob."))
+    try:
+        return format_action(solver(goal, elements, step)) if solver else ""
+    except LookupError:
+        return ""
 
 
 def _one_line(task: Task, error: str) -> str:

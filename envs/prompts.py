@@ -19,19 +19,40 @@ drag_and_drop('id', 'id')
 scroll(0, 200)
 noop()"""
 
-EXAMPLES = (
+Example = tuple[str, str, tuple[str, ...], str]
+"""(goal, page, done so far, answer) of an earlier turn of the chat."""
+
+EXAMPLES: tuple[Example, ...] = (
     (
         "Press the button to go on.",
         "text 'Welcome back'\nbutton 'Continue' [9]",
+        (),
         "click('9')",
     ),
     (
         "Open the settings.",
         "link 'Home' [31]\nlink 'Settings' [22]\nlink 'Help' [17]",
+        (),
         "click('22')",
     ),
 )
-"""(goal, page, answer) of two earlier turns: other pages, other ids, the same for every task."""
+"""On other pages, the same for every task."""
+
+FIELD_EXAMPLES: tuple[Example, ...] = (
+    (
+        'Search for "red shoes".',
+        "searchbox [41]\nbutton 'Go' [63]",
+        (),
+        "fill('41', 'red shoes')",
+    ),
+    (
+        'Search for "red shoes".',
+        "searchbox [41], value='red shoes'\nbutton 'Go' [63]",
+        ("fill('41', 'red shoes')",),
+        "click('63')",
+    ),
+)
+"""Before pages with a text field, too; elsewhere they lead a small model to fill buttons."""
 
 TEXT_ROLES = {"textbox", "searchbox", "spinbutton"}
 CONTROLS = TEXT_ROLES | {
@@ -39,7 +60,7 @@ CONTROLS = TEXT_ROLES | {
     *("Date", "DateTime", "InputTime", "slider", "switch", "tab", "treeitem"),
 }
 
-_STATES = {"value", "checked", "selected", "expanded", "disabled", "pressed"}
+_FLAGS = {"checked", "selected", "expanded", "disabled", "pressed"}
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _LINE = re.compile(rf"(\t*)(?:\[(\w+)\] )?(\S+)(?: ({_QUOTED}))?(.*)")
 _ATTRIBUTE = re.compile(rf"(\w+)=({_QUOTED}|[^,]+)")
@@ -57,6 +78,11 @@ class Element:
     name: str
     state: str = ""
 
+    def says(self, text: str) -> bool:
+        """Whether its line shows this text already, as its name or as what it holds."""
+        value = self.state.partition("value=")[2]
+        return self.role in CONTROLS and text.strip() in (self.name, value.strip("' "))
+
     def __str__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
         return f"{self.role}{name}{f' [{self.id}]' if self.id else ''}{self.state}"
@@ -66,7 +92,8 @@ def simplify_axtree(axtree_txt: str) -> list[Element]:
     """Read BrowserGym's accessibility tree and drop what only lays the page out.
 
     Controls stay, and elements with a name. A nameless element around texts alone becomes
-    one `text` with its id; any other nameless element goes, its children stay.
+    one `text` with its id; any other nameless element goes, its children stay. A text that
+    says again what the control before it says goes, and so do states that are false.
 
     Args:
         axtree_txt: the tree as BrowserGym flattens it, one node a line, indented by tabs.
@@ -86,13 +113,13 @@ def simplify_axtree(axtree_txt: str) -> list[Element]:
             continue
         if node.id:
             ids.add(node.id)
-        if node.role == "StaticText":
-            elements.append(Element("", "text", node.name))
-        elif node.role in CONTROLS or node.name:
+        if node.role in CONTROLS or (node.name and node.role != "StaticText"):
             elements.append(node)
-        elif children := _texts(nodes, i, depth):
-            taken.update(children)
-            name = " ".join(nodes[child][1].name for child in children)
+            continue
+        children = [i] if node.role == "StaticText" else _texts(nodes, i, depth)
+        taken.update(children)
+        name = " ".join(nodes[child][1].name for child in children)
+        if name and (node.id or not (elements and elements[-1].says(name))):
             elements.append(Element(node.id, "text", name))
     return elements
 
@@ -114,21 +141,22 @@ def page_messages(
     Returns:
         System message, the worked examples as earlier turns, and the user's message.
     """
+    has_field = any(line.split(" ", 1)[0] in TEXT_ROLES for line in page.splitlines())
     messages = [{"role": "system", "content": SYSTEM}]
-    for example_goal, example_page, answer in EXAMPLES:
-        messages.append({"role": "user", "content": _turn(example_goal, example_page)})
+    for example_goal, example_page, done, answer in EXAMPLES + FIELD_EXAMPLES * has_field:
+        messages.append({"role": "user", "content": _turn(example_goal, example_page, done)})
         messages.append({"role": "assistant", "content": answer})
-    content = _turn(goal, page)
+    messages.append({"role": "user", "content": _turn(goal, page, history, error)})
+    return tuple(messages)
+
+
+def _turn(goal: str, page: str, history: Sequence[str], error: str = "") -> str:
+    content = f"Goal: {goal}\nPage:\n{page}"
     if history:
         content += f"\nDone so far: {' '.join(history)}"
     if error:
         content += f"\nError: {error}"
-    messages.append({"role": "user", "content": content})
-    return tuple(messages)
-
-
-def _turn(goal: str, page: str) -> str:
-    return f"Goal: {goal}\nPage:\n{page}"
+    return content
 
 
 def _parse(line: str) -> tuple[int, Element]:
@@ -137,8 +165,12 @@ def _parse(line: str) -> tuple[int, Element]:
         raise ValueError(f"expected a line of an accessibility tree, got {line!r}")
     tabs, bid, role, quoted, rest = match.groups()
     name = str(ast.literal_eval(quoted)) if quoted else ""
-    states = [f"{k}={v}" for k, v in _ATTRIBUTE.findall(rest) if k in _STATES]
-    state = "".join(f", {one}" for one in states)
+    state = ""
+    for key, text in _ATTRIBUTE.findall(rest):
+        if key == "value":
+            state += f", value={text}"
+        elif key in _FLAGS and text.strip("'").lower() != "false":
+            state += f", {key}"
     return len(tabs), Element(bid or "", role, name, state)
 
 

@@ -89,4 +89,7 @@ class ScriptedEnv:
             page=page,
             error=error,
             actions=tuple(f"click({number!r})" for number in self._words),
+            demonstration="".join(
+                f"click({n!r})" for n, w in self._words.items() if w in self._left[:1]
+            ),
         )

@@ -13,6 +13,7 @@ import yaml
 
 from grpo.advantages import Baseline, Scale
 from grpo.losses import Aggregation, Bound, KLKind, Loss
+from grpo.tasks import SamplerKind
 
 
 class ConfigError(ValueError):
@@ -24,7 +25,7 @@ AT_LEAST_ONE = (
     *("updates_per_batch", "lora_r", "max_tokens_per_microbatch", "keep_checkpoints"),
     "max_bad_updates",
 )
-NOT_NEGATIVE = ("beta", "max_resamples", "max_prompt_tokens")
+NOT_NEGATIVE = ("beta", "max_resamples", "max_prompt_tokens", "warm_start_steps")
 
 
 def _option(default: Any, help: str) -> Any:
@@ -37,6 +38,7 @@ class Config:
 
     # What is learned, and where it goes.
     task: str = _option("click-test", "MiniWoB task, or several, commas between")
+    held_out_tasks: str = _option("", "tasks that are evaluated and never trained on")
     model: str = _option("", "Hugging Face id, folder or .gguf file; empty: the bundled model")
     adapter: str = _option("", "folder of a LoRA adapter to start from")
     output: str = _option("", "folder of the run; empty: runs/<task>")
@@ -98,8 +100,13 @@ class Config:
     )
     importance_bound: Bound = _option("cap", "weights beyond the cap are cut to it, or to 0")
     importance_cap: float = _option(2.0, "bound of the weights")
-    task_sampler: Literal["uniform", "middling"] = _option(
-        "uniform", "middling: half of the groups are seeds that succeeded sometimes"
+    task_sampler: SamplerKind = _option(
+        "uniform",
+        "middling: more of the tasks and seeds that succeed sometimes; curriculum: one task after "
+        "the other",
+    )
+    warm_start_steps: int = _option(
+        0, "updates towards a scripted solver's episodes, before the training; 0: none"
     )
     max_resamples: int = _option(
         0, "times that groups of equal rewards are replaced by new ones in a step"
@@ -138,8 +145,11 @@ class Config:
                 f"group_size must be at least 2, got {self.group_size}: advantages compare the "
                 "episodes of a group"
             )
-        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            raise ConfigError(f"task must name tasks, each once, got {self.task!r}")
+        if not self.tasks or len(set(self.evaluated_tasks)) < len(self.evaluated_tasks):
+            raise ConfigError(
+                f"task and held_out_tasks must name tasks, each once, got {self.task!r} and "
+                f"{self.held_out_tasks!r}"
+            )
         for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -167,6 +177,11 @@ class Config:
     def tasks(self) -> list[str]:
         """The tasks that `task` names."""
         return _names(self.task)
+
+    @property
+    def evaluated_tasks(self) -> list[str]:
+        """Those that are trained, then those that are held out."""
+        return [*self.tasks, *_names(self.held_out_tasks)]
 
     @property
     def env_urls(self) -> list[str]:

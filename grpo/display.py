@@ -115,7 +115,7 @@ def time_line(summary: dict[str, Any]) -> str:
 def success_table(summary: dict[str, Any]) -> Table:
     """The success rates of a `summary.json`: a row a task and way to answer, a column a policy."""
     tasks = dict(summary["per_task"])
-    names = [name for name in next(iter(tasks.values())) if name != "blind_untrained"]
+    names = list(next(iter(tasks.values())))
     # What came before training stands left of what came after it, also in a resumed run.
     policies = sorted(names, key=lambda name: (name == "trained", name in ("blind", "untrained")))
     if len(tasks) > 1:

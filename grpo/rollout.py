@@ -25,6 +25,38 @@ Frame = tuple[Observation, str]
 """What was seen and what was then said ("" after the end): one picture of an episode."""
 
 
+def read_prompt(
+    observation: Observation, tokenizer: Any, max_tokens: int = 0
+) -> tuple[list[int], int]:
+    """The tokens that the policy reads, with as many lines of the page as fit.
+
+    Args:
+        observation: its messages go through the chat template.
+        tokenizer: with a chat template.
+        max_tokens: a longer prompt loses lines at the end of its page; 0: no limit.
+
+    Returns:
+        The ids, and how many lines were left out.
+    """
+
+    def prompt(observation: Observation) -> list[int]:
+        return tokenizer.apply_chat_template(
+            list(observation.messages), add_generation_prompt=True, return_dict=False
+        )
+
+    ids, lines = prompt(observation), len(observation.page.splitlines())
+    if not max_tokens or len(ids) <= max_tokens:
+        return ids, 0
+    fitting, too_long = 0, lines
+    while too_long - fitting > 1:
+        middle = (fitting + too_long) // 2
+        if len(prompt(observation.cut(middle))) <= max_tokens:
+            fitting = middle
+        else:
+            too_long = middle
+    return prompt(observation.cut(fitting)), lines - fitting
+
+
 def sampled_by(
     generator: Generator, tokenizer: Any, *, temperature: float, max_prompt_tokens: int = 0
 ) -> Act:
@@ -34,30 +66,11 @@ def sampled_by(
         generator: samples the answers.
         tokenizer: with a chat template.
         temperature: 0 for greedy answers.
-        max_prompt_tokens: a longer prompt loses lines at the end of its page; 0: no limit.
+        max_prompt_tokens: see `read_prompt`.
     """
 
-    def prompt(observation: Observation) -> list[int]:
-        return tokenizer.apply_chat_template(
-            list(observation.messages), add_generation_prompt=True, return_dict=False
-        )
-
-    def fitted(observation: Observation) -> tuple[list[int], int]:
-        """The prompt with as many lines of the page as fit, and how many were left out."""
-        ids, lines = prompt(observation), len(observation.page.splitlines())
-        if not max_prompt_tokens or len(ids) <= max_prompt_tokens:
-            return ids, 0
-        fitting, too_long = 0, lines
-        while too_long - fitting > 1:
-            middle = (fitting + too_long) // 2
-            if len(prompt(observation.cut(middle))) <= max_prompt_tokens:
-                fitting = middle
-            else:
-                too_long = middle
-        return prompt(observation.cut(fitting)), lines - fitting
-
     async def act(observation: Observation, seed: int) -> tuple[str, Completion]:
-        prompt_ids, lines_cut = fitted(observation)
+        prompt_ids, lines_cut = read_prompt(observation, tokenizer, max_prompt_tokens)
         completion = await generator.generate(prompt_ids, seed=seed, temperature=temperature)
         text = tokenizer.decode(completion.completion_ids, skip_special_tokens=True)
         return text, replace(completion, lines_cut=lines_cut)

@@ -22,6 +22,7 @@ from grpo.display import Bars, plot_curves, sparkline, step_line, success_table,
 from grpo.evaluate import Outcome, Success, blind, evaluate, random_policy, record_episode
 from grpo.generators import open_generator
 from grpo.generators.base import GeneratorError
+from grpo.imitation import imitate
 from grpo.loggers import MetricsLog, read_metrics
 from grpo.models import load_policy
 from grpo.policy import LoRAPolicy
@@ -114,7 +115,9 @@ async def run(
         bars, record = Bars(console), Record(config, ranks.leads, trainer.step)
         record.summary |= {"task": config.task, "model": policy.name}
         held_out = [
-            Task(name, HELD_OUT + i) for i in range(config.eval_episodes) for name in config.tasks
+            Task(name, HELD_OUT + i)
+            for i in range(config.eval_episodes)
+            for name in config.evaluated_tasks
         ]
 
         async def examine(who: str, ways: Mapping[str, Act]) -> None:
@@ -135,7 +138,7 @@ async def run(
                 console.print(f"{f'{who}, {way}':<20} success {rate.success:.2f} of {rate.n}")
 
         async def pictures(when: str) -> None:
-            for task in held_out[: len(config.tasks)] if ranks.leads else ():
+            for task in held_out[: len(config.evaluated_tasks)] if ranks.leads else ():
                 folder = config.folder / "media" / when / task.name
                 await record_episode(rollouts, task, folder, seed=config.seed)
 
@@ -145,10 +148,15 @@ async def run(
             with record.timed("eval"):
                 for who, act in {"random": random_policy, **(baselines or {})}.items():
                     await examine(who, {"sampled": act})
-                if config.blind:
-                    await examine("blind_untrained", {k: blind(act) for k, act in ways.items()})
                 await examine("untrained", ways)
                 await pictures("before")
+            if config.warm_start_steps:
+                with bars.bar("imitate: steps", config.warm_start_steps) as advance:
+                    demonstrations = await imitate(config, policy, pool, executor, ranks, advance)
+                console.print(f"imitated {demonstrations} demonstrations")
+                await generator.sync()
+                with record.timed("eval"):
+                    await examine("warm_started", ways)
         record.seconds["setup"] = time.monotonic() - started - record.seconds["eval"]
 
         per_step = config.groups_per_step * config.group_size
@@ -206,10 +214,10 @@ class Record:
             self._log.log(step, metrics)
 
     def success(self, who: str, way: str, outcomes: Sequence[Outcome]) -> Success:
-        """Note how an evaluation went, over all tasks and for each; returns the first."""
-        rate = Success.of(outcomes)
+        """Note the success over the trained tasks, which is returned, and of each task."""
+        rate = Success.of(outcome for outcome in outcomes if outcome.task in self._config.tasks)
         self.summary.setdefault(who, {})[way] = asdict(rate)
-        for name in self._config.tasks:
+        for name in self._config.evaluated_tasks:
             of_task = Success.of(outcome for outcome in outcomes if outcome.task == name)
             rates = self.summary.setdefault("per_task", {}).setdefault(name, {})
             rates.setdefault(who, {})[way] = asdict(of_task)

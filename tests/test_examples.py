@@ -22,9 +22,9 @@ TINY = ("--steps", "1", "--group-size", "2", "--groups-per-step", "2", "--eval-e
         "--env-sessions", "4", "--env-workers", "1", "--max-new-tokens", "8")  # fmt: skip
 
 
-def click_test(folder, *options):
+def click_test(folder, *options, program="click_test"):
     return subprocess.run(
-        [sys.executable, "examples/click_test.py", "--output", str(folder), *options],
+        [sys.executable, f"examples/{program}.py", "--output", str(folder), *options],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -93,7 +93,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, bundled_path):
 
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["task"], summary["steps"], summary["episodes"]) == ("click-test", 1, 4)
-    for who in ("random", "blind_untrained", "untrained", "blind", "trained"):
+    for who in ("random", "untrained", "blind", "trained"):
         assert summary["per_task"]["click-test"][who] == summary[who]
         for how in ("sampled",) if who == "random" else ("sampled", "greedy"):
             rate = summary[who][how]
@@ -101,6 +101,25 @@ def test_a_run_leaves_what_it_promises(tmp_path, bundled_path):
             assert 0 <= rate["low"] <= rate["success"] <= rate["high"] <= 1
     assert set(summary["seconds"]) >= {"setup", "eval", "rollout", "generate", "env", "update"}
     assert "trained" in done.stdout
+
+
+@pytest.mark.browser
+@pytest.mark.model
+def test_several_tasks_with_an_oracle_a_warm_start_and_one_that_is_held_out(tmp_path, bundled_path):
+    tasks = ("--tasks", "click-test,enter-text", "--held-out-tasks", "click-test-2")
+    options = (*TINY, "--eval-episodes", "1", "--max-steps", "2", "--warm-start-steps", "1")
+    done = click_test(tmp_path, *tasks, *options, "--no-blind", program="miniwob")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    every = ["click-test", "enter-text", "click-test-2"]
+    assert list(summary["per_task"]) == every
+    for rates in summary["per_task"].values():
+        assert list(rates) == ["random", "oracle", "untrained", "warm_started", "trained"]
+        assert rates["oracle"]["sampled"]["solved"] == rates["oracle"]["sampled"]["n"] == 1
+    assert summary["oracle"]["sampled"]["n"] == 2  # of the tasks that are trained
+    assert "imitated 2 demonstrations" in done.stdout
+    for name in every:
+        assert (tmp_path / "media" / "after" / name / "0.png").is_file()
 
 
 @pytest.mark.browser

@@ -13,7 +13,6 @@ RATES = {
     "untrained": {"sampled": RATE, "greedy": RATE | {"success": 0.75}},
     "blind": {"sampled": RATE, "greedy": RATE | {"success": 0.0}},
     "trained": {"sampled": RATE | {"success": 1.0}, "greedy": RATE | {"success": 0.25}},
-    "blind_untrained": {"sampled": RATE, "greedy": RATE},
 }
 SUMMARY = {
     "task": "click-test",
