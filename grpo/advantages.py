@@ -85,7 +85,7 @@ def group_advantages(
 
 
 def zero_std_fraction(rewards: Tensor, group_ids: Tensor) -> float:
-    """Share of groups whose rewards are all equal, so that they teach nothing.
+    """Share of groups whose rewards are all equal, so that no episode has an advantage.
 
     Args:
         rewards: [N], one finite reward an episode.

@@ -10,11 +10,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from grpo.advantages import Baseline, Scale, group_advantages
+from grpo.advantages import Baseline, Scale
+from grpo.credit import CreditRule, turn_advantages
 from grpo.losses import Aggregation, token_weights
 from grpo.tree import in_order, split_rows
 from grpo.types import Group, TokenBatch
+
+EPISODE = CreditRule("episode")
+"""Every turn has its episode's advantage."""
 
 
 def make_batch(
@@ -22,6 +28,7 @@ def make_batch(
     *,
     scale_rewards: Scale = "group",
     baseline: Baseline = "mean",
+    credit: CreditRule = EPISODE,
     aggregation: Aggregation = "dapo",
     max_completion_length: int | None = None,
     drop_zero_advantages: bool = False,
@@ -29,13 +36,14 @@ def make_batch(
 ) -> TokenBatch | None:
     """Lay out a step's turns as rows.
 
-    Every turn of an episode carries the episode's advantage. Rows that teach nothing may be
-    left out; the token weights are made before that, so the others' gradient stays as it is.
+    Every row carries its turn's advantage. Rows that teach nothing may be left out; the token
+    weights are made before that, so the others' gradient stays as it is.
 
     Args:
         groups: the step's groups, of all ranks.
         scale_rewards: "group", "batch" or "none" (see `group_advantages`).
         baseline: "mean" or "leave_one_out".
+        credit: how turns get their advantages (see `turn_advantages`).
         aggregation: "grpo", "bnpo", "dr_grpo" or "dapo" (see `token_weights`).
         max_completion_length: the constant of "dr_grpo".
         drop_zero_advantages: leave out rows of advantage 0. Right where the loss is a
@@ -47,13 +55,8 @@ def make_batch(
         The batch, or None if no row of any rank is left.
     """
     episodes = [(g, episode) for g, group in enumerate(groups) for episode in group.episodes]
-    episode_advantages = group_advantages(
-        torch.tensor([episode.reward for _, episode in episodes]),
-        torch.tensor([g for g, _ in episodes]),
-        scale=scale_rewards,
-        baseline=baseline,
-    )
-    if drop_zero_advantages and not episode_advantages.any():
+    advantages = _advantages(groups, credit, scale_rewards, baseline)
+    if drop_zero_advantages and not advantages.any():
         return None
     turns = [(e, turn) for e, (_, episode) in enumerate(episodes) for turn in episode.turns]
     episode_of_turn = torch.tensor([e for e, _ in turns])
@@ -66,7 +69,6 @@ def make_batch(
         episode_ids=episode_of_turn,
     ).amax(1)
 
-    advantages = episode_advantages[episode_of_turn]
     here = torch.tensor([own is None or own[episodes[e][0]] for e, _ in turns])
     if drop_zero_advantages:
         here &= advantages != 0
@@ -93,6 +95,35 @@ def make_batch(
         advantages=advantages[kept],
         token_weights=weights[kept, None] * completion_mask,
     )
+
+
+def teaches(group: Group, credit: CreditRule = EPISODE) -> bool:
+    """Tell whether any turn of a group has an unscaled advantage other than 0."""
+    return bool(_advantages([group], credit, "none", "mean").any())
+
+
+def _advantages(
+    groups: Sequence[Group], credit: CreditRule, scale: Scale, baseline: Baseline
+) -> Tensor:
+    """Advantages [N] of all turns, episode by episode."""
+    episodes = [episode for group in groups for episode in group.episodes]
+    numbers: dict[str, int] = {}
+    states, rewards = [], []
+    for episode in episodes:
+        pages = [numbers.setdefault(turn.state, len(numbers)) for turn in episode.turns]
+        states.append(torch.tensor(pages))
+        rewards.append(torch.tensor([turn.reward for turn in episode.turns], dtype=torch.float64))
+    padded = pad_sequence(states, batch_first=True, padding_value=-1)
+    advantages = turn_advantages(
+        torch.tensor([episode.reward for episode in episodes]),
+        torch.tensor([g for g, group in enumerate(groups) for _ in group.episodes]),
+        pad_sequence(rewards, batch_first=True),
+        padded,
+        credit,
+        scale=scale,
+        baseline=baseline,
+    )
+    return advantages[padded >= 0]
 
 
 def sort_batch(batch: TokenBatch) -> TokenBatch:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from grpo.advantages import Baseline, Scale
+from grpo.credit import Credit, CreditRule
 from grpo.losses import Aggregation, Bound, KLKind, Loss
 from grpo.tasks import SamplerKind
 
@@ -25,7 +26,7 @@ AT_LEAST_ONE = (
     *("updates_per_batch", "lora_r", "max_tokens_per_microbatch", "keep_checkpoints"),
     "max_bad_updates",
 )
-NOT_NEGATIVE = ("beta", "max_resamples", "max_prompt_tokens", "warm_start_steps")
+NOT_NEGATIVE = (*("beta", "max_resamples", "max_prompt_tokens", "step_weight", "warm_start_steps"),)
 
 
 def _option(default: Any, help: str) -> Any:
@@ -87,6 +88,9 @@ class Config:
     aggregation: Aggregation = _option("dapo", "how tokens are averaged")
     scale_rewards: Scale = _option("group", "what advantages are divided by")
     baseline: Baseline = _option("mean", "what is subtracted from rewards")
+    credit: Credit = _option("episode", "which turns a reward is put down to")
+    discount: float = _option(0.95, "of later rewards, for credit=discounted and credit=steps")
+    step_weight: float = _option(1.0, "of the comparison at equal pages, for credit=steps")
     epsilon_low: float = _option(0.2, "the ratio is clipped at 1 - epsilon_low")
     epsilon_high: float = _option(0.2, "the ratio is clipped at 1 + epsilon_high")
     delta: float = _option(0.0, "dual clip: bound on the ratio where the advantage is negative")
@@ -109,7 +113,7 @@ class Config:
         0, "updates towards a scripted solver's episodes, before the training; 0: none"
     )
     max_resamples: int = _option(
-        0, "times that groups of equal rewards are replaced by new ones in a step"
+        0, "times that groups without an advantage are replaced by new ones in a step"
     )
     max_bad_updates: int = _option(3, "updates in a row that may be infinite or NaN")
     log_kl: bool = _option(True, "measure the KL even where beta is 0: one more forward")
@@ -159,6 +163,8 @@ class Config:
         for name in NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 < self.discount <= 1:
+            raise ConfigError(f"discount must be above 0 and at most 1, got {self.discount}")
         if self.max_staleness not in (0, 1):
             raise ConfigError(f"max_staleness must be 0 or 1, got {self.max_staleness}")
         if self.importance_cap <= 1:
@@ -199,6 +205,11 @@ class Config:
         if self.importance != "auto":
             return self.importance
         return "token" if self.backend != "local" or self.max_staleness else "none"
+
+    @property
+    def credit_rule(self) -> CreditRule:
+        """How turns get their advantages."""
+        return CreditRule(self.credit, self.discount, self.step_weight)
 
     @property
     def folder(self) -> Path:

@@ -6,6 +6,7 @@ This is where messages become tokens and tokens become actions.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -111,12 +112,27 @@ async def run_episode(
         result = await env.step(text)
         if frames is not None:
             frames.append((observation, text))
-        turns.append(Turn(completion, text, result.valid_action))
-        reward += result.reward + valid_action_bonus * result.valid_action
+        earned = result.reward + valid_action_bonus * result.valid_action
+        state = page_state(observation)
+        turns.append(Turn(completion, text, result.valid_action, earned, state))
+        reward += earned
         success, done, observation = success or result.success, result.done, result.observation
     if frames is not None:
         frames.append((observation, ""))
     return Episode(task, tuple(turns), reward, success, "done" if done else "max_steps")
+
+
+def page_state(observation: Observation) -> str:
+    """Name the page of an observation: equal pages have equal names.
+
+    This is the anchor state of GiGPO (arXiv 2505.10978), by which the turns of a group are
+    compared. It is the page as the model reads it. History and error say how the episode came
+    to the page, not where it is; the goal is the group's; the address is left out because the
+    model does not read it and two servers may have different ones. An observation without a
+    page is named by its last message.
+    """
+    seen = observation.page or observation.messages[-1]["content"]
+    return hashlib.sha256(seen.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from envs.base import EnvError
-from grpo.batch import make_batch
+from grpo.batch import make_batch, teaches
 from grpo.checkpoint import load_checkpoint, save_checkpoint
 from grpo.config import Config, ConfigError
 from grpo.generators.base import Generator, GeneratorError
@@ -127,15 +127,14 @@ class Trainer:
     async def collect(self, step: int) -> tuple[list[Group], dict[str, float]]:
         """Play this rank's episodes of a step; returns its groups and what they cost.
 
-        Groups whose rewards are all equal teach nothing: they are replaced by others, at most
+        Groups without an advantage teach nothing: they are replaced by others, at most
         `max_resamples` times (dynamic sampling, DAPO, arXiv 2503.14476).
         """
-        config, ranks = self.config, self.ranks
+        config, ranks, count = self.config, self.ranks, self.config.groups_per_step
         started, busy = time.monotonic(), self.generator.busy_seconds
-        count = config.groups_per_step
         groups: list[Group] = []
         for attempt in range(config.max_resamples + 1):
-            missing = count - sum(group.teaches for group in groups)
+            missing = count - sum(teaches(group, config.credit_rule) for group in groups)
             if not missing:
                 break
             tasks = self.sampler.draw(step, count * ranks.size, attempt)
@@ -155,7 +154,7 @@ class Trainer:
         self.sampler.observe(played)
         self.episodes += sum(len(group.episodes) for group in played)
         metrics = rollout_metrics(played, self.policy.version)
-        taught = [i for i, group in enumerate(played) if group.teaches]
+        taught = [i for i, group in enumerate(played) if teaches(group, config.credit_rule)]
         if not config.max_resamples or not taught:
             taught = list(range(len(played)))
         metrics["groups_replaced"] = float(len(played) - len(taught))
@@ -163,12 +162,13 @@ class Trainer:
             [played[i] for i in taught],
             scale_rewards=config.scale_rewards,
             baseline=config.baseline,
+            credit=config.credit_rule,
             aggregation=config.aggregation,
             max_completion_length=config.max_steps * config.max_new_tokens,
             drop_zero_advantages=config.beta == 0,
             own=[i in own for i in taught],
         )
-        if batch is None:  # the rewards of each group are all equal
+        if batch is None:  # no turn has an advantage
             metrics["update/skipped"] = 1.0
         else:
             metrics |= self.updater.update(batch)

@@ -40,11 +40,21 @@ class Completion:
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer of the policy in an episode: the unit of training."""
+    """One answer of the policy in an episode: the unit of training.
+
+    Attributes:
+        completion: how it was sampled.
+        text: what it says.
+        valid_action: False if it was no action that could be done.
+        reward: of its step, the bonus for a valid action included.
+        state: names the page that it answers to (see `grpo.rollout.page_state`).
+    """
 
     completion: Completion
     text: str
     valid_action: bool
+    reward: float = 0.0
+    state: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class Episode:
     Attributes:
         task: the task and the seed of its start.
         turns: the answers, in order.
-        reward: the sum of the steps' rewards.
+        reward: the sum of the turns' rewards.
         success: True if a step solved the task.
         stop_reason: "done" (the environment ended it) or "max_steps".
     """
@@ -73,11 +83,6 @@ class Group:
     task: Task
     episodes: tuple[Episode, ...]
 
-    @property
-    def teaches(self) -> bool:
-        """True if the rewards differ; otherwise every advantage is 0."""
-        return len({episode.reward for episode in self.episodes}) > 1
-
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -90,7 +95,7 @@ class TokenBatch:
         token_mask: [N, T] bool; True where there is a token.
         completion_mask: [N, T] bool; True on sampled tokens.
         sampling_logprobs: [N, T] float32; what the sampler reported, 0 elsewhere.
-        advantages: [N] float32; of the row's episode.
+        advantages: [N] float32; of the row's turn.
         token_weights: [N, T] float32; the loss is `(per_token_loss * token_weights).sum()`.
         old_logprobs: [N, T]; of the policy before the update, None where it is the policy.
         ref_logprobs: [N, T]; of the reference policy, None where it is not asked for.

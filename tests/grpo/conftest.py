@@ -97,7 +97,7 @@ def completion(prompt, answer, logprobs=None):
 
 @pytest.fixture
 def group_of():
-    """A function: a group of (reward, turn, turn, ...) with turns (prompt, answer)."""
+    """A function: a group of (reward, turn, ...), a turn (prompt, answer[, reward, state])."""
 
     def make(*episodes, task=TASK):
         return Group(
@@ -105,7 +105,7 @@ def group_of():
             tuple(
                 Episode(
                     task,
-                    tuple(Turn(completion(*turn), "", True) for turn in turns),
+                    tuple(Turn(completion(*turn[:2]), "", True, *turn[2:]) for turn in turns),
                     float(reward),
                     reward > 0,
                     "done",

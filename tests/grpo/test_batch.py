@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from grpo.batch import make_batch, sort_batch, split_batch
+from grpo.batch import make_batch, sort_batch, split_batch, teaches
+from grpo.credit import CreditRule
 from grpo.losses import policy_loss
 from grpo.ranks import without_prompts
 from grpo.tree import build_tree
@@ -42,6 +43,60 @@ def test_each_turn_carries_its_episodes_advantage(group_of):
         scale_rewards="none",
     )
     assert batch.advantages.tolist() == [0.5, 0.5, 0.5, -0.5, -1, 1, 1]
+
+
+@pytest.fixture
+def two_pages(group_of):
+    """Two groups with pages of the same names; the second one's rewards are all equal."""
+
+    def turn(reward, state, prompt=(3,), answer=(5,)):
+        return (prompt, answer, reward, state)
+
+    return [
+        group_of(
+            (1, turn(0, "p", (3,), (5, 0)), turn(0, "q", (4,)), turn(1, "q", (4,), (6, 0))),
+            (0, turn(0, "p"), turn(0, "q", (4,), (6,))),
+        ),
+        group_of(
+            (2, turn(2, "p", (7,))),
+            (2, turn(0, "p", (7,), (8,)), turn(2, "q", (7, 7))),
+        ),
+    ]
+
+
+def test_credit_is_passed_on(two_pages):
+    """Discount 1/2: returns 1/4, 1/2, 1 against 0, 0; and 2 against 1, 2."""
+
+    def of(*rule, **options):
+        credit = CreditRule(*rule)
+        return make_batch(two_pages, scale_rewards="none", credit=credit, **options).advantages
+
+    assert of("episode").tolist() == [0.5, 0.5, 0.5, -0.5, -0.5, 0, 0, 0]
+    # The second group's first episode has ended: its return from the second turn on is 0.
+    discounted = torch.tensor([1 / 8, 1 / 4, 1 / 2, -1 / 8, -1 / 4, 1 / 2, -1 / 2, 1])
+    assert torch.equal(of("discounted", 0.5), discounted)
+    # At p means 1/8 and 3/2; at q 1/2 (of 1/2, 1, 0), and nobody else in the second group.
+    steps = [1 / 8, 0, 1 / 2, -1 / 8, -1 / 2, 1 / 2, -1 / 2, 0]
+    torch.testing.assert_close(of("steps", 0.5, 3.0), of("episode") + 3 * torch.tensor(steps))
+    torch.testing.assert_close(of("discounted", 0.5, baseline="leave_one_out"), 2 * discounted)
+
+
+def test_groups_of_equal_rewards_may_teach(two_pages):
+    good, equal = two_pages
+    assert all(teaches(good, CreditRule(kind)) for kind in ("episode", "discounted", "steps"))
+    assert not teaches(equal)
+    assert teaches(equal, CreditRule("discounted", 1.0))  # one episode had ended
+    assert not teaches(equal, CreditRule("steps", 1.0))
+    assert teaches(equal, CreditRule("discounted", 0.5))
+    assert teaches(equal, CreditRule("steps", 0.5))
+
+    def rows(*rule):
+        batch = make_batch([equal], credit=CreditRule(*rule), drop_zero_advantages=True)
+        return batch and batch.rows()
+
+    assert rows("episode") is rows("steps", 1.0) is None
+    assert rows("steps", 0.5) == [[7, 5], [7, 8]]  # nobody else was at q
+    assert rows("discounted", 1.0) == [[7, 7, 5]]
 
 
 def test_scale_and_baseline_are_passed_on(group_of):
@@ -127,10 +182,14 @@ def test_parts_of_the_padded_road_count_positions(batch, max_tokens):
 @pytest.mark.parametrize("aggregation", ["grpo", "dapo", "bnpo", "dr_grpo"])
 @pytest.mark.parametrize("scale", ["group", "batch"])
 @pytest.mark.parametrize("drop", [False, True])
-def test_the_rows_of_two_ranks_are_those_of_one(groups, aggregation, scale, drop):
+@pytest.mark.parametrize("credit", ["episode", "discounted", "steps"])
+def test_the_rows_of_two_ranks_are_those_of_one(
+    groups, two_pages, aggregation, scale, drop, credit
+):
     """Each rank knows of the other's groups all but their prompts."""
+    groups = [groups[0], two_pages[0], two_pages[1]] if credit != "episode" else groups
     options = {"aggregation": aggregation, "scale_rewards": scale, "drop_zero_advantages": drop,
-               "max_completion_length": 7}  # fmt: skip
+               "max_completion_length": 7, "credit": CreditRule(credit, 0.5)}  # fmt: skip
     whole = make_batch(groups, **options)
     parts = []
     for own in ([True, False, True], [False, True, False]):

@@ -3,6 +3,7 @@ from dataclasses import fields, replace
 import pytest
 
 from grpo.config import Config, ConfigError
+from grpo.credit import CreditRule
 
 
 def test_yaml_round_trip(tmp_path):
@@ -33,6 +34,10 @@ def test_yaml_round_trip(tmp_path):
         ({"loss": "ppo"}, "loss must be one of grpo, gspo, cispo, got 'ppo'"),
         ({"kl": "k4"}, "kl must be one of k1, k2, k3, unbiased, got 'k4'"),
         ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
+        ({"credit": "gigpo"}, "credit must be one of episode, discounted, steps, got 'gigpo'"),
+        ({"discount": 0}, "discount must be above 0 and at most 1, got 0.0"),
+        ({"discount": 1.5}, "discount must be above 0 and at most 1, got 1.5"),
+        ({"step_weight": -1}, "step_weight must not be negative, got -1.0"),
         ({"keep_checkpoints": 0}, "keep_checkpoints must be at least 1, got 0"),
     ],
 )  # fmt: skip
@@ -103,6 +108,12 @@ def test_every_field_is_an_option_with_help(read, capsys):
     shown = capsys.readouterr().out
     for field in fields(Config):
         assert "--" + field.name.replace("_", "-") in shown
+
+
+def test_credit_is_a_rule(read):
+    assert read().credit_rule == CreditRule()
+    rule = read("--credit", "steps", "--discount", "0.9", "--step-weight", "0.5").credit_rule
+    assert rule == CreditRule("steps", 0.9, 0.5)
 
 
 def test_options_of_every_type(read):

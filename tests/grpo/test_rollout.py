@@ -10,7 +10,7 @@ from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
 from grpo.evaluate import random_policy
 from grpo.generators.local import LocalGenerator
-from grpo.rollout import Rollouts, gather, run_episode, sampled_by
+from grpo.rollout import Rollouts, gather, page_state, run_episode, sampled_by
 from grpo.types import Completion
 
 TASK, TWO = Task("click-word", 0), Task("click-two-words", 0)
@@ -63,6 +63,56 @@ async def test_valid_action_bonus():
     episode = await run_episode(ScriptedEnv(), TWO, solve, **play)
     assert episode.reward == pytest.approx(1.2)
     assert (await run_episode(ScriptedEnv(), TWO, talk, **play)).reward == 0.0
+
+
+async def test_turns_have_their_own_rewards():
+    async def talk_first(observation, seed):
+        return await (solve if observation.error else talk)(observation, seed)
+
+    play = {"max_steps": 3, "seed": [0], "valid_action_bonus": 0.1}
+    episode = await run_episode(ScriptedEnv(), TASK, talk_first, **play)
+    assert [turn.reward for turn in episode.turns] == [0.0, 1.1]
+    episode = await run_episode(ScriptedEnv(), TWO, solve, **play)
+    assert [turn.reward for turn in episode.turns] == [0.1, 1.1]
+    assert episode.reward == sum(turn.reward for turn in episode.turns)
+
+
+class Book(ScriptedEnv):
+    """Two pages; "on" turns to the next one, behind the last one is the end."""
+
+    async def reset(self, task, *, screenshot=False):
+        self.page = 0
+        return self.see()
+
+    async def step(self, text):
+        self.page += text == "on"
+        return StepResult(self.see(), 0.0, done=self.page == 2)
+
+    def see(self):
+        return Observation(({"role": "user", "content": ""},), page=f"page {self.page}")
+
+
+async def test_a_turns_state_is_the_page_that_it_answers_to():
+    left, seen = ["stay", "on", "on"], []
+
+    async def act(observation, seed):
+        seen.append(page_state(observation))
+        return left.pop(0), NOTHING
+
+    episode = await run_episode(Book(), TASK, act, max_steps=5, seed=[0])
+    assert [turn.state for turn in episode.turns] == seen
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_a_page_is_known_by_what_is_on_it():
+    def seen(text, page="button 'OK' [12]", **other):
+        return page_state(Observation(({"role": "user", "content": text},), page=page, **other))
+
+    first = seen("Page: button 'OK' [12]", goal="Press OK.", url="http://one/")
+    again = seen("Page: button 'OK' [12] Done so far: noop()", error="no", url="http://two/")
+    assert first == again
+    assert first != seen("Page: button 'OK' [12]", page="button 'OK' [13]")
+    assert seen("one", page="") == seen("one", page="") != seen("two", page="")
 
 
 async def test_every_turn_has_a_seed_of_its_own():

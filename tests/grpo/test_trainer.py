@@ -13,8 +13,10 @@ from benchmarks.scripted import TASK
 from envs.base import EnvError, Task
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
+from grpo.batch import make_batch, sort_batch
 from grpo.checkpoint import checkpoints
 from grpo.config import ConfigError
+from grpo.credit import CreditRule
 from grpo.losses import policy_loss
 from grpo.metrics import METRICS
 from grpo.types import Completion
@@ -84,6 +86,8 @@ async def test_a_run(make_trainer, tmp_path):
         {"loss": "gspo", "epsilon_low": 3e-4, "epsilon_high": 4e-4},
         {"loss": "cispo"},
         {"aggregation": "dr_grpo", "scale_rewards": "none", "baseline": "leave_one_out"},
+        {"credit": "discounted", "max_steps": 3},
+        {"credit": "steps", "max_steps": 3},
     ],
     ids=str,
 )
@@ -96,8 +100,8 @@ async def test_training_improves_success(make_trainer, options):
 
 
 async def test_with_the_advantages_turned_around_it_gets_worse(make_trainer, monkeypatch):
-    advantages = grpo.batch.group_advantages
-    monkeypatch.setattr(grpo.batch, "group_advantages", lambda *a, **k: -advantages(*a, **k))
+    advantages = grpo.batch.turn_advantages
+    monkeypatch.setattr(grpo.batch, "turn_advantages", lambda *a, **k: -advantages(*a, **k))
     trainer = make_trainer(steps=25, groups_per_step=4)
     before = await success(trainer)
     await run(trainer)
@@ -361,6 +365,52 @@ async def test_groups_of_equal_rewards_are_replaced(make_trainer):
     weights = taught[-1].token_weights.sum()
     assert len(taught[-1]) == 2 * 64
     assert weights.item() == pytest.approx(1, abs=1e-6)
+
+
+async def test_credit_decides_what_a_turn_learns(make_trainer):
+    """An answer that is no action changes nothing: three turns on the same page."""
+    seen = {}
+    for credit in ("episode", "discounted", "steps"):
+        options = {"credit": credit, "discount": 0.5, "step_weight": 2.0, "max_steps": 3}
+        trainer = make_trainer(steps=1, valid_action_bonus=0.5, **options)
+        update, accumulate = trainer.update, trainer.updater.accumulate
+
+        def keep(groups, update=update, credit=credit, options=options):
+            rule = CreditRule(credit, 0.5, 2.0)
+            seen[credit] = [make_batch(groups, credit=rule, drop_zero_advantages=True)]
+            return update(groups)
+
+        def note(batch, accumulate=accumulate, credit=credit):
+            seen[credit].append(batch)
+            return accumulate(batch)
+
+        trainer.update, trainer.updater.accumulate = keep, note
+        await run(trainer)
+        expected, got = seen[credit]
+        assert torch.equal(sort_batch(expected).advantages, got.advantages)
+        assert len(got) > 16  # of 16 episodes
+    rows = [sorted(expected.advantages.tolist()) for expected, _ in seen.values()]
+    assert rows[0] != rows[1] != rows[2] != rows[0]
+
+
+async def test_a_group_is_replaced_if_no_turn_has_an_advantage(make_trainer, group_of):
+    """Two successes, one in a turn and one in two: under a discount that is a signal."""
+    quick, slow = (([3], [5], 1, "p"),), (([3], [6], 0, "p"), ([3], [5], 1, "p"))
+    even, other = group_of((1, *quick), (1, *slow)), group_of((1, *quick), (0, ([3], [7])))
+    rounds = {}
+    for credit in ("episode", "discounted", "steps"):
+        trainer, rounds[credit] = make_trainer(credit=credit, max_resamples=2), 0
+
+        async def collect(tasks, *_, credit=credit, **__):
+            rounds[credit] += 1
+            return [even, other][: len(tasks)]
+
+        trainer.rollouts.collect = collect
+        groups, _ = await trainer.collect(0)
+        metrics = trainer.update(groups)
+        assert metrics["frac_reward_zero_std"] == pytest.approx(1 - 1 / len(groups))
+        assert metrics["groups_replaced"] == (3 if credit == "episode" else 0)
+    assert rounds == {"episode": 3, "discounted": 1, "steps": 1}
 
 
 async def test_resampling_has_a_bound(make_trainer):
