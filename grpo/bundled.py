@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # whose weights these are, in 4 bits
 
 
 def bundled_model_path() -> Path:

@@ -30,6 +30,7 @@ MAY_CHANGE = frozenset(
         *("cache_tokens", "sampling_threads", "device", "activation_checkpointing"),
         *("max_tokens_per_microbatch", "vllm_memory", "vllm_sleep", "vllm_sync", "vllm_url"),
         *("vllm_folder", "vllm_deadline", "max_logp_difference"),
+        *("push_to_hub", "logger", "log_completions"),
     }
 )
 """Options that may differ when a run goes on: they decide where and how long, not what.

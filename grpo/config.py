@@ -26,7 +26,14 @@ AT_LEAST_ONE = (
     *("updates_per_batch", "lora_r", "max_tokens_per_microbatch", "keep_checkpoints"),
     "max_bad_updates",
 )
-NOT_NEGATIVE = (*("beta", "max_resamples", "max_prompt_tokens", "step_weight", "warm_start_steps"),)
+NOT_NEGATIVE = (
+    "beta",
+    "max_resamples",
+    "max_prompt_tokens",
+    "step_weight",
+    "warm_start_steps",
+    "log_completions",
+)
 
 
 def _option(default: Any, help: str) -> Any:
@@ -41,8 +48,9 @@ class Config:
     task: str = _option("click-test", "MiniWoB task, or several, commas between")
     held_out_tasks: str = _option("", "tasks that are evaluated and never trained on")
     model: str = _option("", "Hugging Face id, folder or .gguf file; empty: the bundled model")
-    adapter: str = _option("", "folder of a LoRA adapter to start from")
+    adapter: str = _option("", "LoRA adapter to start from: a folder or a Hugging Face id")
     output: str = _option("", "folder of the run; empty: runs/<task>")
+    push_to_hub: str = _option("", "user/name on the Hugging Face hub: where the run goes")
     seed: int = _option(0, "of everything random in the run")
 
     # Rollouts.
@@ -140,6 +148,8 @@ class Config:
     blind: bool = _option(True, "evaluate with the page hidden, too")
     save_every: int = _option(10, "steps between checkpoints; 0: only the last")
     keep_checkpoints: int = _option(2, "checkpoints that are kept")
+    logger: Literal["tensorboard", "wandb"] = _option("tensorboard", "where curves are drawn")
+    log_completions: int = _option(5, "steps between tables of a few answers; 0: none")
     resume: bool = _option(False, "go on from the run's newest checkpoint")
 
     def __post_init__(self) -> None:
@@ -174,6 +184,8 @@ class Config:
                 "delta must be above 1 + epsilon_high, and not with loss=cispo, got "
                 f"delta={self.delta}, epsilon_high={self.epsilon_high}, loss={self.loss}"
             )
+        if self.push_to_hub and not is_hub_id(self.push_to_hub):
+            raise ConfigError(f"push_to_hub must be a hub id, user/name, got {self.push_to_hub!r}")
         for name, (_, choices) in _types(type(self)).items():
             value = getattr(self, name)
             if choices and value not in choices:
@@ -295,6 +307,18 @@ class Config:
         if path is None and own.is_file():
             path = own
         return replace(cls.from_yaml(path) if path else cls(), **given)
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form `user/name` of a repository on the Hugging Face hub."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return "/" in text  # the hub's own, without a user, are nobody's to write
 
 
 def _names(text: str) -> list[str]:

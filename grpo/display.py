@@ -128,12 +128,13 @@ def success_table(summary: dict[str, Any]) -> Table:
         table.add_column(who, justify="right", style="bold green" if who == "trained" else "")
     for task, rates in tasks.items():
         for way in ("sampled", "greedy"):
-            cells = [_rate(rates[who].get(way)) for who in policies]
+            cells = [rate_text(rates[who].get(way)) for who in policies]
             table.add_row(task if way == "sampled" else "", way, *cells)
     return table
 
 
-def _rate(rate: dict[str, float] | None) -> str:
+def rate_text(rate: dict[str, float] | None) -> str:
+    """A success rate with its interval; empty where none was measured."""
     return f"{rate['success']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]" if rate else ""
 
 

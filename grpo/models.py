@@ -10,6 +10,7 @@ import torch
 
 from grpo.bundled import bundled_model_path
 from grpo.config import Config, ConfigError
+from grpo.hub import find_adapter
 from grpo.policy import LoRAPolicy
 
 
@@ -31,7 +32,7 @@ def load_policy(config: Config) -> LoRAPolicy:
             lora_r=config.lora_r,
             lora_alpha=config.lora_alpha,
             lora_target_modules=targets if targets == "all-linear" else targets.split(","),
-            adapter=config.adapter or None,
+            adapter=find_adapter(config.adapter) if config.adapter else None,
             road=config.road,
             activation_checkpointing=config.activation_checkpointing,
             seed=config.seed,

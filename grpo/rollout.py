@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -119,7 +119,8 @@ async def run_episode(
         success, done, observation = success or result.success, result.done, result.observation
     if frames is not None:
         frames.append((observation, ""))
-    return Episode(task, tuple(turns), reward, success, "done" if done else "max_steps")
+    stop_reason: Literal["done", "max_steps"] = "done" if done else "max_steps"
+    return Episode(task, tuple(turns), reward, success, stop_reason, observation.goal)
 
 
 def page_state(observation: Observation) -> str:

@@ -22,6 +22,7 @@ from grpo.display import Bars, plot_curves, sparkline, step_line, success_table,
 from grpo.evaluate import Outcome, Success, blind, evaluate, random_policy, record_episode
 from grpo.generators import open_generator
 from grpo.generators.base import GeneratorError
+from grpo.hub import check_access, push_to_hub
 from grpo.imitation import imitate
 from grpo.loggers import MetricsLog, read_metrics
 from grpo.models import load_policy
@@ -31,6 +32,7 @@ from grpo.rollout import Act, Rollouts, sampled_by
 from grpo.stopping import OrderlyStop, Stopped
 from grpo.tasks import HELD_OUT
 from grpo.trainer import Trainer
+from grpo.types import Group
 from grpo.update import TrainingError
 
 FAILURES = (EnvError, GeneratorError, TrainingError, OSError)
@@ -90,6 +92,8 @@ async def run(
     """
     started, ranks = time.monotonic(), ranks or Ranks({})
     console = Console(highlight=False, quiet=not ranks.leads)
+    if config.push_to_hub and ranks.leads:
+        check_access(config.push_to_hub)
     console.print(f"[bold]{', '.join(config.tasks)}[/]  loading the model")
     policy = load_policy(config)
     # One thread for all of torch's work: the event loop stays free for the browsers.
@@ -165,7 +169,7 @@ async def run(
             bars.bar("  rollouts of the step", per_step) as rollouts.on_episode,
         ):
             async for metrics in trainer.train():
-                record.step(trainer.step, metrics)
+                record.step(trainer.step, metrics, trainer.groups)
                 console.print(step_line(trainer.step, metrics), soft_wrap=True)
                 advance()
                 rollouts.on_episode.reset()
@@ -198,7 +202,7 @@ class Record:
         if step and self._path.is_file():
             self.summary = json.loads(self._path.read_text())
         if leads:
-            self._log = MetricsLog(config.folder, keep_before_step=step + 1)
+            self._log = MetricsLog(config.folder, keep_before_step=step + 1, config=config)
             (config.folder / "config.yaml").write_text(config.to_yaml())
 
     @contextmanager
@@ -208,10 +212,11 @@ class Record:
         yield
         self.seconds[phase] += time.monotonic() - started
 
-    def step(self, step: int, metrics: dict[str, float]) -> None:
+    def step(self, step: int, metrics: dict[str, float], groups: Sequence[Group]) -> None:
         """Log a training step."""
         if self._leads:
             self._log.log(step, metrics)
+            self._log.completions(step, groups)
 
     def success(self, who: str, way: str, outcomes: Sequence[Outcome]) -> Success:
         """Note the success over the trained tasks, which is returned, and of each task."""
@@ -238,6 +243,7 @@ class Record:
         self._log.close()
         folder = self._config.folder
         policy.save(folder / "adapter")
+        policy.tokenizer.save_pretrained(folder / "adapter")
         self.write()
         steps = read_metrics(folder / "metrics.jsonl")
         title = f"{self._config.task}: {trainer.step} steps, {trainer.episodes} episodes"
@@ -247,5 +253,8 @@ class Record:
             console.print(success_table(self.summary))
         console.print(time_line(self.summary), soft_wrap=True)
         console.print(f"\n{folder}/  adapter, curves.png, media, metrics.jsonl, summary.json")
-        console.print(f"tensorboard --logdir {folder}/tensorboard")
+        if self._config.logger == "tensorboard":
+            console.print(f"tensorboard --logdir {folder}/tensorboard")
+        if self._config.push_to_hub:
+            console.print(push_to_hub(folder, self._config.push_to_hub))
         return self.summary

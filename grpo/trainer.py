@@ -35,6 +35,7 @@ class Trainer:
     Attributes:
         step: training steps done.
         episodes: episodes they were made of, of all ranks.
+        groups: this rank's of the newest step.
         seconds: wall time by phase, summed over the steps.
         running: True while `train` is at work.
     """
@@ -63,6 +64,7 @@ class Trainer:
         self.updater = Updater(config, policy, self.ranks)
         self.sampler = TaskSampler(config.tasks, config.task_sampler, config.seed)
         self.step = self.episodes = self.failed_saves = 0
+        self.groups: list[Group] = []
         self.running = self._stopping = False
         self.seconds = {"rollout": 0.0, "generate": 0.0, "env": 0.0, "update": 0.0, "sync": 0.0}
         if config.resume and (state := load_checkpoint(config, policy)):
@@ -88,13 +90,13 @@ class Trainer:
             if self.step:
                 await self.generator.sync()  # with the checkpoint's policy
             while not await self.is_over(started):
-                groups, rollout = await (ahead or self.collect(self.step))
+                self.groups, rollout = await (ahead or self.collect(self.step))
                 if config.max_staleness and self.step + 1 < config.steps:
                     ahead = asyncio.create_task(self.collect(self.step + 1))
                 else:
                     ahead = None
                     await self.generator.sleep()
-                metrics = await self.in_executor(self.update, groups)
+                metrics = await self.in_executor(self.update, self.groups)
                 done = time.monotonic()
                 await self.generator.sync()
                 metrics |= self._spent(sync=time.monotonic() - done)
@@ -120,8 +122,7 @@ class Trainer:
     async def is_over(self, started: float) -> bool:
         """Whether any rank is to stop before the next step."""
         late = self.config.minutes and time.monotonic() - started > self.config.minutes * 60
-        wish = self._stopping or bool(late)
-        together = await self.in_executor(self.ranks.gather, wish)
+        together = await self.in_executor(self.ranks.gather, self._stopping or bool(late))
         return self.step >= self.config.steps or any(together)
 
     async def collect(self, step: int) -> tuple[list[Group], dict[str, float]]:

@@ -67,6 +67,7 @@ class Episode:
         reward: the sum of the turns' rewards.
         success: True if a step solved the task.
         stop_reason: "done" (the environment ended it) or "max_steps".
+        goal: the instruction in words, "" where the environment has none.
     """
 
     task: Task
@@ -74,6 +75,7 @@ class Episode:
     reward: float
     success: bool
     stop_reason: Literal["done", "max_steps"]
+    goal: str = ""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,11 @@ VERSIONS_KEPT = 4
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts for max_lora_rank
 
 
+def max_lora_rank(r: int) -> int:
+    """The smallest bound vLLM accepts that an adapter of rank r is under."""
+    return next((rank for rank in _RANKS if rank >= r), r)
+
+
 def require_vllm() -> None:
     """Check that vLLM is installed.
 
@@ -95,7 +100,7 @@ def engine_options(
     if lora_r:
         options |= {
             "enable_lora": True,
-            "max_lora_rank": next((rank for rank in _RANKS if rank >= lora_r), lora_r),
+            "max_lora_rank": max_lora_rank(lora_r),
             "max_loras": 2,  # requests in flight end on the version that they began with
             "max_cpu_loras": VERSIONS_KEPT,
         }

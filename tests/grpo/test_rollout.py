@@ -48,6 +48,7 @@ async def test_an_episode():
     assert (episode.reward, episode.success, episode.stop_reason) == (1.0, True, "done")
     assert [turn.valid_action for turn in episode.turns] == [True, True]
     assert episode.task == TWO
+    assert episode.goal == (await ScriptedEnv().reset(TWO)).goal != ""
 
 
 async def test_an_episode_ends_at_max_steps():

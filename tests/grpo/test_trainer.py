@@ -63,6 +63,7 @@ async def test_a_run(make_trainer, tmp_path):
     steps = await run(trainer)
     assert len(steps) == trainer.step == trainer.policy.version == 3
     assert trainer.episodes == 3 * 2 * 8
+    assert [len(group.episodes) for group in trainer.groups] == [8, 8]
     for metrics in steps:
         assert set(metrics) == set(METRICS) - {"success/<task>"} | {"success/click-word"}
         assert metrics["success/click-word"] == metrics["success"]
