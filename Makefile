@@ -28,7 +28,7 @@ PY_CLICK_TEST := $(if $(filter vllm%,$(BACKEND)),$(VLLM),$(PY))
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup click-test serve test test-reference test-vllm check clean \
+.PHONY: help setup click-test serve test test-reference test-vllm check check-docker clean \
         benchmark-update benchmark-rollouts benchmark-generate soak
 
 help: ## this list
@@ -75,6 +75,16 @@ check: setup ## ruff, mypy and the import rule
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 	@$(PY) -m pytest tests/test_architecture.py
+
+# The container's own program: a tiny run, or the server, on which an environment is then checked.
+TINY := --steps 1 --group-size 2 --groups-per-step 2 --eval-episodes 2 --env-sessions 4
+CHECK_ENV := import asyncio; from envs.base import Task; from envs.checker import check_env; \
+             from envs.browsergym import BrowserGymEnv as Env; \
+             asyncio.run(check_env(lambda: Env('http://127.0.0.1:7860'), Task('click-test', 0)))
+
+check-docker: setup ## both Dockerfiles' steps in a clean Debian (root, debootstrap; 5 GB for a while)
+	@$(PY) scripts/check_dockerfile.py Dockerfile --args "$(TINY)" --then "find runs -type f" $(ARGS)
+	@$(PY) scripts/check_dockerfile.py Dockerfile.server --then 'python -c "$(CHECK_ENV)"'
 
 clean: ## remove what setup made
 	rm -rf .venv .venv-reference .venv-vllm .cache *.egg-info

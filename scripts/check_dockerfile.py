@@ -1,0 +1,295 @@
+"""Carry a Dockerfile's steps out where no container engine runs: in a clean root filesystem.
+
+    python scripts/check_dockerfile.py Dockerfile --args "--steps 1" --then "ls runs"
+
+debootstrap lays out the Debian that FROM names, COPY copies, RUN runs under chroot with the user,
+folder and variables of that line. Then ENTRYPOINT is started as `docker run` would, without a
+network; where there is a HEALTHCHECK it has to succeed. For root, on Linux with debootstrap and
+iproute2; takes 1 to 3 GB in the temporary folder. How this machine reaches its package
+registries (apt's sources, pip's configuration, certificates, proxies) is taken along.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # Docker's
+BASE = re.compile(r"debian:([a-z]+)-slim")
+TAIL = 30
+IGNORED = {"COMMENT", "ARG", "ENV", "EXPOSE", "LABEL"}  # ARG and ENV are in each step's variables
+CERTIFICATES = ("/etc/ssl/certs/ca-certificates.crt", "/usr/local/share/ca-certificates")
+HOST_VARIABLES = re.compile(r"(PIP|UV)_.*|.*_PROXY|.*_proxy|.*_CA_BUNDLE|SSL_CERT_FILE")
+
+
+class CheckError(Exception):
+    """A step cannot be carried out, or failed; the message says which."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One instruction, and the variables it sees: of ENV and of ARG."""
+
+    name: str
+    value: str
+    env: Mapping[str, str]
+    args: Mapping[str, str]
+
+
+@dataclass
+class Image:
+    """The root filesystem in the making, and what the next step finds set.
+
+    Attributes:
+        root: the folder that will be `/`.
+        folders: folders of this machine that steps see too (package indexes on its disk).
+    """
+
+    root: Path
+    folders: Sequence[Path] = ()
+    workdir: str = "/"
+    user: str = "root"
+    entrypoint: list[str] = field(default_factory=list)
+    command: list[str] = field(default_factory=list)
+    health: list[str] = field(default_factory=list)
+
+    def run(self, script: str, env: Mapping[str, str], *, network: bool = True) -> None:
+        """Run a shell's script inside, in namespaces whose mounts and processes end with it.
+
+        Args:
+            script: for /bin/sh.
+            env: all its variables but HOME.
+            network: False to cut it off, and to show at once what is printed.
+
+        Raises:
+            CheckError: it failed; the message ends with what it printed last.
+        """
+        q, root = shlex.quote, shlex.quote(str(self.root))
+        outside = [f"mount -t proc proc {root}/proc", f"mount --rbind /dev {root}/dev"]
+        for folder in self.folders:
+            outside += [f"mkdir -p {root}{q(str(folder))}"]
+            outside += [f"mount --bind {q(str(folder))} {root}{q(str(folder))}"]
+        if not network:
+            outside += ["ip link set lo up"]
+        ids = self.user if ":" in self.user else f"{self.user}:"  # and the groups of the user
+        variables = [f"{name}={value}" for name, value in ({"HOME": self.home()} | env).items()]
+        inside = ["chroot", f"--userspec={ids}", str(self.root), "/usr/bin/env", "-i"]
+        inside += [f"--chdir={self.workdir}", *variables, "/bin/sh", "-c", script]
+        namespaces = ["--mount", "--pid", "--fork", "--kill-child", *([] if network else ["--net"])]
+        outside += [f"exec {shlex.join(inside)}"]
+        command = ["unshare", *namespaces, "sh", "-ec", "\n".join(outside)]
+        with tempfile.TemporaryFile("w+") as log:
+            show = {} if not network else {"stdout": log, "stderr": subprocess.STDOUT}
+            if code := subprocess.call(command, stdin=subprocess.DEVNULL, **show):
+                log.seek(0)
+                last = "".join(log.readlines()[-TAIL:])
+                raise CheckError(f"exit status {code} of: {' '.join(script.split())}\n{last}")
+
+    def home(self) -> str:
+        """The home of the user, by the image's own list of them."""
+        for line in (self.root / "etc" / "passwd").read_text().splitlines():
+            name, _, uid, _, _, home, _ = line.split(":")
+            if self.user.split(":")[0] in (name, uid):
+                return home
+        raise CheckError(f"USER must be one of the image's /etc/passwd, got {self.user}")
+
+    def inside(self, path: str) -> Path:
+        """A path of the image, relative ones from its WORKDIR, on this machine's disk."""
+        return self.root / os.path.normpath(os.path.join(self.workdir, path)).lstrip("/")
+
+    def copy(self, context: Path, words: Sequence[str]) -> None:
+        """Copy files, or the content of folders, as COPY does.
+
+        Raises:
+            CheckError: a source is missing, or an option is given.
+        """
+        *sources, target = words
+        for source in sources:
+            path, place = context / source, self.inside(target)
+            if source.startswith("--") or not path.exists():
+                raise CheckError(f"COPY expects files of {context}, got {source}")
+            if path.is_dir():
+                ignore = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(path, place, dirs_exist_ok=True, ignore=ignore)
+                continue
+            if target.endswith(("/", ".")) or len(sources) > 1:
+                place /= path.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, place)
+
+    def take(self, step: Step, context: Path, host: Mapping[str, str]) -> None:
+        """Carry out one step after FROM.
+
+        Raises:
+            CheckError: the instruction is none of those known here, or it failed.
+        """
+        words = shlex.split(step.value)
+        if step.name == "RUN":
+            self.run(step.value, {**host, **step.args, **step.env})
+        elif step.name == "COPY":
+            self.copy(context, words)
+        elif step.name == "WORKDIR":
+            self.workdir = os.path.normpath(os.path.join(self.workdir, step.value))
+            self.inside(".").mkdir(parents=True, exist_ok=True)
+        elif step.name == "USER":
+            self.user = step.value
+        elif step.name == "ENTRYPOINT":
+            self.entrypoint, self.command = json.loads(step.value), []
+        elif step.name == "CMD":
+            self.command = json.loads(step.value)
+        elif step.name == "HEALTHCHECK":
+            self.health = json.loads(step.value.split("CMD", 1)[1])
+        elif step.name not in IGNORED:
+            raise CheckError(f"no step known here: {step.name} {step.value}")
+
+    def start(self, args: Sequence[str] | None, then: str, seconds: int) -> str:
+        """Spell what `docker run` starts, and what is run beside it or after it.
+
+        Args:
+            args: the container's, None for CMD.
+            then: run once HEALTHCHECK succeeds, or after the program where there is none.
+            seconds: limit of the program, or of the wait for HEALTHCHECK.
+        """
+        command = self.command if args is None else args
+        program = shlex.join([*self.entrypoint, *command])
+        if not self.health:
+            return f"timeout {seconds} {program} && {then}"
+        ask = f"until {shlex.join(self.health)} 2>/dev/null; do kill -0 $p || exit 1; sleep 1; done"
+        return f"{program} & p=$!; export p; timeout {seconds} sh -c {shlex.quote(ask)} && {then}"
+
+
+def steps(dockerfile: str, build_args: Mapping[str, str]) -> Iterator[Step]:
+    """Yield the instructions of a Dockerfile, each with the variables that it sees.
+
+    Raises:
+        CheckError: a build argument is none of the file's.
+    """
+    try:
+        from dockerfile_parse import DockerfileParser
+    except ImportError as error:
+        raise CheckError("dockerfile-parse is missing: install the extra 'dev'") from error
+    parser = DockerfileParser(
+        fileobj=io.BytesIO(dockerfile.encode()),
+        build_args=dict(build_args),
+        parent_env={"PATH": PATH},
+    )
+    contexts = parser.context_structure
+    if unknown := set(build_args) - {name for context in contexts for name in context.args}:
+        raise CheckError(f"no ARG of this name: {', '.join(sorted(unknown))}")
+    for line, context in zip(parser.structure, contexts, strict=True):
+        yield Step(line["instruction"], line["value"], dict(context.envs), dict(context.args))
+
+
+def lay_out(release: str, root: Path, mirror: str | None) -> None:
+    """Lay out a small Debian, as the `debian:<release>-slim` images are made.
+
+    Raises:
+        CheckError: debootstrap is missing or failed.
+    """
+    if shutil.which("debootstrap") is None:
+        raise CheckError("debootstrap is missing. As root: apt-get install debootstrap")
+    command = [
+        "debootstrap",
+        "--variant=minbase",
+        release,
+        str(root),
+        *([mirror] if mirror else []),
+    ]
+    if subprocess.call(command, stdout=subprocess.DEVNULL):
+        raise CheckError(f"failed: {shlex.join(command)}")
+
+
+def take_along(release: str, root: Path) -> tuple[list[Path], dict[str, str]]:
+    """Copy into the root how this machine reaches its package registries.
+
+    Returns:
+        Folders of package indexes on this machine's disk, and environment variables.
+    """
+    apt = ["/etc/apt/sources.list", "/etc/apt/sources.list.d"]  # of another Debian: not these
+    own = platform.freedesktop_os_release().get("VERSION_CODENAME") == release
+    rules = [str(p) for p in Path("/etc/apt/apt.conf.d").glob("*") if "Acquire" in p.read_text()]
+    pip = {"/etc/pip.conf": "/etc/pip.conf"}
+    pip |= {str(Path.home() / ".config/pip/pip.conf"): "/etc/xdg/pip/pip.conf"}
+    files = {name: name for name in [*CERTIFICATES, "/etc/resolv.conf", *rules]} | pip
+    for source, target in (files | ({name: name for name in apt} if own else {})).items():
+        place = root / target.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if Path(source).is_dir():
+            shutil.copytree(source, place, dirs_exist_ok=True)
+        elif Path(source).exists():
+            shutil.copyfile(source, place)
+    env = {name: value for name, value in os.environ.items() if HOST_VARIABLES.fullmatch(name)}
+    texts = [*env.values(), *(Path(name).read_text() for name in pip if Path(name).is_file())]
+    named = re.findall(r"(?:file://|(?<![\w:/.]))(/[^\s,'\"]+)", "\n".join(texts))
+    folders = {Path(name) for name in named if Path(name).is_dir()}
+    # An index's pages lie beside the files that they link to.
+    return sorted({path.parent if path.name == "simple" else path for path in folders}), env
+
+
+def check(dockerfile: Path, root: Path, options: argparse.Namespace) -> None:
+    """Carry out every step, then start the image.
+
+    Raises:
+        CheckError: FROM is not a Debian, or a step failed.
+    """
+    build_args = dict(pair.split("=", 1) for pair in options.build_arg)
+    every = [s for s in steps(dockerfile.read_text(), build_args) if s.name != "COMMENT"]
+    release = BASE.fullmatch(every[0].value) if every and every[0].name == "FROM" else None
+    if release is None:
+        raise CheckError("the first instruction must be FROM debian:<release>-slim")
+    lay_out(release[1], root, options.mirror)
+    folders, host = take_along(release[1], root)
+    image = Image(root, folders)
+    for step in every[1:]:
+        began = time.perf_counter()
+        image.take(step, dockerfile.parent, host)
+        done = f"{time.perf_counter() - began:6.1f} s" if step.name == "RUN" else " " * 8
+        print(f"{done}  {step.name} {' '.join(step.value.split())[:80]}", flush=True)
+    args = None if options.args is None else shlex.split(options.args)
+    env = {**every[-1].env, "TINI_SUBREAPER": "1"}  # a shell, not tini, is process 1 here
+    image.run(image.start(args, options.then, options.seconds), env, network=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check a Dockerfile; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dockerfile", type=Path, help="its folder is what is sent to be built")
+    parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--args", help="the container's arguments in place of CMD's")
+    parser.add_argument("--then", default="true", help="a command inside, when the image has shown "
+                        "that it works: after its program, or beside it once healthy")  # fmt: skip
+    parser.add_argument("--seconds", type=int, default=300, help="limit of the program's start")
+    parser.add_argument("--mirror", help="where debootstrap gets Debian from")
+    parser.add_argument("--keep", action="store_true", help="leave the root filesystem there")
+    options = parser.parse_args(argv)
+    root = Path(tempfile.mkdtemp(prefix="check-dockerfile-"))
+    root.chmod(0o755)
+    began = time.perf_counter()
+    try:
+        check(options.dockerfile.resolve(), root, options)
+    except CheckError as error:
+        print(f"{options.dockerfile}: failed: {error}", file=sys.stderr)
+        return 1
+    finally:
+        print(f"{root}: kept" if options.keep else f"removing {root}", flush=True)
+        if not options.keep:
+            shutil.rmtree(root)
+    print(f"{options.dockerfile}: works, {time.perf_counter() - began:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
