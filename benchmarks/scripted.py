@@ -2,8 +2,8 @@
 
 All that decides the result is seeded, so that two runs of the same configuration leave the same
 adapter, bit by bit, whatever happened to them on the way. Takes the options of
-`examples/click_test.py`, and leaves `adapter/`, `gradient.pt` (of the first update) and
-`metrics.jsonl` in the run's folder.
+`examples/click_test.py`, and leaves `adapter/` (with `--train full` `model/`), `gradient.pt` (of
+the first update) and `metrics.jsonl` in the run's folder.
 
     python benchmarks/scripted.py --output runs/scripted --steps 20
     torchrun --nproc-per-node 2 benchmarks/scripted.py --output runs/scripted --steps 20
@@ -29,7 +29,7 @@ from envs.scripted import ScriptedEnv  # noqa: E402
 from grpo.config import Config  # noqa: E402
 from grpo.generators import open_generator  # noqa: E402
 from grpo.loggers import MetricsLog  # noqa: E402
-from grpo.policy import LoRAPolicy  # noqa: E402
+from grpo.models import make_policy  # noqa: E402
 from grpo.ranks import Ranks  # noqa: E402
 from grpo.rollout import Rollouts, sampled_by  # noqa: E402
 from grpo.stopping import OrderlyStop, Stopped  # noqa: E402
@@ -106,7 +106,7 @@ async def run(
     on_step: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Train, from the newest checkpoint if the configuration says so."""
-    policy = LoRAPolicy(make_llama(), make_tokenizer(), lora_r=config.lora_r, seed=config.seed)
+    policy = make_policy(config, make_llama(), make_tokenizer())
     with ThreadPoolExecutor(1) as executor:
         async with OrderlyStop() as stop, open_generator(config, policy, executor) as generator:
             act = sampled_by(generator, policy.tokenizer, temperature=config.temperature)
@@ -127,7 +127,7 @@ async def run(
             if stop.received:
                 raise Stopped(stop.received[0])
     if ranks.leads:
-        policy.save(config.folder / "adapter")
+        policy.save(config.folder / policy.saved_as)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

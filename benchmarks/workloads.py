@@ -1,18 +1,74 @@
-"""Rows like those of a browser agent's update: long prompts that share, short answers.
+"""Rows like those of a browser agent's update, and models of LFM2's shape with random weights.
 
-Token ids are random. Nothing but the prompts is shared, so the completions, which in
-earnest often begin alike, are the worst case for the token tree.
+The rows have long prompts that share and short answers. Token ids are random. Nothing but the
+prompts is shared, so the completions, which in earnest often begin alike, are the worst case
+for the token tree.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from grpo.tree import build_tree
 from grpo.types import TokenBatch
+
+LFM2_350M: dict[str, Any] = {  # the configuration of LiquidAI/LFM2-350M: 354.5 M parameters
+    "vocab_size": 65536,
+    "hidden_size": 1024,
+    "intermediate_size": 6656,  # 4608 after LFM2's own adjustment
+    "num_hidden_layers": 16,
+    "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 128_000,
+    "bos_token_id": 1,
+    "eos_token_id": 7,
+    "pad_token_id": 0,
+}
+TINY_LFM2: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "block_auto_adjust_ff_dim": False,
+    "num_hidden_layers": 4,
+    "full_attn_idxs": [1, 3],
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "initializer_range": 0.1,
+    "max_position_embeddings": 4096,
+    "bos_token_id": None,
+    "pad_token_id": None,
+}
+
+
+def make_lfm2(sizes: dict[str, Any], dtype: torch.dtype = torch.float32) -> Any:
+    """An LFM2 with random weights, always the same ones."""
+    from transformers import AutoModelForCausalLM, Lfm2Config
+
+    config = Lfm2Config(**sizes)
+    # What vLLM reads from the file beside what `transformers` does.
+    config.block_dim = config.conv_dim = config.hidden_size
+    config.block_ff_dim = config.intermediate_size
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")  # float32: fast
+    return round_weights(model, dtype).eval()
+
+
+def round_weights(model: Any, dtype: torch.dtype) -> Any:
+    """Give the weights another dtype, as loading in it does; `to` would round buffers too."""
+    for p in model.parameters():
+        p.data = p.data.to(dtype)
+    return model
+
+
+def save_tiny_lfm2(folder: str | Path, tokenizer: Any) -> None:
+    """Write a tiny LFM2 with a tokenizer as a folder that `--model` takes."""
+    words = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    make_lfm2(TINY_LFM2 | words).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from grpo.base_policy import Policy
 from grpo.config import Config, ConfigError
-from grpo.policy import LoRAPolicy
 
 FORMAT = 1
 STATE_FILE = "trainer.pt"
@@ -41,8 +41,8 @@ MAY_CHANGE = frozenset(
 _log = logging.getLogger(__name__)
 
 
-def save_checkpoint(config: Config, step: int, policy: LoRAPolicy, state: dict[str, Any]) -> Path:
-    """Write `checkpoints/step-<step>/` with the adapter and the trainer's state.
+def save_checkpoint(config: Config, step: int, policy: Policy, state: dict[str, Any]) -> Path:
+    """Write `checkpoints/step-<step>/` with the policy and the trainer's state.
 
     A folder of that name is always complete: it is written under another name and renamed. The
     `keep_checkpoints` newest stay; those of later steps are of an earlier run and go.
@@ -50,7 +50,7 @@ def save_checkpoint(config: Config, step: int, policy: LoRAPolicy, state: dict[s
     Args:
         config: of the run; its folder is where to.
         step: training steps done.
-        policy: its adapter is saved in PEFT's format.
+        policy: saved as it saves itself, in `adapter/` or `model/`.
         state: the rest (optimizer, schedule, counters): tensors and plain values.
 
     Raises:
@@ -61,7 +61,7 @@ def save_checkpoint(config: Config, step: int, policy: LoRAPolicy, state: dict[s
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
-        policy.save(unfinished / "adapter")
+        policy.save(unfinished / policy.saved_as)
         buffer = io.BytesIO()  # torch's own writer would turn the disk's error into another
         torch.save(state, buffer)
         (unfinished / STATE_FILE).write_bytes(buffer.getbuffer())
@@ -94,8 +94,8 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(path for path in (run / "checkpoints").glob("step-*") if path.suffix != ".tmp")
 
 
-def load_checkpoint(config: Config, policy: LoRAPolicy) -> dict[str, Any] | None:
-    """Load the newest whole checkpoint's adapter into the policy, and the trainer's state.
+def load_checkpoint(config: Config, policy: Policy) -> dict[str, Any] | None:
+    """Load the newest whole checkpoint's weights into the policy, and the trainer's state.
 
     A torn one (a file missing or not what was written) is named in a warning and passed over.
 
@@ -114,7 +114,7 @@ def load_checkpoint(config: Config, policy: LoRAPolicy) -> dict[str, Any] | None
         if strange := _strange(manifest, config):
             raise ConfigError(f"cannot resume from {folder.name}: {strange}")
         try:
-            policy.load(folder / "adapter")
+            policy.load(folder / policy.saved_as)
         except ValueError as error:
             raise ConfigError(f"cannot resume from {folder.name}: {error}") from error
         return torch.load(folder / STATE_FILE, weights_only=True)
@@ -150,12 +150,13 @@ def _strange(manifest: dict[str, Any], config: Config) -> str:
     more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
     return (
         f"{changes}{more}. A run goes on with its own settings; for others begin a new one "
-        "from its adapter (--adapter)"
+        "from its adapter (--adapter) or model (--model)"
     )
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:

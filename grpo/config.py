@@ -48,6 +48,7 @@ class Config:
     task: str = _option("click-test", "MiniWoB task, or several, commas between")
     held_out_tasks: str = _option("", "tasks that are evaluated and never trained on")
     model: str = _option("", "Hugging Face id, folder or .gguf file; empty: the bundled model")
+    train: Literal["lora", "full"] = _option("lora", "a LoRA adapter, or every weight")
     adapter: str = _option("", "LoRA adapter to start from: a folder or a Hugging Face id")
     output: str = _option("", "folder of the run; empty: runs/<task>")
     push_to_hub: str = _option("", "user/name on the Hugging Face hub: where the run goes")
@@ -127,7 +128,7 @@ class Config:
     log_kl: bool = _option(True, "measure the KL even where beta is 0: one more forward")
 
     # The optimizer.
-    learning_rate: float = _option(2e-4, "of AdamW on the adapter")
+    learning_rate: float = _option(2e-4, "of AdamW; train=full wants about 1e-6")
     warmup_steps: int = _option(2, "updates until the learning rate is reached")
     max_grad_norm: float = _option(1.0, "gradients are clipped to this norm; 0: not")
     lora_r: int = _option(8, "rank of the adapter")
@@ -138,7 +139,7 @@ class Config:
 
     # The machine.
     device: str = _option("auto", "auto, cpu, cuda, ...")
-    dtype: Literal["bfloat16", "float32", "float16"] = _option("bfloat16", "of the frozen base")
+    dtype: Literal["bfloat16", "float32", "float16"] = _option("bfloat16", "of the model's weights")
     road: Literal["auto", "tree", "padded"] = _option("auto", "how the update computes")
     activation_checkpointing: bool = _option(False, "less memory for a third more time")
     max_tokens_per_microbatch: int = _option(4096, "distinct tokens of one forward")
@@ -186,6 +187,11 @@ class Config:
             )
         if self.push_to_hub and not is_hub_id(self.push_to_hub):
             raise ConfigError(f"push_to_hub must be a hub id, user/name, got {self.push_to_hub!r}")
+        if self.train == "full" and self.adapter:
+            raise ConfigError(
+                f"adapter must be empty with train=full, got {self.adapter!r}: to go on from a "
+                "model that was trained as a whole, give its folder as model"
+            )
         for name, (_, choices) in _types(type(self)).items():
             value = getattr(self, name)
             if choices and value not in choices:
@@ -222,6 +228,11 @@ class Config:
     def credit_rule(self) -> CreditRule:
         """How turns get their advantages."""
         return CreditRule(self.credit, self.discount, self.step_weight)
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the update asks for the reference policy's log-probabilities."""
+        return self.beta > 0 or self.log_kl
 
     @property
     def folder(self) -> Path:

@@ -12,9 +12,9 @@ import torch
 
 from envs.base import EnvError, Observation, TaskError
 from envs.pool import EnvPool
+from grpo.base_policy import Policy
 from grpo.batch import make_batch
 from grpo.config import Config
-from grpo.policy import LoRAPolicy
 from grpo.ranks import Ranks
 from grpo.rollout import Act, Rollouts, gather, read_prompt
 from grpo.tasks import TaskSampler
@@ -67,7 +67,7 @@ def imitation_batch(episodes: Sequence[Episode], ranks: int = 1) -> TokenBatch:
 
 async def imitate(
     config: Config,
-    policy: LoRAPolicy,
+    policy: Policy,
     pool: EnvPool,
     executor: Executor,
     ranks: Ranks,

@@ -8,24 +8,39 @@ from typing import Any
 
 import torch
 
+from grpo.base_policy import Policy
 from grpo.bundled import bundled_model_path
 from grpo.config import Config, ConfigError
 from grpo.hub import find_adapter
-from grpo.policy import LoRAPolicy
+from grpo.policy import FullPolicy, LoRAPolicy
 
 
-def load_policy(config: Config) -> LoRAPolicy:
-    """Load the model and tokenizer a configuration names and put an adapter on.
+def load_policy(config: Config) -> Policy:
+    """Load the model and tokenizer that a configuration names, ready to be trained.
 
     Raises:
         ConfigError: the model is not there, has no chat template, or has no layer of the
             names given for the adapter.
     """
-    device = choose_device(config)
     dtype = getattr(torch, config.dtype)
-    model, tokenizer = load_model(config.model, device=device, dtype=dtype)
+    model, tokenizer = load_model(config.model, device=choose_device(config), dtype=dtype)
+    return make_policy(config, model, tokenizer)
+
+
+def make_policy(config: Config, model: Any, tokenizer: Any) -> Policy:
+    """Make what a configuration trains of a loaded model: an adapter, or every weight.
+
+    Raises:
+        ConfigError: the model has no layer of the names given for the adapter, or does not fit.
+    """
     targets = config.lora_target_modules
+    how: dict[str, Any] = {
+        "road": config.road,
+        "activation_checkpointing": config.activation_checkpointing,
+    }
     try:
+        if config.train == "full":
+            return FullPolicy(model, tokenizer, keep_reference=config.uses_reference, **how)
         return LoRAPolicy(
             model,
             tokenizer,
@@ -33,9 +48,8 @@ def load_policy(config: Config) -> LoRAPolicy:
             lora_alpha=config.lora_alpha,
             lora_target_modules=targets if targets == "all-linear" else targets.split(","),
             adapter=find_adapter(config.adapter) if config.adapter else None,
-            road=config.road,
-            activation_checkpointing=config.activation_checkpointing,
             seed=config.seed,
+            **how,
         )
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error

@@ -1,53 +1,40 @@
-"""The policy: a Hugging Face causal language model, with LoRA on its linear layers.
+"""The policies: a language model with a trained adapter, or one trained as a whole.
 
-The only file that knows both the model and `lora`. It offers what the algorithm needs:
-log-probabilities of sampled tokens, the reference policy (the adapter switched off), the
-parameters to train, and the adapter's files.
+The only file that knows both the model and `lora`. What the two share, log-probabilities above
+all, is in `grpo.base_policy`; here is what sets them apart: the parameters to train, the
+reference policy, the files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from grpo.logprobs import token_logprobs
-from grpo.roads import Road, Trunk, choose_road, padded_hidden, recomputed_layers, tree_hidden
-from grpo.tree import build_tree, common_prefix
-from grpo.types import TokenBatch
+from grpo.base_policy import Policy
+from grpo.roads import Road
 from lora import (
     adapter_state,
     apply_lora,
     disabled_adapters,
     load_adapter,
-    lora_parameters,
     merged_state,
     save_adapter,
 )
 
 
-class TokenLogprobs(NamedTuple):
-    """Per-token results, [N, T] each, 0 where no completion token stands."""
-
-    logprobs: Tensor
-    entropy: Tensor
-
-
-class LoRAPolicy:
+class LoRAPolicy(Policy):
     """A language model whose LoRA adapter is trained and whose base stays frozen.
 
     Attributes:
-        model: the `transformers` model, its linear layers replaced by `LoRALinear`.
-        tokenizer: its tokenizer, with a chat template.
-        version: number of updates so far; generators drop their caches when it changes.
-        road: "tree" computes every distinct prefix once, "padded" one row at a time.
-        conv_width: taps of the model's short convolutions, 0 if it has none.
         lora_modules: number of linear layers that carry an adapter.
     """
+
+    saved_as = "adapter"
 
     def __init__(
         self,
@@ -72,19 +59,13 @@ class LoRAPolicy:
             lora_target_modules: "all-linear" (all but the output head) or module names.
             adapter: a folder with an adapter in PEFT's format to start from; its own
                 rank, alpha and modules then count.
-            road: how the update computes log-probabilities; "auto" takes the tree where the
-                model supports it, and says so where it does not.
-            activation_checkpointing: keep only the layers' inputs for the backward pass and
-                compute the rest again: a third more time, a fraction of the memory.
+            road: as of `Policy`.
+            activation_checkpointing: as of `Policy`.
             seed: of A's random start.
 
         Raises:
             ValueError: the model does not fit the adapter, or not the road.
         """
-        self.model = model.eval()  # no dropout: the sampled distribution is the trained one
-        self.tokenizer = tokenizer
-        self.version = 0
-        self.activation_checkpointing = activation_checkpointing
         if adapter is not None:
             self.lora_modules = load_adapter(model, adapter)
         else:
@@ -95,54 +76,20 @@ class LoRAPolicy:
                 alpha=lora_alpha,
                 generator=torch.Generator().manual_seed(seed),
             )
-        self.road, self.conv_width = choose_road(model, road)
+        super().__init__(
+            model, tokenizer, road=road, activation_checkpointing=activation_checkpointing
+        )
 
-    @property
-    def name(self) -> str:
-        """The model's hub id or folder."""
-        return str(self.model.name_or_path)
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the adapter's parameters, float32: all that is trained."""
+        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        return self.model.device
+    def refresh(self) -> None:
+        """Nothing to do: the model computes with the parameters themselves."""
 
-    @property
-    def decoder(self) -> nn.Module:
-        """The model without its output head."""
-        return self.model.get_decoder()
-
-    @property
-    def head(self) -> nn.Module:
-        """The output layer, [*, D] -> [*, V]."""
-        return self.model.get_output_embeddings()
-
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        """Tokens that end an answer."""
-        configured = self.model.generation_config.eos_token_id
-        ids = configured if isinstance(configured, list) else [configured]
-        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
-
-    @property
-    def caches_tree(self) -> bool:
-        """True if keys and values are all that a token leaves to its descendants."""
-        return self.road == "tree" and not self.conv_width
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of prompt and completion together that the model was made for."""
-        return int(self.model.config.max_position_embeddings)
-
-    def parameters(self) -> list[nn.Parameter]:
-        """The adapter's parameters, float32: all that is trained."""
-        return list(lora_parameters(self.model))
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
+    def reference(self) -> AbstractContextManager[None]:
         """Within it the policy is the reference policy: the same model, adapter off."""
-        with disabled_adapters(self.model):
-            yield
+        return disabled_adapters(self.model)
 
     def adapter(self) -> dict[str, Tensor]:
         """A copy of the adapter's tensors, float32, under PEFT's names."""
@@ -164,70 +111,138 @@ class LoRAPolicy:
         """
         load_adapter(self.model, folder)
 
-    def trunk(self, batches: Sequence[TokenBatch]) -> Trunk | None:
-        """Compute what begins every row of the micro-batches, once for all of them.
 
-        Returns:
-            What `logprobs` takes for each of them; call its `backward` after theirs. None on
-            the padded road, for a single micro-batch, and where the rows share nothing.
-        """
-        if self.road == "padded" or len(batches) < 2:
-            return None
-        tokens = common_prefix([row for batch in batches for row in batch.rows()])
-        if not tokens:
-            return None
-        with self._layers():
-            return Trunk(self.decoder, torch.tensor(tokens), self.conv_width)
+class FullPolicy(Policy):
+    """A language model of which every weight is trained.
 
-    def logprobs(
-        self, batch: TokenBatch, *, temperature: float = 1.0, trunk: Trunk | None = None
-    ) -> TokenLogprobs:
-        """Log-probability of every completion token, and the entropy it was drawn with.
+    A step of learning rate 1e-6 is below a bfloat16 weight's last digit and would be lost. So
+    where the model has fewer digits than float32, the optimizer steps a float32 copy of each
+    weight, its master, and `refresh` rounds the masters into the model (mixed precision
+    training, arXiv 1710.03740). Gradients are added up in the masters' precision.
+    """
 
-        Both roads give the same values and gradients: the tree holds each distinct prefix
-        once, padded rows are the tree that shares nothing.
+    saved_as = "model"
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        keep_reference: bool = True,
+        road: Road | Literal["auto"] = "auto",
+        activation_checkpointing: bool = False,
+    ) -> None:
+        """Make every weight of a model trainable.
 
         Args:
-            batch: N rows of up to T tokens.
-            temperature: of the sampling distribution.
-            trunk: of this batch and others, as `trunk` gave it.
+            model: a `transformers` causal language model.
+            tokenizer: its tokenizer.
+            keep_reference: hold a copy of the weights as they are now, in the model's dtype,
+                for `reference`.
+            road: as of `Policy`.
+            activation_checkpointing: as of `Policy`.
 
-        Returns:
-            logprobs and entropy, [N, T] each, in nats.
+        Raises:
+            ValueError: the model does not fit the road.
         """
-        batch = batch.to(self.device)
-        mask = batch.completion_mask
-        if self.road == "tree":
-            tree = build_tree(batch.rows())
-            with self._layers():
-                hidden = tree_hidden(self.decoder, tree, self.conv_width, trunk)
-            tree = tree.to(self.device)
-            nodes, parents, tokens = tree.nodes, tree.parents, tree.tokens
-        else:
-            with self._layers():
-                hidden = padded_hidden(self.decoder, batch).flatten(0, 1)
-            nodes = torch.arange(hidden.shape[0], device=self.device).view(mask.shape)
-            parents, tokens = nodes.flatten() - 1, batch.input_ids.flatten()
-        # Of the completion tokens the distinct ones, and of their prefixes likewise. A tree is
-        # as wide as its longest row, a micro-batch as the batch that it was cut from.
-        wanted, where = torch.unique(nodes[mask[:, : nodes.shape[1]]], return_inverse=True)
-        prefixes, position = torch.unique(parents[wanted], return_inverse=True)
-        order = torch.argsort(position)
-        sorted_logprobs, entropy = token_logprobs(
-            hidden[prefixes],
-            self.head,
-            position[order],
-            tokens[wanted[order]],
-            temperature=temperature,
+        super().__init__(
+            model, tokenizer, road=road, activation_checkpointing=activation_checkpointing
         )
-        logprobs = sorted_logprobs[torch.argsort(order)]
-        blank = torch.zeros(mask.shape, dtype=logprobs.dtype, device=self.device)
-        return TokenLogprobs(
-            blank.masked_scatter(mask, logprobs[where]),
-            blank.masked_scatter(mask, entropy[position][where]),
-        )
+        model.requires_grad_(True)
+        self._masters = {p: _master(p) for p in model.parameters()}  # tied weights come once
+        self._start = [p.detach().clone() for p in self._masters] if keep_reference else None
 
-    def _layers(self) -> AbstractContextManager[None]:
-        """How a forward treats its activations."""
-        recompute = self.activation_checkpointing and torch.is_grad_enabled()
-        return recomputed_layers(self.decoder) if recompute else nullcontext()
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield every weight's master under the weight's name."""
+        return ((name, self._masters[p]) for name, p in self.model.named_parameters())
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Round the masters into the model."""
+        for p, master in self._masters.items():
+            if p is not master:
+                p.copy_(master)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within it the policy is the reference policy: the weights that it started from.
+
+        Raises:
+            RuntimeError: they were not kept.
+        """
+        if self._start is None:
+            raise RuntimeError("no weights were kept for the reference: keep_reference is False")
+        now = [p.data for p in self._masters]
+        for p, start in zip(self._masters, self._start, strict=True):
+            p.data = start
+        try:
+            yield
+        finally:
+            for p, data in zip(self._masters, now, strict=True):
+                p.data = data
+
+    def merged(self) -> Iterator[tuple[str, Tensor]]:
+        """The model's tensors under their own names."""
+        return iter(self.model.state_dict().items())
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder as `transformers` reads it: config, safetensors, tokenizer.
+
+        The weights are the masters: whatever dtype they are loaded in, no digit is lost.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        from safetensors import SafetensorError
+
+        state = self.model.state_dict()
+        for name, p in self.model.named_parameters(remove_duplicate=False):
+            state[name] = self._masters[p].detach()  # tied ones stay one tensor, written once
+        try:
+            self.model.save_pretrained(folder, state_dict=state)
+            self.tokenizer.save_pretrained(folder)
+        except SafetensorError as error:
+            raise OSError(f"cannot write {folder}: {error}") from error
+
+    @torch.no_grad()
+    def load(self, folder: str | Path) -> None:
+        """Read weights of the same shapes, as `save` wrote them.
+
+        Raises:
+            ValueError: they do not fit this policy; nothing was loaded.
+        """
+        own = dict(self.named_parameters())
+        dtype = next(iter(own.values())).dtype
+        try:
+            model, report = type(self.model).from_pretrained(
+                folder, dtype=dtype, output_loading_info=True
+            )
+        except (OSError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"cannot load the model in {str(folder)!r}: {reason}") from error
+        theirs = {n: p for n, p in model.named_parameters() if n not in report["missing_keys"]}
+        shapes, wanted = ({n: list(p.shape) for n, p in some.items()} for some in (theirs, own))
+        if shapes != wanted:
+            name = next(n for n in [*wanted, *shapes] if wanted.get(n) != shapes.get(n))
+            raise ValueError(
+                f"the model in {str(folder)!r} is another: {name} must be {wanted.get(name)}, "
+                f"got {shapes.get(name)}"
+            )
+        for name, master in own.items():
+            master.copy_(theirs[name])
+        self.refresh()
+
+
+def _master(p: nn.Parameter) -> nn.Parameter:
+    """What the optimizer steps for a weight: itself, or a float32 copy that gets its gradient."""
+    if p.dtype.itemsize >= torch.float32.itemsize:
+        return p
+    master = nn.Parameter(p.detach().float())
+
+    def hand_over(p: Tensor) -> None:
+        gradient, p.grad = p.grad, None
+        assert gradient is not None
+        master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
+
+    p.register_post_accumulate_grad_hook(hand_over)
+    return master

@@ -162,5 +162,5 @@ def choose_road(model: Any, wanted: Road | Literal["auto"]) -> tuple[Road, int]:
     if wanted == "tree":
         raise ValueError(f"the token tree does not fit {name}: {reason}")
     warnings.warn(f"the token tree does not fit {name}: {reason}; it computes every row whole "
-                  "(road='padded')", stacklevel=3)  # fmt: skip
+                  "(road='padded')", stacklevel=4)  # fmt: skip
     return "padded", 0

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from envs.base import EnvError, Task, TaskError
 from envs.pool import EnvPool
+from grpo.base_policy import Policy
 from grpo.config import Config, ConfigError
 from grpo.display import Bars, plot_curves, sparkline, step_line, success_table, time_line
 from grpo.evaluate import Outcome, Success, blind, evaluate, random_policy, record_episode
@@ -26,7 +27,6 @@ from grpo.hub import check_access, push_to_hub
 from grpo.imitation import imitate
 from grpo.loggers import MetricsLog, read_metrics
 from grpo.models import load_policy
-from grpo.policy import LoRAPolicy
 from grpo.ranks import Ranks
 from grpo.rollout import Act, Rollouts, sampled_by
 from grpo.stopping import OrderlyStop, Stopped
@@ -234,7 +234,7 @@ class Record:
         if self._leads:
             self._path.write_text(json.dumps(self.summary, indent=2) + "\n")
 
-    def finish(self, policy: LoRAPolicy, trainer: Trainer, console: Console) -> dict[str, Any]:
+    def finish(self, policy: Policy, trainer: Trainer, console: Console) -> dict[str, Any]:
         """Save what was learned, draw the curves, print the summary; returns it."""
         seconds = {k: round(v, 1) for k, v in (self.seconds | trainer.seconds).items()}
         self.summary |= {"steps": trainer.step, "episodes": trainer.episodes, "seconds": seconds}
@@ -242,8 +242,9 @@ class Record:
             return self.summary
         self._log.close()
         folder = self._config.folder
-        policy.save(folder / "adapter")
-        policy.tokenizer.save_pretrained(folder / "adapter")
+        weights = folder / policy.saved_as
+        policy.save(weights)
+        policy.tokenizer.save_pretrained(weights)
         self.write()
         steps = read_metrics(folder / "metrics.jsonl")
         title = f"{self._config.task}: {trainer.step} steps, {trainer.episodes} episodes"
@@ -252,7 +253,9 @@ class Record:
         if "per_task" in self.summary:
             console.print(success_table(self.summary))
         console.print(time_line(self.summary), soft_wrap=True)
-        console.print(f"\n{folder}/  adapter, curves.png, media, metrics.jsonl, summary.json")
+        console.print(
+            f"\n{folder}/  {policy.saved_as}, curves.png, media, metrics.jsonl, summary.json"
+        )
         if self._config.logger == "tensorboard":
             console.print(f"tensorboard --logdir {folder}/tensorboard")
         if self._config.push_to_hub:

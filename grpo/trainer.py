@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from envs.base import EnvError
+from grpo.base_policy import Policy
 from grpo.batch import make_batch, teaches
 from grpo.checkpoint import load_checkpoint, save_checkpoint
 from grpo.config import Config, ConfigError
 from grpo.generators.base import Generator, GeneratorError
 from grpo.metrics import rollout_metrics
-from grpo.policy import LoRAPolicy
 from grpo.ranks import Ranks
 from grpo.rollout import Rollouts
 from grpo.tasks import TaskSampler
@@ -43,7 +43,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        policy: LoRAPolicy,
+        policy: Policy,
         generator: Generator,
         rollouts: Rollouts,
         executor: Executor,

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from grpo.base_policy import Policy
 from grpo.batch import sort_batch, split_batch
 from grpo.config import Config
 from grpo.losses import importance_weights, mean_stats, policy_loss
-from grpo.policy import LoRAPolicy
 from grpo.ranks import Ranks
 from grpo.roads import Trunk
 from grpo.types import TokenBatch
@@ -35,8 +35,8 @@ class Updater:
         bad_updates: updates in a row that were not finite and were left out.
     """
 
-    def __init__(self, config: Config, policy: LoRAPolicy, ranks: Ranks) -> None:
-        """Make the optimizer: AdamW on the adapter, a linear warm-up.
+    def __init__(self, config: Config, policy: Policy, ranks: Ranks) -> None:
+        """Make the optimizer: AdamW on what is trained, a linear warm-up.
 
         Args:
             config: of the run.
@@ -46,8 +46,8 @@ class Updater:
         self.config, self.policy, self.ranks = config, policy, ranks
         self.max_tokens = config.max_tokens_per_microbatch
         self.bad_updates = self.halvings = 0
-        self.optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=config.learning_rate, weight_decay=0.0
+        self.optimizer = torch.optim.AdamW(  # fused: no second tensor of a weight's size
+            policy.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda update: min(1.0, (update + 1) / (config.warmup_steps + 1))
@@ -67,7 +67,7 @@ class Updater:
         """
         config, policy = self.config, self.policy
         batch = sort_batch(batch)
-        if config.beta or config.log_kl:
+        if config.uses_reference:
             with policy.reference():
                 batch = replace(batch, ref_logprobs=self.fitting(self.logprobs, batch))
         if config.updates_per_batch > 1:  # at a single one the ratio is 1 by definition
@@ -86,6 +86,7 @@ class Updater:
                     clip_grads_with_norm_(policy.parameters(), config.max_grad_norm, grad_norm)
                 self.optimizer.step()
                 self.scheduler.step()
+                policy.refresh()
                 policy.version += 1
             self.bad_updates = 0 if finite else self.bad_updates + 1
         if self.bad_updates >= config.max_bad_updates:
@@ -190,7 +191,7 @@ class Updater:
 
     def diagnosis(self, loss: float) -> str:
         """What is not finite, and what usually helps."""
-        named = self.policy.model.named_parameters()
+        named = self.policy.named_parameters()
         bad = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
         where = f"{len(bad)} tensors, the first {bad[0]}" if bad else "none"
         return (

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 
+from grpo.base_policy import Policy
 from grpo.config import Config, ConfigError
 from grpo.generators.base import Generator
 from grpo.policy import LoRAPolicy
@@ -15,7 +16,7 @@ from grpo.ranks import Ranks
 
 @asynccontextmanager
 async def open_generator(
-    config: Config, policy: LoRAPolicy, executor: Executor, ranks: Ranks | None = None
+    config: Config, policy: Policy, executor: Executor, ranks: Ranks | None = None
 ) -> AsyncIterator[Generator]:
     """Open the generator that a configuration names; the block's end closes it.
 
@@ -59,7 +60,7 @@ async def open_generator(
         await generator.close()
 
 
-async def _open_vllm(config: Config, policy: LoRAPolicy, ranks: Ranks) -> Generator:
+async def _open_vllm(config: Config, policy: Policy, ranks: Ranks) -> Generator:
     if config.backend == "vllm":
         from grpo.generators.vllm_engine import VLLMEngine
 
@@ -74,6 +75,11 @@ async def _open_vllm(config: Config, policy: LoRAPolicy, ranks: Ranks) -> Genera
         )
     from grpo.generators.vllm_server import VLLMServer
 
+    if not isinstance(policy, LoRAPolicy):
+        raise ConfigError(
+            "backend=vllm-server needs train=lora: servers know a version of the policy by its "
+            "adapter; with train=full sample with local or vllm"
+        )
     urls = config.vllm_urls[ranks.rank :: ranks.size]  # each is given the policy by one rank
     if not urls:
         raise ConfigError(

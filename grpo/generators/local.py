@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grpo.base_policy import Policy
 from grpo.generators.base import Generator, answer_limit
 from grpo.generators.tree_cache import TreeCache
-from grpo.policy import LoRAPolicy
 from grpo.types import Completion
 
 
@@ -38,7 +38,7 @@ class _Request:
 
 
 class LocalGenerator(Generator):
-    """Samples from a `LoRAPolicy` (see `grpo.generators.base.Generator`).
+    """Samples from a `Policy` (see `grpo.generators.base.Generator`).
 
     Each request draws from its own random stream, so what is sampled depends on the
     policy, the prompt and the seed, and not on what else was in the batch (but for
@@ -47,7 +47,7 @@ class LocalGenerator(Generator):
 
     def __init__(
         self,
-        policy: LoRAPolicy,
+        policy: Policy,
         *,
         max_new_tokens: int = 32,
         executor: Executor | None = None,

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from envs.base import Task
+from grpo.base_policy import Policy
 from grpo.batch import make_batch
 from grpo.generators.base import Generator, GeneratorError
-from grpo.policy import LoRAPolicy
 from grpo.types import Completion, Episode, Group, Turn
 
 BOUNDS = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -52,7 +52,7 @@ class ProbeReport(NamedTuple):
 
 
 async def check_sampler(
-    policy: LoRAPolicy,
+    policy: Policy,
     generator: Generator,
     bound: float = 0.0,
     *,
@@ -61,7 +61,7 @@ async def check_sampler(
 ) -> ProbeReport:
     """Check that the generator samples from this policy, and from this policy's next version.
 
-    The adapter is as it was when this returns or raises, bit for bit, and so is its version;
+    What is trained is as it was when this returns or raises, bit for bit, and so is its version;
     where it returns, the generator has it.
 
     Args:
@@ -122,7 +122,7 @@ async def check_sampler(
 
 
 def logprob_gap(
-    policy: LoRAPolicy, completions: Sequence[Completion], temperature: float = 1.0
+    policy: Policy, completions: Sequence[Completion], temperature: float = 1.0
 ) -> float:
     """Mean |log p(trainer) - log p(sampler)| over the sampled tokens, in nats."""
     reported = torch.tensor([x for c in completions for x in c.logprobs])
@@ -131,7 +131,7 @@ def logprob_gap(
 
 @torch.no_grad()
 def completion_logprobs(
-    policy: LoRAPolicy, completions: Sequence[Completion], temperature: float = 1.0
+    policy: Policy, completions: Sequence[Completion], temperature: float = 1.0
 ) -> Tensor:
     """Log-probabilities of the sampled tokens, one after the other, as the update computes them.
 
@@ -151,7 +151,7 @@ def completion_logprobs(
 
 
 @contextmanager
-def changed_adapter(policy: LoRAPolicy) -> Iterator[Callable[[float], None]]:
+def changed_adapter(policy: Policy) -> Iterator[Callable[[float], None]]:
     """Within it the adapter is another: itself plus noise of a size; then it is as it was.
 
     Yields:
@@ -166,6 +166,7 @@ def changed_adapter(policy: LoRAPolicy) -> Iterator[Callable[[float], None]]:
     def change(std: float) -> None:
         for p, old, direction in zip(parameters, saved, noise, strict=True):
             p.copy_(old + std * direction)
+        policy.refresh()
         policy.version += 1
 
     try:
@@ -174,11 +175,12 @@ def changed_adapter(policy: LoRAPolicy) -> Iterator[Callable[[float], None]]:
         with torch.no_grad():
             for p, old in zip(parameters, saved, strict=True):
                 p.copy_(old)
+        policy.refresh()
         policy.version = version
 
 
 def _change_until(
-    policy: LoRAPolicy,
+    policy: Policy,
     change: Callable[[float], None],
     completions: Sequence[Completion],
     temperature: float,
@@ -200,7 +202,7 @@ def _change_until(
             )
 
 
-async def _sample(policy: LoRAPolicy, generator: Generator, temperature: float) -> list[Completion]:
+async def _sample(policy: Policy, generator: Generator, temperature: float) -> list[Completion]:
     messages = [{"role": "user", "content": PROBE}]
     prompt = policy.tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_dict=False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from grpo.base_policy import Policy
 from grpo.config import ConfigError
 from grpo.generators.base import Generator, GeneratorError, answer_limit
 from grpo.generators.vllm_loop import EngineLoop, Request
@@ -35,7 +36,7 @@ class VLLMEngine(Generator):
 
     def __init__(
         self,
-        policy: LoRAPolicy,
+        policy: Policy,
         *,
         max_new_tokens: int = 32,
         memory: float = 0.3,
@@ -57,6 +58,10 @@ class VLLMEngine(Generator):
             ConfigError: vLLM is not installed, or cannot do what is asked for.
             GeneratorError: the engine does not start.
         """
+        if not isinstance(policy, LoRAPolicy):
+            if sync == "adapter":
+                raise ConfigError("vllm_sync=adapter needs train=lora: train=full has no adapter")
+            sync = "merged"
         require_vllm()
         if sleep and policy.device.type == "cpu":
             raise ConfigError("vllm_sleep needs a GPU: on a CPU there is no memory to give back")
@@ -72,14 +77,14 @@ class VLLMEngine(Generator):
             from vllm import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
-            adapter = adapter_config(policy)
+            adapter = adapter_config(policy) if self.road == "adapter" else {}
             options = engine_options(
                 policy.name,
                 model_type=policy.model.config.model_type,
                 dtype=str(policy.model.dtype).removeprefix("torch."),
                 device=policy.device.type,
                 memory=memory,
-                lora_r=adapter["r"] if self.road == "adapter" else 0,
+                lora_r=adapter.get("r", 0),
                 seed=seed,
                 sleep=sleep,
             )

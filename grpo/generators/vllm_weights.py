@@ -11,13 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
+from grpo.base_policy import Policy
 from grpo.config import ConfigError
 from grpo.generators.base import GeneratorError
 from grpo.generators.vllm_settings import VERSIONS_KEPT, PolicyFolders, Sync, new_name
 from grpo.policy import LoRAPolicy
 
 
-def adapter_config(policy: LoRAPolicy) -> dict[str, Any]:
+def adapter_config(policy: Policy) -> dict[str, Any]:
     """Read what PEFT's file says of the policy's adapter: rank, alpha, modules."""
     with tempfile.TemporaryDirectory() as folder:
         policy.save(folder)
@@ -27,16 +28,14 @@ def adapter_config(policy: LoRAPolicy) -> dict[str, Any]:
 class EngineWeights:
     """Gives an engine the policy's weights, as an adapter or merged."""
 
-    def __init__(
-        self, engine: Any, policy: LoRAPolicy, sync: Sync, adapter: dict[str, Any]
-    ) -> None:
+    def __init__(self, engine: Any, policy: Policy, sync: Sync, adapter: dict[str, Any]) -> None:
         """Prepare the road.
 
         Args:
             engine: vLLM's `LLMEngine`.
             policy: whose weights are given.
             sync: the adapter alone, or the weights with it merged in.
-            adapter: what `adapter_config` gave.
+            adapter: what `adapter_config` gave; not read on the merged road.
         """
         self.engine, self.policy, self.sync = engine, policy, sync
         self._count = 0
@@ -70,6 +69,7 @@ class EngineWeights:
             return None
         from vllm.lora.request import LoRARequest
 
+        assert isinstance(self.policy, LoRAPolicy)
         self._count += 1  # vLLM wants a number of its own beside the name
         if self._memory:
             name = new_name(self.policy)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.scripted import SIZES, TASK, OnePage, make_llama, make_tokenizer
+from benchmarks.workloads import round_weights
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
 from grpo.batch import make_batch
@@ -57,7 +58,12 @@ def tokenizer():
 @pytest.fixture
 def base_model():
     """A function: the model of a family before its adapter, the same each time."""
-    return lambda family="llama": to_float64(make_model(family))
+
+    def make(family="llama", dtype=torch.float64):
+        model = make_model(family)
+        return to_float64(model) if dtype == torch.float64 else round_weights(model, dtype)
+
+    return make
 
 
 @pytest.fixture

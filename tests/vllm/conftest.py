@@ -1,13 +1,13 @@
 """Real vLLM on the bundled model and on a tiny one of LFM2's shape."""
 
 import importlib.util
-import json
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.workloads import save_tiny_lfm2
 from grpo.generators.probe import changed_adapter, logprob_gap
 from grpo.models import load_model
 from grpo.policy import LoRAPolicy
@@ -25,33 +25,12 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def lfm2_path(tmp_path_factory):
     """A folder with a tiny LFM2 of random weights and the bundled model's tokenizer."""
-    from transformers import AutoTokenizer, Lfm2Config, Lfm2ForCausalLM
+    from transformers import AutoTokenizer
 
     from grpo.bundled import bundled_model_path
 
     folder = tmp_path_factory.mktemp("lfm2")
-    tokenizer = AutoTokenizer.from_pretrained(bundled_model_path())
-    torch.manual_seed(0)
-    config = Lfm2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=192,
-        block_auto_adjust_ff_dim=False,
-        num_hidden_layers=4,
-        layer_types=["conv", "full_attention", "conv", "full_attention"],
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.1,
-        max_position_embeddings=4096,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        pad_token_id=None,
-    )
-    Lfm2ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    file = folder / "config.json"
-    sizes = {"block_dim": 128, "conv_dim": 128, "block_ff_dim": 192}  # what vLLM reads besides
-    file.write_text(json.dumps(json.loads(file.read_text()) | sizes))
+    save_tiny_lfm2(folder, AutoTokenizer.from_pretrained(bundled_model_path()))
     return folder
 
 

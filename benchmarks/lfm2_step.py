@@ -1,0 +1,123 @@
+"""A GRPO step of LFM2-350M's shape: seconds of sampling and update, and peak memory.
+
+Weights and rewards are random, the settings those of a configuration in `examples/configs/`;
+an episode is one turn. The memory is all that the process ever held, loading included. From the
+second step on the optimizer's moments are there before the backward pass: `--steps 2`.
+
+    python benchmarks/lfm2_step.py
+    python benchmarks/lfm2_step.py --config examples/configs/lfm2_350m_full.yaml --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.workloads import LFM2_350M, Workload, make_lfm2  # noqa: E402
+from envs.base import Task  # noqa: E402
+from grpo.batch import make_batch  # noqa: E402
+from grpo.bundled import bundled_model_path  # noqa: E402
+from grpo.config import Config  # noqa: E402
+from grpo.generators.local import LocalGenerator  # noqa: E402
+from grpo.models import make_policy  # noqa: E402
+from grpo.ranks import Ranks  # noqa: E402
+from grpo.types import Episode, Group, Turn  # noqa: E402
+from grpo.update import Updater  # noqa: E402
+
+
+async def sample(config: Config, generator: LocalGenerator, prompt_tokens: int) -> list[Group]:
+    """One-turn episodes on random prompts, half of each group's rewarded."""
+    load = Workload(config.groups_per_step, config.group_size, prompt_tokens)
+    rows = load.batch(generator.policy.model.config.vocab_size).input_ids
+    prompts = rows[:, :prompt_tokens].tolist()  # those of a group are equal
+    completions = await asyncio.gather(
+        *(generator.generate(prompt, seed=n) for n, prompt in enumerate(prompts))
+    )
+    groups = []
+    for g in range(config.groups_per_step):
+        task = Task("random", g)
+        own = completions[g * config.group_size :][: config.group_size]
+        episodes = (
+            Episode(task, (Turn(completion, "", True),), float(n % 2), n % 2 > 0, "done")
+            for n, completion in enumerate(own)
+        )
+        groups.append(Group(task, tuple(episodes)))
+    return groups
+
+
+def step(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Load, sample, update; what the last step took."""
+    from transformers import AutoTokenizer
+
+    changes = {"max_new_tokens": arguments.max_new_tokens, "dtype": arguments.dtype}
+    config = replace(Config.from_yaml(arguments.config), **changes)
+    tokenizer = AutoTokenizer.from_pretrained(bundled_model_path())
+    policy = make_policy(config, make_lfm2(LFM2_350M, getattr(torch, config.dtype)), tokenizer)
+    updater = Updater(config, policy, Ranks({}))
+    generator = LocalGenerator(policy, max_new_tokens=config.max_new_tokens)
+    for _ in range(arguments.steps):
+        started = time.perf_counter()
+        groups = asyncio.run(sample(config, generator, arguments.prompt))
+        sampled = time.perf_counter()
+        batch = make_batch(groups)
+        assert batch is not None
+        metrics = updater.update(batch)
+    return {
+        "train": config.train,
+        "dtype": config.dtype,
+        "steps": arguments.steps,
+        "rows": len(batch),
+        "tokens_sampled": generator.tokens_sampled,
+        "trained": sum(p.numel() for p in policy.parameters()),
+        "sample_seconds": sampled - started,
+        "update_seconds": time.perf_counter() - sampled,
+        "grad_norm": metrics["grad_norm"],
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default=str(ROOT / "examples/configs/lfm2_350m_lora.yaml"))
+    parser.add_argument("--steps", type=int, default=1, help="the last one is timed")
+    parser.add_argument("--prompt", type=int, default=300, help="tokens of a prompt")
+    parser.add_argument("--max-new-tokens", type=int, default=16, help="of an answer")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.here:
+        print(json.dumps(step(arguments)))
+        return
+    command = [sys.executable, __file__, *sys.argv[1:], "--here"]  # its memory is its own
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    table = Table("train", "trained", "rows", "sample s", "update s", "peak GB", "load")
+    table.add_row(result["train"], f"{result['trained'] / 1e6:.1f} M", str(result["rows"]),
+                  f"{result['sample_seconds']:.1f}", f"{result['update_seconds']:.1f}",
+                  f"{result['peak_gb']:.2f}", f"{os.getloadavg()[0]:.1f}")  # fmt: skip
+    Console().print(table)
+    if arguments.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
