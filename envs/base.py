@@ -13,6 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 Message = dict[str, str]
 """One chat message: `{"role": "system" | "user" | "assistant", "content": text}`."""
 
+Box = tuple[float, float, float, float]
+"""A part of a screenshot: left, top, width, height, in its pixels."""
+
 
 @dataclass(frozen=True, order=True)
 class Task:
@@ -89,6 +92,8 @@ class StepResult:
         success: True if this step solved the task.
         valid_action: False if the text was no action of this environment, or named an
             element that is not there. An invalid action changes nothing.
+        acted_on: where the action's elements were on the screenshot before it; none where there
+            was no screenshot, they were out of sight, or the action was refused or failed.
         info: anything more, e.g. `raw_reward`.
     """
 
@@ -97,6 +102,7 @@ class StepResult:
     done: bool
     success: bool = False
     valid_action: bool = True
+    acted_on: tuple[Box, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from envs.actions import InvalidAction, format_action, parse_action
-from envs.base import EnvError, Observation, StepResult, Task, TaskError
+from envs.base import Box, EnvError, Observation, StepResult, Task, TaskError
 from envs.prompts import TEXT_ROLES, Element, page_messages, simplify_axtree
 from envs.remote import client_class, describe, server_url, token_headers
 from envs.renumber import page_id
@@ -53,6 +53,7 @@ class BrowserGymEnv:
         self._screenshot = False
         self._history: list[str] = []
         self._bids: dict[str, str] = {}
+        self._boxes: dict[str, Box] = {}  # by the server's ids
         self._observation = Observation(messages=())
 
     async def reset(self, task: Task, *, screenshot: bool = False) -> Observation:
@@ -96,6 +97,8 @@ class BrowserGymEnv:
         for element_id in action.ids:
             if element_id not in self._bids:
                 return self._refuse(f"there is no element {element_id!r} on the page")
+        bids = [self._bids[element_id] for element_id in action.ids]
+        acted_on = tuple(self._boxes[bid] for bid in bids if bid in self._boxes)
         command = format_action(action.with_ids(self._bids))
         payload = await self._ask(lambda client: client.step(command))
         self._history.append(format_action(action))
@@ -109,6 +112,7 @@ class BrowserGymEnv:
             reward=answer.reward,
             done=answer.done,
             success=answer.reward > 0,
+            acted_on=() if answer.error else acted_on,
             info={} if answer.raw_reward is None else {"raw_reward": answer.raw_reward},
         )
 
@@ -171,6 +175,7 @@ class BrowserGymEnv:
 
     def _observe(self, task: Task, answer: Answer, goal: str) -> Observation:
         elements = simplify_axtree(answer.axtree_txt)
+        self._boxes = answer.boxes
         self._bids = {page_id(task, element.id): element.id for element in elements if element.id}
         elements = [
             dataclasses.replace(element, id=page_id(task, element.id)) if element.id else element

@@ -24,7 +24,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from envs.base import TaskError
+from envs.base import Box, TaskError
 
 # What Playwright's log says when the page, not a slow machine, stopped an action.
 _REFUSALS = {
@@ -53,6 +53,7 @@ class Answer:
         reward: of the step; a reset's means nothing.
         raw_reward: MiniWoB's own; None where the server does not tell.
         done: True if the episode is over.
+        boxes: by the server's ids, where elements are on the screenshot; ours alone tells.
     """
 
     goal: str
@@ -63,6 +64,7 @@ class Answer:
     reward: float
     raw_reward: float | None
     done: bool
+    boxes: dict[str, Box]
 
 
 def read_reset(payload: Any, task_name: str, *, screenshot: bool) -> Answer:
@@ -137,6 +139,7 @@ def _read(payload: Any, reward: float | None, screenshot: bool) -> Answer:
         reward=_finite(data.get("reward"), "reward") if reward is None else reward,
         raw_reward=None if raw is None else _finite(raw, "raw_reward"),
         done=_of_type(bool, data.get("done"), "done"),
+        boxes=_boxes(metadata.get("boxes", {})) if screenshot else {},
     )
 
 
@@ -172,6 +175,16 @@ def _png(picture: Any) -> bytes | None:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
+
+
+def _boxes(boxes: Any) -> dict[str, Box]:
+    found = {}
+    for bid, box in _of_type(dict, boxes, "boxes").items():
+        if len(_of_type(list, box, f"the box of {bid}")) != 4:
+            raise ValueError(f"the box of {bid} must be 4 numbers, got {len(box)}")
+        x, y, width, height = (_finite(number, f"the box of {bid}") for number in box)
+        found[bid] = (x, y, width, height)
+    return found
 
 
 def _finite(number: Any, name: str) -> float:

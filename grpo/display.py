@@ -113,23 +113,30 @@ def time_line(summary: dict[str, Any]) -> str:
 
 
 def success_table(summary: dict[str, Any]) -> Table:
-    """The success rates of a `summary.json`: a row a task and way to answer, a column a policy."""
+    """The success rates of a `summary.json`: a row a task and way to answer, a column a policy.
+
+    The column behind them has the last policy's mean number of answers an episode.
+    """
     tasks = dict(summary["per_task"])
     names = list(next(iter(tasks.values())))
     # What came before training stands left of what came after it, also in a resumed run.
-    policies = sorted(names, key=lambda name: (name == "trained", name in ("blind", "untrained")))
+    newest = ("trained", "policy")
+    policies = sorted(names, key=lambda who: (who in newest, who in ("blind", "untrained")))
+    n = max(rate["n"] for rates in tasks.values() for rate in rates[policies[0]].values())
+    table = Table(title=f"success on {n} held-out seeds a task [95 % interval]")
     if len(tasks) > 1:
         tasks["all"] = {who: summary[who] for who in policies}
-    n = max(rate["n"] for rates in tasks.values() for rate in rates[policies[0]].values())
-    table = Table(title=f"success on {n} held-out seeds [95 % interval]")
     table.add_column("task")
     table.add_column("answers")
     for who in policies:
-        table.add_column(who, justify="right", style="bold green" if who == "trained" else "")
+        table.add_column(who, justify="right", style="bold green" if who in newest else "")
+    table.add_column("steps", justify="right")
     for task, rates in tasks.items():
         for way in ("sampled", "greedy"):
             cells = [rate_text(rates[who].get(way)) for who in policies]
-            table.add_row(task if way == "sampled" else "", way, *cells)
+            last = rates[policies[-1]].get(way)
+            steps = f"{last['steps']:.1f}" if last else ""
+            table.add_row(task if way == "sampled" else "", way, *cells, steps)
     return table
 
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from envs.base import EnvError, Observation, Task
-from grpo.rollout import Act, Frame, Rollouts, gather
+from grpo.rollout import Act, Rollouts, gather
 from grpo.types import Completion, Episode
 
 
 class Outcome(NamedTuple):
     """What an evaluation keeps of an episode: its task, whether it succeeded, its answers."""
 
-    task: str
+    task: Task
     success: bool
     steps: int
 
@@ -117,33 +115,5 @@ async def evaluate(
         played = [episode for episode in episodes[i :: len(ways)] if episode is not None]
         if tasks and not played:
             raise EnvError(f"no episode could be played; the last error: {rollouts.last_error}")
-        outcomes[way] = [Outcome(e.task.name, e.success, len(e.turns)) for e in played]
+        outcomes[way] = [Outcome(e.task, e.success, len(e.turns)) for e in played]
     return outcomes
-
-
-async def record_episode(rollouts: Rollouts, task: Task, folder: Path, *, seed: int = 0) -> None:
-    """Play one episode and keep a picture of each page and what was said to it.
-
-    Writes `<k>.png` for every page and `episode.txt` into the folder; nothing if the
-    episode was dropped.
-
-    Args:
-        rollouts: how it is played.
-        task: what to play.
-        folder: made if it is not there.
-        seed: fixes what is sampled.
-    """
-    frames: list[Frame] = []
-    episode = await rollouts.episode(task, [seed, task.seed], frames=frames)
-    if episode is None:
-        return
-    shutil.rmtree(folder, ignore_errors=True)  # an earlier run's
-    folder.mkdir(parents=True)
-    lines = [f"{task.name}, seed {task.seed}: {frames[0][0].goal}"]
-    for k, (observation, text) in enumerate(frames):
-        if observation.screenshot is not None:
-            (folder / f"{k}.png").write_bytes(observation.screenshot)
-        lines += ["", f"page {k}" + (f" ({observation.error})" if observation.error else "")]
-        lines += [observation.page, *([f"> {text}"] if text else [])]
-    lines += ["", f"reward {episode.reward:g}, {'solved' if episode.success else 'not solved'}"]
-    (folder / "episode.txt").write_text("\n".join(lines) + "\n")

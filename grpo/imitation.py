@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from envs.base import EnvError, Observation, TaskError
-from envs.pool import EnvPool
-from grpo.base_policy import Policy
 from grpo.batch import make_batch
-from grpo.config import Config
-from grpo.ranks import Ranks
+from grpo.parts import Parts
 from grpo.rollout import Act, Rollouts, gather, read_prompt
 from grpo.tasks import TaskSampler
 from grpo.types import Completion, Episode, Group, TokenBatch
@@ -65,22 +61,11 @@ def imitation_batch(episodes: Sequence[Episode], ranks: int = 1) -> TokenBatch:
     )
 
 
-async def imitate(
-    config: Config,
-    policy: Policy,
-    pool: EnvPool,
-    executor: Executor,
-    ranks: Ranks,
-    on_step: Callable[[], None] = lambda: None,
-) -> int:
+async def imitate(parts: Parts, on_step: Callable[[], None] = lambda: None) -> int:
     """Do `warm_start_steps` updates towards demonstrated episodes, on seeds of training.
 
     Args:
-        config: of the run; a step plays one episode a group.
-        policy: what learns.
-        pool: the environment's sessions.
-        executor: the thread of torch's work.
-        ranks: the processes that train together.
+        parts: of the run; a step plays one episode a group.
         on_step: called after each update.
 
     Returns:
@@ -90,13 +75,14 @@ async def imitate(
         TaskError: no episode of a step was demonstrated to success.
         EnvError: the machinery lost all episodes of a step.
     """
+    config, policy, ranks = parts.config, parts.policy, parts.ranks
     # An optimizer of its own, and nothing that has a meaning for samples alone.
     plain: dict[str, Any] = {"loss": "grpo", "delta": 0.0, "beta": 0.0, "log_kl": False}
     plain |= {"updates_per_batch": 1, "importance": "none"}
     updater = Updater(replace(config, **plain), policy, ranks)
-    limit = policy.max_length - config.max_new_tokens
-    oracle = demonstrated(policy.tokenizer, min(limit, config.max_prompt_tokens or limit))
-    play, sampler, count = Rollouts(pool, oracle, config.max_steps), TaskSampler(config.tasks), 0
+    oracle = demonstrated(policy.tokenizer, parts.max_prompt_tokens)
+    play, sampler = Rollouts(parts.pool, oracle, config.max_steps), TaskSampler(config.tasks)
+    count = 0
     for step in range(config.warm_start_steps):
         tasks = sampler.draw(step, config.groups_per_step * ranks.size)
         own = tasks[config.groups_per_step * ranks.rank :][: config.groups_per_step]
@@ -109,6 +95,6 @@ async def imitate(
             raise TaskError(f"nothing to imitate: no solver of {names} succeeded")
         count += len(solved)
         batch = imitation_batch(solved, ranks.size)
-        await asyncio.get_running_loop().run_in_executor(executor, updater.update, batch)
+        await asyncio.get_running_loop().run_in_executor(parts.executor, updater.update, batch)
         on_step()
     return count

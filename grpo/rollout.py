@@ -10,11 +10,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from envs.base import Env, EnvError, Observation, Task
+from envs.base import Env, EnvError, Observation, StepResult, Task
 from envs.pool import EnvPool
 from grpo.generators.base import Generator
 from grpo.types import Completion, Episode, Group, Turn
@@ -22,8 +22,12 @@ from grpo.types import Completion, Episode, Group, Turn
 Act = Callable[[Observation, int], Awaitable[tuple[str, Completion]]]
 """A policy as an episode sees it: (observation, seed) -> (text, how it was sampled)."""
 
-Frame = tuple[Observation, str]
-"""What was seen and what was then said ("" after the end): one picture of an episode."""
+
+class Frame(NamedTuple):
+    """One page of an episode: what was seen, and what came of the answer (None after the end)."""
+
+    observation: Observation
+    result: StepResult | None = None
 
 
 def read_prompt(
@@ -111,14 +115,14 @@ async def run_episode(
         text, completion = await act(observation, turn_seed)
         result = await env.step(text)
         if frames is not None:
-            frames.append((observation, text))
+            frames.append(Frame(observation, result))
         earned = result.reward + valid_action_bonus * result.valid_action
         state = page_state(observation)
         turns.append(Turn(completion, text, result.valid_action, earned, state))
         reward += earned
         success, done, observation = success or result.success, result.done, result.observation
     if frames is not None:
-        frames.append((observation, ""))
+        frames.append(Frame(observation))
     stop_reason: Literal["done", "max_steps"] = "done" if done else "max_steps"
     return Episode(task, tuple(turns), reward, success, stop_reason, observation.goal)
 

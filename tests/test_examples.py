@@ -16,6 +16,7 @@ from envs.pool import EnvPool
 from grpo.checkpoint import checkpoints
 from grpo.loggers import read_metrics
 from grpo.stopping import SAME_S
+from grpo.tasks import HELD_OUT
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--steps", "1", "--group-size", "2", "--groups-per-step", "2", "--eval-episodes", "2",
@@ -78,14 +79,17 @@ def test_a_run_leaves_what_it_promises(tmp_path, bundled_path):
     assert done.returncode == 0, done.stderr
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert {"config.yaml", "metrics.jsonl", "summary.json", "curves.png"} <= files
+    assert {"completions.txt", "adapter/tokenizer.json"} <= files
     assert {f"adapter/adapter_{name}" for name in ("config.json", "model.safetensors")} <= files
     assert any(name.startswith("tensorboard/events.out") for name in files)
     assert "checkpoints/step-000001/trainer.pt" in files
     for when in ("before", "after"):
-        folder = f"media/{when}/click-test"
-        assert {f"{folder}/{name}" for name in ("0.png", "1.png", "episode.txt")} <= files
-        picture = (tmp_path / folder / "0.png").read_bytes()
-        assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+        for seed in (HELD_OUT, HELD_OUT + 1):
+            folder = f"media/{when}/click-test/{seed}"
+            assert {f"{folder}/{name}" for name in ("0.png", "1.png", "episode.json")} <= files
+            picture = (tmp_path / folder / "0.png").read_bytes()
+            assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+    assert (tmp_path / "media" / "index.html").read_text().count("data:image/png") >= 8
 
     (metrics,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert metrics["step"] == 1
@@ -119,7 +123,7 @@ def test_several_tasks_with_an_oracle_a_warm_start_and_one_that_is_held_out(tmp_
     assert summary["oracle"]["sampled"]["n"] == 2  # of the tasks that are trained
     assert "imitated 2 demonstrations" in done.stdout
     for name in every:
-        assert (tmp_path / "media" / "after" / name / "0.png").is_file()
+        assert (tmp_path / "media" / "after" / name / str(HELD_OUT) / "0.png").is_file()
 
 
 @pytest.mark.browser

@@ -239,6 +239,19 @@
     throw new Refusal("the element is no checkbox and no radio button");
   };
 
+  // Of each marked element [x, y, width, height] of what can be seen of it, in pixels.
+  const boxes = () =>
+    new Promise((resolve) => {
+      const observer = new IntersectionObserver((entries) => {
+        observer.disconnect();
+        const seen = entries.filter(({ target }) => visible(target));
+        const box = ({ x, y, width, height }) => [x, y, width, height];
+        const all = seen.map((e) => [e.target.getAttribute("bid"), box(e.intersectionRect)]);
+        resolve(Object.fromEntries(all.filter(([, [, , width, height]]) => width * height > 0)));
+      });
+      for (const element of document.querySelectorAll("[bid]")) observer.observe(element);
+    });
+
   // Run scripts as Playwright's `evaluate` does, each to its end, and return their values.
   const run = async (scripts) => {
     const values = [];
@@ -268,14 +281,15 @@
         }
       },
       // Start an episode with `setup`, let the page settle, ask it with `check` (where it is still
-      // the page at `url`), and mark its elements for the tree.
-      async look(setup, check, url, finalPage) {
+      // the page at `url`), and mark its elements for the tree; `located`: say where they are.
+      async look(setup, check, url, finalPage, located) {
         const begun = await run(setup);
         await settle();
         const checked = location.href === url ? await run(check) : [];
         const marked = finalPage || !window.WOB_DONE_GLOBAL;
         if (marked) await (mark ??= load(MARK))(["", "bid", "standard_html"]);
-        return { begun, checked, marked, url: location.href };
+        const places = marked && located ? await boxes() : {};
+        return { begun, checked, marked, url: location.href, boxes: places };
       },
       unmark: () => (unmark ??= load(UNMARK))(),
     },

@@ -36,7 +36,8 @@ class Session:
         Args:
             task_name: a MiniWoB task, with or without `miniwob.` in front.
             seed: of the task.
-            screenshot: True to have a picture in every observation.
+            screenshot: True to have a picture in every observation, and in its metadata the
+                `boxes` of the elements by their ids: (x, y, width, height) in its pixels.
             final_page: False to leave the tree of the finished page out.
 
         Raises:
@@ -51,7 +52,7 @@ class Session:
         self._goal = episode.goal(page["begun"])
         outcome = episode.outcome(page["url"], page["checked"])
         self._episode = episode
-        return await self._observation(outcome._replace(reward=0.0, done=False), page["url"], tree)
+        return await self._observation(outcome._replace(reward=0.0, done=False), page, tree)
 
     async def step(self, action: Action) -> dict[str, Any]:
         """Do one action and return what it led to.
@@ -71,31 +72,34 @@ class Session:
         outcome = episode.outcome(page["url"], page["checked"])
         if outcome.done:
             self._episode = None
-        return await self._observation(outcome, page["url"], tree, error)
+        return await self._observation(outcome, page, tree, error)
 
     async def _observation(
-        self, outcome: Outcome, url: str, tree: str, error: str = ""
+        self, outcome: Outcome, page: dict[str, Any], tree: str, error: str = ""
     ) -> dict[str, Any]:
         picture = None
+        metadata = {"success": outcome.reward > 0, "raw_reward": outcome.raw_reward}
         if self._screenshot:
             picture = (await self.page.send("Page.captureScreenshot", format="png"))["data"]
+            metadata["boxes"] = page["boxes"]
         return {
             "goal": self._goal,
             "axtree_txt": tree,
-            "url": url,
+            "url": page["url"],
             "screenshot": picture,
             "error": error,
             "last_action_error": bool(error),
             "done": outcome.done,
             "reward": outcome.reward,
-            "metadata": {"success": outcome.reward > 0, "raw_reward": outcome.raw_reward},
+            "metadata": metadata,
         }
 
     async def _look(
         self, episode: Episode, setup: Sequence[Script] = ()
     ) -> tuple[dict[str, Any], str]:
         """Let the page settle, ask it, and read its tree ("" where nobody wants it)."""
-        arguments = json.dumps([setup, episode.check, episode.url, self._final_page])[1:-1]
+        asked = [setup, episode.check, episode.url, self._final_page, self._screenshot]
+        arguments = json.dumps(asked)[1:-1]
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 page = await self.page.run(f"browserServer.look({arguments})")

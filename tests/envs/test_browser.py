@@ -1,6 +1,7 @@
 """BrowserGymEnv against the real server and a real Chromium."""
 
 import asyncio
+import io
 import os
 import re
 import signal
@@ -105,6 +106,33 @@ async def test_element_that_cannot_be_clicked_is_the_policys_failure(env):
     select = ids(observation.page, "combobox")[0]
     result = await env.step(f"select_option('{select}', 'Atlantis')")
     assert result.observation.error == "select_option failed: there is no such option"
+
+
+async def test_what_was_acted_on(env):
+    from PIL import Image
+
+    observation = await env.reset(CLICK, screenshot=True)
+    picture = Image.open(io.BytesIO(observation.screenshot)).convert("RGB")
+    for refused in ("click(1)", "click('x')", "noop()"):
+        assert (await env.step(refused)).acted_on == ()
+    ((x, y, width, height),) = (await env.step(observation.actions[0])).acted_on
+    button, middle = (239, 239, 239), y + height / 2
+    columns = [x + 3, x + width - 4], [x - 2, x + width + 1]
+    inside, outside = ([picture.getpixel((at, middle)) for at in each] for each in columns)
+    assert inside == [button] * 2
+    assert outside == [(255, 255, 255)] * 2
+
+    observation = await env.reset(Task("drag-box", 1), screenshot=True)
+    small, large = (id_of(observation.page, f"text {name!r}") for name in "sL")
+    boxes = (await env.step(f"drag_and_drop({small!r}, {large!r})")).acted_on
+    assert [box[2:] for box in boxes] == [(28, 28), (58, 58)]
+
+    observation = await env.reset(Task("choose-list", 0), screenshot=True)
+    result = await env.step(f"select_option({ids(observation.page, 'combobox')[0]!r}, 'Atlantis')")
+    assert result.observation.error
+    assert result.acted_on == ()  # nothing was
+    observation = await env.reset(CLICK)
+    assert (await env.step(observation.actions[0])).acted_on == ()
 
 
 async def test_sessions_at_once_do_not_meet(server):

@@ -370,6 +370,29 @@ async def test_an_element_that_moves_away_from_the_pointer(session):
     assert (await act(session, "click('x')"))["error"] == "click failed: there is no element x"
 
 
+async def test_boxes_are_what_can_be_seen(session):
+    place = "style='position: fixed; width: 50px; height: 20px; box-sizing: border-box; "
+    scrolled = "<div style='position: fixed; left: 20px; top: 90px; width: 90px; height: 30px; "
+    await html(
+        session,
+        f"<button bid=a {place}left: 20px; top: 60px'>a</button>"
+        f"<button bid=b {place}left: 300px; top: 60px'>half of it is outside</button>"
+        f"<button bid=c {place}left: 400px; top: 60px'>outside</button>"
+        f"<button bid=d {place}visibility: hidden'>unseen</button>"
+        "<button bid=e style='display: none'>gone</button>"
+        f"{scrolled}overflow: hidden'><div style='height: 20px'></div>"
+        "<p bid=f style='margin: 0; height: 40px'>a quarter</p><p bid=g>nothing</p></div>",
+    )
+    assert "boxes" not in (await act(session, "noop()"))["metadata"]  # it would cost time
+    session._screenshot = True
+    boxes = (await act(session, "noop()"))["metadata"]["boxes"]
+    assert {bid: box for bid, box in boxes.items() if bid in "abcdefg"} == {
+        "a": [20, 60, 50, 20],
+        "b": [300, 60, 32, 20],
+        "f": [20, 110, 90, 10],
+    }
+
+
 async def test_what_is_dragged_may_cover_where_it_goes(session):
     await session.reset("drag-box", 0)
     answer = await act(session, "drag_and_drop('17', '18')")

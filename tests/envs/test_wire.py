@@ -191,7 +191,9 @@ async def test_upstreams_models_through_openenvs_server(upstream):
     result = await env.step(observation.actions[0])
     assert (result.reward, result.done, result.success) == (1.0, True, True)
     assert result.info == {"raw_reward": 0.5}
-    assert (await env.reset(CLICK, screenshot=True)).screenshot[:4] == b"\x89PNG"
+    observation = await env.reset(CLICK, screenshot=True)
+    assert observation.screenshot[:4] == b"\x89PNG"
+    assert (await env.step(observation.actions[0])).acted_on == ()  # it does not say where
     with pytest.raises(TaskError, match="click-button"):
         await env.reset(Task("click-button", 0))
     await env.close()
@@ -307,6 +309,10 @@ async def fails_and_is_dead(env, call, message):
         ("observation", REMOVED, "observation must be a dict, got 'None'"),
         ("observation.metadata", [1], "metadata must be a dict"),
         ("observation.metadata", {"browsergym_obs": {"last_action_error": SLOW}}, "too slow"),
+        ("observation.metadata", {"boxes": [1]}, "boxes must be a dict"),
+        ("observation.metadata", {"boxes": {"3": 7}}, "the box of 3 must be a list, got '7'"),
+        ("observation.metadata", {"boxes": {"3": [1, 2, 3]}}, "box of 3 must be 4 numbers, got 3"),
+        ("observation.metadata", {"boxes": {"3": [1, 2, 3, "4"]}}, "must be a finite number"),
         ("observation.screenshot", "no base64", "base64|padding|characters"),
         ("observation.screenshot", [[1, 2], [3]], "inhomogeneous"),
         ("observation.screenshot", [[[1, 2, 300]]], "no list of pixels"),

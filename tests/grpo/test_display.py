@@ -7,7 +7,7 @@ from rich.console import Console
 from grpo.display import CURVES, Bars, plot_curves, step_line, success_table, time_line
 from grpo.metrics import METRICS
 
-RATE = {"success": 0.5, "low": 0.31, "high": 0.69, "n": 25}
+RATE = {"success": 0.5, "low": 0.31, "high": 0.69, "n": 25, "steps": 2.04}
 RATES = {
     "random": {"sampled": RATE},
     "untrained": {"sampled": RATE, "greedy": RATE | {"success": 0.75}},
@@ -52,13 +52,13 @@ def test_time_line():
 def test_success_table():
     lines = [line.split("│") for line in printed(success_table(SUMMARY)).splitlines()]
     (title,), _, header, _, sampled, greedy, *_ = lines
-    assert "success on 25 held-out seeds" in title
+    assert "success on 25 held-out seeds a task" in title
     cells = [cell.strip() for cell in "".join(header).split("┃")[1:-1]]
-    assert cells == ["task", "answers", "random", "untrained", "blind", "trained"]
+    assert cells == ["task", "answers", "random", "untrained", "blind", "trained", "steps"]
     rates = ["0.50 [0.31, 0.69]"] * 3 + ["1.00 [0.31, 0.69]"]
-    assert [cell.strip() for cell in sampled[1:-1]] == ["click-test", "sampled", *rates]
+    assert [cell.strip() for cell in sampled[1:-1]] == ["click-test", "sampled", *rates, "2.0"]
     rates = ["", "0.75 [0.31, 0.69]", "0.00 [0.31, 0.69]", "0.25 [0.31, 0.69]"]
-    assert [cell.strip() for cell in greedy[1:-1]] == ["", "greedy", *rates]
+    assert [cell.strip() for cell in greedy[1:-1]] == ["", "greedy", *rates, "2.0"]
 
 
 def test_success_table_of_two_tasks_has_their_total():

@@ -1,5 +1,4 @@
 from collections import Counter
-from dataclasses import replace
 from math import sqrt
 
 import pytest
@@ -13,7 +12,6 @@ from grpo.evaluate import (
     blind,
     evaluate,
     random_policy,
-    record_episode,
     wilson_interval,
 )
 from grpo.rollout import Rollouts
@@ -42,7 +40,7 @@ def test_wilson_interval(successes, n, low, high):
 
 
 def test_success_of_outcomes():
-    outcomes = [Outcome("a", True, 1), Outcome("b", False, 4), Outcome("a", True, 1)]
+    outcomes = [Outcome(TASKS[0], True, 1), Outcome(TASKS[1], False, 4), Outcome(TASKS[2], True, 1)]
     assert Success.of(outcomes) == Success(2 / 3, *wilson_interval(2, 3), 3, 2, 2.0)
     assert Success.of([]) == Success(0.0, 0.0, 1.0, 0, 0, 0.0)
 
@@ -94,7 +92,7 @@ async def played(*, tasks=TASKS, act=right, pool=None, seed=0):
 
 
 async def test_evaluate_a_policy_that_is_right():
-    assert await played(tasks=TASKS[:100]) == [Outcome("click-word", True, 1)] * 100
+    assert await played(tasks=TASKS[:100]) == [Outcome(task, True, 1) for task in TASKS[:100]]
 
 
 async def test_evaluate_chance():
@@ -145,47 +143,3 @@ async def test_a_page_that_cannot_be_hidden():
     observation = Observation(({"role": "user", "content": "nothing here"},), page="button")
     with pytest.raises(TaskError, match="does not hold the page"):
         await blind(right)(observation, 0)
-
-
-class Photographed(ScriptedEnv):
-    async def reset(self, task, *, screenshot=False):
-        self.screenshot = screenshot
-        return await super().reset(task)
-
-    def _observe(self, error):
-        seen = super()._observe(error)
-        picture = f"picture {self.calls}".encode() if self.screenshot else None
-        return replace(seen, screenshot=picture)
-
-
-@pytest.mark.parametrize("fail_at", [0, 2])
-async def test_record_episode(tmp_path, fail_at):
-    fails = iter([fail_at, 0])  # what a session that died had seen is not kept
-    play = Rollouts(EnvPool(lambda: Photographed(next(fails)), 1), right, 4)
-    folder = tmp_path / "a" / "b"
-    await record_episode(play, TASKS[3], folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["0.png", "1.png", "episode.txt"]
-    assert (folder / "0.png").read_bytes() == b"picture 1"
-    assert (folder / "1.png").read_bytes() == b"picture 2"
-    text = (folder / "episode.txt").read_text()
-    assert text.startswith("click-word, seed 3: Click ")
-    assert text.count("> click('") == 1
-    assert text.endswith("reward 1, solved\n")
-
-
-async def test_record_episode_without_pictures_shows_refusals(tmp_path):
-    async def talk(observation, seed):
-        return "hello", Completion((1,), (2,), (-1.0,), 0, "stop")
-
-    await record_episode(Rollouts(EnvPool(ScriptedEnv, 1), talk, 2), TASKS[0], tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["episode.txt"]
-    text = (tmp_path / "episode.txt").read_text()
-    assert text.count("> hello\n") == 2
-    assert "page 1 (" in text
-    assert text.endswith("reward 0, not solved\n")
-
-
-async def test_record_episode_of_a_dropped_one_writes_nothing(tmp_path):
-    play = Rollouts(EnvPool(lambda: ScriptedEnv(fail_at=2), 1), right, 2)
-    await record_episode(play, TASKS[0], tmp_path / "run")
-    assert list(tmp_path.iterdir()) == []

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -63,9 +65,15 @@ def start(make_policy, executor, monkeypatch):
                         groups_per_step=2, **options)  # fmt: skip
         policy = make_policy(double=False, start=True)
         steps = []
-        count = await imitate(
-            config, policy, EnvPool(env, 4), executor, Ranks({}), lambda: steps.append(1)
+        parts = SimpleNamespace(
+            config=config,
+            policy=policy,
+            pool=EnvPool(env, 4),
+            executor=executor,
+            ranks=Ranks({}),
+            max_prompt_tokens=0,
         )
+        count = await imitate(parts, lambda: steps.append(1))
         return policy, count, len(steps)
 
     return run
