@@ -129,11 +129,6 @@ class Policy(ABC):
         return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
 
     @property
-    def caches_tree(self) -> bool:
-        """True if keys and values are all that a token leaves to its descendants."""
-        return self.road == "tree" and not self.conv_width
-
-    @property
     def max_length(self) -> int:
         """Tokens of prompt and completion together that the model was made for."""
         return int(self.model.config.max_position_embeddings)

@@ -76,7 +76,7 @@ def tree_hidden(
 
 
 def _forward(decoder: nn.Module, tree: TokenTree, layout: TreeLayout) -> Tensor:
-    device, first = layout.taps.device, layout.first
+    device, first = layout.ancestors.device, layout.first
     output = decoder(
         input_ids=tree.tokens[None, first:].to(device),
         # Of four dimensions, so `transformers` makes no mask; the layout replaces it.

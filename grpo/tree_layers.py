@@ -3,12 +3,14 @@
 Attention looks at a node's ancestors, a short convolution at the nearest of them; all other
 layers do not care which tokens stand beside each other. `transformers` hands the keyword
 `seq_idx` (which of several packed sequences a token is in) down to both kinds of layers.
-Here it carries a `TreeLayout`, the packed sequences' more general sister; a call without one
-does what it did before.
+Here it carries `Taps`, the packed sequences' more general sister: of an update's tree, which is
+computed at once (`TreeLayout`), or of a sampler's, which grows (`grpo.generators.tree_cache`); a
+call without them does what it did before.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +41,23 @@ class Chunk(NamedTuple):
     mask: Tensor
 
 
-class TreeLayout:
+class Taps(ABC):
+    """Where a convolution over a tree reads."""
+
+    @abstractmethod
+    def taps(self, layer: nn.Module, own: Tensor) -> list[Tensor]:
+        """What each tap of a convolution reads: the node itself, its parent and so on.
+
+        Args:
+            layer: the convolution.
+            own: [L, D], its input at the nodes that are computed now.
+
+        Returns:
+            W tensors [L, D]; 0 above a root.
+        """
+
+
+class TreeLayout(Taps):
     """What the layers need to know of a tree, made once for all of them.
 
     Its first nodes may be computed already: the layers then get the others alone, and read
@@ -48,7 +66,7 @@ class TreeLayout:
     Attributes:
         first: the number of nodes that are computed already.
         chunks: the attention's work.
-        taps: [M - first, W] long; each node, its parent and so on, M where there is none.
+        ancestors: [M - first, W] long; each node, its parent and so on, M where there is none.
         past: layer -> what the first nodes left in it; empty if there are none.
         left: filled with layer -> what the nodes leave in it; None if nobody reads that.
     """
@@ -79,7 +97,7 @@ class TreeLayout:
             stop = min(start + size, len(tree))
             keys, mask = tree.attention(start, stop)
             self.chunks.append(Chunk(start - first, stop - first, keys.to(device), mask.to(device)))
-        self.taps = tree.ancestors(width)[first:].to(device)
+        self.ancestors = tree.ancestors(width)[first:].to(device)
         self.first, self.past, self.left = first, past or {}, left
 
     def with_past(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
@@ -90,6 +108,12 @@ class TreeLayout:
             return own
         pairs = zip(self.past[layer], own, strict=True)
         return tuple(torch.cat(pair, dim) for pair in pairs)
+
+    def taps(self, layer: nn.Module, own: Tensor) -> list[Tensor]:
+        """Gather along the parents (see `Taps`)."""
+        (inputs,) = self.with_past(layer, own, dim=0)
+        inputs = F.pad(inputs, (0, 0, 0, 1))  # row M: the zeros above a root
+        return [inputs.index_select(0, nodes) for nodes in self.ancestors.unbind(-1)]
 
 
 def prepare(model: nn.Module) -> int:
@@ -190,15 +214,13 @@ class TreeShortConv(Lfm2ShortConv):
         seq_idx: Any = None,
     ) -> Tensor:
         """Map [1, L, D] to [1, L, D]."""
-        if not isinstance(seq_idx, TreeLayout):
+        if not isinstance(seq_idx, Taps):
             return super().forward(hidden_states, past_key_values, attention_mask, seq_idx)
         b, c, x = self.in_proj(hidden_states)[0].chunk(3, dim=-1)
-        (gated,) = seq_idx.with_past(self, b * x, dim=0)
-        gated = F.pad(gated, (0, 0, 0, 1))  # row M: the zeros above a root
         # The kernel's last weight is the node's own.
         weights = self.conv.weight[:, 0].flip(-1).unbind(-1)
-        taps = zip(weights, seq_idx.taps.unbind(-1), strict=False)
-        mixed = sum(weight * gated.index_select(0, nodes) for weight, nodes in taps)
+        taps = zip(weights, seq_idx.taps(self, b * x), strict=False)
+        mixed = sum(weight * inputs for weight, inputs in taps)
         if self.conv.bias is not None:
             mixed = mixed + self.conv.bias
         return self.out_proj(c * mixed)[None]

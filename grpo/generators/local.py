@@ -125,7 +125,7 @@ class LocalGenerator(Generator):
         threads = torch.get_num_threads()
         torch.set_num_threads(self._threads or threads)
         try:
-            return self._step_tree() if self.policy.caches_tree else self._step_repeated()
+            return self._step_tree() if self.policy.road == "tree" else self._step_repeated()
         finally:
             torch.set_num_threads(threads)
 
@@ -145,7 +145,7 @@ class LocalGenerator(Generator):
         """Move requests from the queue into the batch as far as the cache has room."""
         if self._cache is None or self._cache_version != self.policy.version:
             capacity = self._cache.capacity if self._cache and self._active else self.cache_tokens
-            self._cache = TreeCache(self.policy.decoder, capacity, self.policy.device)
+            self._cache = self._new_cache(capacity)
             self._cache_version = self.policy.version
             for request in self._active:  # whose answers were begun with an older policy
                 self._cache.insert(-1, (*request.prompt_ids, *request.ids))
@@ -160,11 +160,15 @@ class LocalGenerator(Generator):
                 cache.keep_trunk()
                 if len(cache) + cache.missing(request.prompt_ids) + reserved > cache.capacity:
                     needed = max(self.cache_tokens, len(request.prompt_ids) + reserved)
-                    self._cache = TreeCache(self.policy.decoder, needed, self.policy.device)
+                    self._cache = self._new_cache(needed)
             self._cache.insert(-1, request.prompt_ids)
             request.version = self.policy.version
             self._active.append(request)
         return self._cache
+
+    def _new_cache(self, capacity: int) -> TreeCache:
+        policy = self.policy
+        return TreeCache(policy.decoder, capacity, policy.device, policy.conv_width)
 
     def _step_repeated(self) -> list[_Request]:
         """Answer all requests of the prompt that waits longest, for any kind of model."""

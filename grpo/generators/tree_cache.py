@@ -1,4 +1,4 @@
-"""The key/value cache as a token tree: every distinct prefix is computed and kept once.
+"""The sampler's cache as a token tree: every distinct prefix is computed and kept once.
 
 Prompts of one group are the same nodes, the system prompt of all groups is one trunk, equal
 beginnings of sampled answers are one branch, and a later turn finds what an earlier one
@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from grpo.tree_layers import Taps
 
 
 class KeyValueBuffer:
@@ -44,15 +46,50 @@ class KeyValueBuffer:
         return all_keys[:, :, :stop], all_values[:, :, :stop]
 
 
+class InputBuffer(Taps):
+    """The inputs of all short convolutions at every node, in buffers made once.
+
+    Attributes:
+        length: nodes that are computed already.
+        ancestors: [new, W] long; of each new node itself, its parent and so on, -1 above a root.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self.ancestors = torch.empty(0, 0, dtype=torch.long)
+        self.layers: dict[nn.Module, Tensor] = {}
+
+    def taps(self, layer: nn.Module, own: Tensor) -> list[Tensor]:
+        """Store the new nodes' inputs and gather along the parents (see `Taps`)."""
+        if layer not in self.layers:
+            self.layers[layer] = own.new_zeros(1 + self.capacity, own.shape[1])
+        inputs = self.layers[layer]  # row 0: the zeros above a root
+        inputs[1 + self.length : 1 + self.length + len(own)] = own
+        return [inputs.index_select(0, 1 + nodes) for nodes in self.ancestors.unbind(-1)]
+
+
 class TreeCache:
     """A growing token tree with each node's hidden state.
 
     `insert` adds nodes, `compute` runs the model once over those not yet computed.
+
+    Args:
+        decoder: the model without its output head; where it has convolutions, one that
+            `grpo.tree_layers.prepare` has prepared.
+        capacity: nodes at most.
+        device: where the model is.
+        conv_width: taps of its convolutions, 0 if it has none.
     """
 
-    def __init__(self, decoder: Any, capacity: int, device: torch.device) -> None:
+    def __init__(
+        self, decoder: Any, capacity: int, device: torch.device, conv_width: int = 0
+    ) -> None:
         self.decoder, self.capacity, self.device = decoder, capacity, device
+        self.conv_width = conv_width
         self.buffer = KeyValueBuffer(capacity)
+        self.inputs = InputBuffer(capacity)
+        self.parents: list[int] = []
         self.children: dict[tuple[int, int], int] = {}
         self.tokens: list[int] = []
         self.depths: list[int] = []
@@ -84,6 +121,7 @@ class TreeCache:
                 child = len(self.tokens)
                 self.children[node, token] = child
                 self.tokens.append(token)
+                self.parents.append(node)
                 self.depths.append(self.depths[node] + 1 if node >= 0 else 0)
                 if node >= 0:
                     self.sees[child, :child] = self.sees[node, :child]
@@ -96,18 +134,31 @@ class TreeCache:
         start, stop = self.buffer.length, len(self)
         if start == stop:
             return 0
+        convolutions: dict[str, Any] = {}
+        if self.conv_width:
+            ancestors = [self._ancestors(node) for node in range(start, stop)]
+            self.inputs.ancestors = torch.tensor(ancestors, device=self.device)
+            convolutions["seq_idx"] = self.inputs  # see `grpo.tree_layers`
         new = self.decoder(
             input_ids=torch.tensor([self.tokens[start:]], device=self.device),
             attention_mask=self.sees[None, None, start:stop, :stop],
             position_ids=torch.tensor([self.depths[start:]], device=self.device),
             past_key_values=self.buffer,
             use_cache=True,
+            **convolutions,
         ).last_hidden_state[0]
         if self.hidden is None:
             self.hidden = new.new_empty(self.capacity, new.shape[1])
         self.hidden[start:stop] = new
-        self.buffer.length = stop
+        self.buffer.length = self.inputs.length = stop
         return stop - start
+
+    def _ancestors(self, node: int) -> list[int]:
+        """The node, its parent and so on, as many as a convolution reads; -1 above the root."""
+        chain = [node]
+        while len(chain) < self.conv_width:
+            chain.append(self.parents[chain[-1]] if chain[-1] >= 0 else -1)
+        return chain
 
     def states(self, nodes: np.ndarray) -> Tensor:
         """Last hidden states [R, D] of R computed nodes."""
@@ -124,6 +175,6 @@ class TreeCache:
         if sum(parent < 0 for parent, _ in self.children) != 1:
             length = 0
         self.children = {key: node for key, node in self.children.items() if node < length}
-        del self.tokens[length:], self.depths[length:]
+        del self.tokens[length:], self.depths[length:], self.parents[length:]
         self.sees[length:] = False
-        self.buffer.length = min(self.buffer.length, length)
+        self.buffer.length = self.inputs.length = min(self.buffer.length, length)

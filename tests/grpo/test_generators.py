@@ -13,7 +13,7 @@ from grpo.types import Episode, Group, Turn
 
 TASK = Task("click-word", 0)
 PROMPTS = [[3, 4, 5, 6, 8], [3, 4, 5, 9], [7, 2, 7]]
-FAMILIES = ["llama", "lfm2"]  # the tree cache, and the repeated cache
+FAMILIES = ["llama", "lfm2", "mistral"]  # the tree cache, with convolutions, the repeated one
 
 
 @pytest.fixture(params=FAMILIES)
@@ -170,9 +170,10 @@ async def test_without_a_new_version_the_cache_is_stale(make_policy, perturb):
         assert_close(stale, recomputed(policy, stale), atol=0.01)
 
 
+@pytest.mark.parametrize("family", ["llama", "lfm2"])
 @pytest.mark.parametrize("capacity", [1, 9, 11, 14, 20, 40])
-async def test_a_small_cache_gives_the_same_completions(make_policy, capacity):
-    policy = make_policy()
+async def test_a_small_cache_gives_the_same_completions(make_policy, family, capacity):
+    policy = make_policy(family)
     large = await sample(LocalGenerator(policy, max_new_tokens=6), many())
     generator = LocalGenerator(policy, max_new_tokens=6, cache_tokens=capacity)
     for _ in range(2):
@@ -190,9 +191,10 @@ async def test_prompts_one_after_another_share_no_room(make_policy):
         assert_close([completion], recomputed(generator.policy, [completion]))
 
 
-async def test_an_update_in_mid_answer(make_policy, perturb, monkeypatch):
+@pytest.mark.parametrize("family", ["llama", "lfm2"])
+async def test_an_update_in_mid_answer(family, make_policy, perturb, monkeypatch):
     """Tokens before it are the old policy's, those after it the new one's."""
-    policy = make_policy()
+    policy = make_policy(family)
     monkeypatch.setattr(type(policy), "stop_ids", frozenset())
 
     def update():
@@ -208,21 +210,25 @@ async def test_an_update_in_mid_answer(make_policy, perturb, monkeypatch):
     assert np.abs(np.subtract(completions[1].logprobs[:2], late[1][:2])).max() > 0.01
 
 
-async def test_a_prompt_is_computed_once(make_policy):
-    tree = LocalGenerator(make_policy("llama"), max_new_tokens=1)
+@pytest.mark.parametrize("family", ["llama", "lfm2"])
+async def test_a_prompt_is_computed_once(family, make_policy):
+    tree = LocalGenerator(make_policy(family), max_new_tokens=1)
     await sample(tree, many(8))
     distinct = {tuple(prompt[: t + 1]) for prompt in PROMPTS for t in range(len(prompt))}
     assert tree.tokens_computed == len(distinct)
     await sample(tree, many(8))  # nor again while the policy is the same
     assert tree.tokens_computed == len(distinct)
 
-    repeated = LocalGenerator(make_policy("lfm2"), max_new_tokens=1)
+
+async def test_where_the_tree_does_not_fit_each_prompt_is_computed_once(make_policy):
+    repeated = LocalGenerator(make_policy("mistral"), max_new_tokens=1)
     await sample(repeated, many(8))
     assert repeated.tokens_computed == sum(map(len, PROMPTS))
 
 
-async def test_a_later_turn_finds_the_earlier_one(make_policy):
-    generator = LocalGenerator(make_policy(), max_new_tokens=1)
+@pytest.mark.parametrize("family", ["llama", "lfm2"])
+async def test_a_later_turn_finds_the_earlier_one(family, make_policy):
+    generator = LocalGenerator(make_policy(family), max_new_tokens=1)
     await generator.generate([3, 4, 5, 6], seed=0)
     await generator.generate([3, 4, 5, 6, 9, 9], seed=0)
     assert generator.tokens_computed == 6
