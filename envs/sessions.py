@@ -34,23 +34,26 @@ class BrowserOptions(Protocol):
 
 
 @asynccontextmanager
-async def browser_pool(options: BrowserOptions, rank: int = 0) -> AsyncIterator[EnvPool]:
+async def browser_pool(
+    options: BrowserOptions, rank: int = 0, session: type[BrowserGymEnv] = BrowserGymEnv
+) -> AsyncIterator[EnvPool]:
     """Lend browser sessions for the length of a block; a server started here is closed.
 
     Args:
         options: which servers, how many sessions.
         rank: of several processes each begins its round of the servers with another one.
+        session: what is lent; a subclass may change rewards or prompts.
     """
     # A session that is given up may linger while its successor begins.
     server = LocalServer(options.env_workers, max_sessions=2 * options.env_sessions)
     turns = islice(cycle(options.env_urls), rank, None)
 
-    async def session() -> BrowserGymEnv:
+    async def connect() -> BrowserGymEnv:
         url = next(turns, "") or await server.ensure()
-        return BrowserGymEnv(url, deadline_s=options.env_deadline)
+        return session(url, deadline_s=options.env_deadline)
 
     try:
-        async with EnvPool(session, options.env_sessions) as pool:
+        async with EnvPool(connect, options.env_sessions) as pool:
             yield pool
     finally:
         await asyncio.to_thread(server.close)

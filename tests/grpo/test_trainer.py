@@ -269,7 +269,7 @@ async def test_all_that_decides_what_comes_next_is_in_the_state(make_trainer):
     torch.rand(5)  # a new trainer would begin elsewhere
     state = trainer.state()
     drawn = torch.rand(3)
-    assert state["tasks"] == [[TASK.name, TASK.seed, pytest.approx(0.1, abs=0.1)]]
+    assert state["tasks"]["seeds"] == [[TASK.name, TASK.seed, pytest.approx(0.1, abs=0.1)]]
     other = make_trainer()
     other.load_state(state)
     assert torch.equal(torch.rand(3), drawn)
