@@ -49,7 +49,7 @@ async def test_the_oracle_solves_what_is_demonstrated():
     play = Rollouts(EnvPool(ScriptedEnv, 4), demonstrated(), 2)
     outcomes = (await evaluate({"oracle": play}, tasks))["oracle"]
     assert Success.of(outcomes).solved == 10
-    assert {(outcome.task, outcome.steps) for outcome in outcomes} == {
+    assert {(outcome.task.name, outcome.steps) for outcome in outcomes} == {
         ("click-word", 1),
         ("click-two-words", 2),
     }
