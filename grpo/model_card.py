@@ -180,7 +180,7 @@ def _success(summary: dict[str, Any]) -> str:
 
 
 def _pictures(folder: Path) -> list[str]:
-    shots = sorted((folder / "media" / "after").glob("*/*.png"))
+    shots = sorted((folder / "media" / "after").glob("*/*/*.png"))
     pictures = {"reward, completion length and entropy over the steps": folder / "curves.png"}
     if shots:
         pictures["the first page of an episode after training"] = shots[0]

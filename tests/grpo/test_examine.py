@@ -16,9 +16,9 @@ from envs.scripted import ScriptedEnv
 from grpo.config import Config
 from grpo.evaluate import Outcome, wilson_interval
 from grpo.examine import RECORDED, examine, worth_seeing
+from grpo.imitation import demonstrated
 from grpo.run import main, run
 from grpo.tasks import HELD_OUT
-from grpo.types import Completion
 
 ROOT = Path(__file__).resolve().parents[2]
 TWO = "click-word,click-two-words"
@@ -28,14 +28,6 @@ TWO = "click-word,click-two-words"
 async def scripted(config, rank):
     async with EnvPool(ScriptedEnv, config.env_sessions) as pool:
         yield pool
-
-
-async def right(observation, seed):
-    """An oracle: clicks the words of the goal, in order."""
-    words = observation.goal.removeprefix("Click ").removesuffix(".").split(" and then ")
-    word = words[observation.messages[-1]["content"].count("click('")]
-    (line,) = [line for line in observation.page.splitlines() if repr(word) in line]
-    return f"click('{line[1:3]}')", Completion((), (), (), -1, "stop")
 
 
 @pytest.fixture
@@ -68,7 +60,7 @@ def test_failures_and_successes_are_worth_seeing():
 
 
 async def test_an_evaluation(config, tiny, tmp_path, capsys):
-    result = await examine(config, scripted, {"oracle": right})
+    result = await examine(config, scripted, {"oracle": demonstrated()})
     assert result == json.loads((tmp_path / "evaluation.json").read_text())
     assert (result["task"], result["adapter"], result["max_steps"]) == (TWO, "", 3)
     assert list(result["per_task"]) == config.tasks
@@ -98,7 +90,7 @@ async def test_a_run_shows_before_and_after_also_when_it_is_resumed(config, tiny
     stale.mkdir(parents=True)
     (stale / "episode.json").write_text("{}")
     config = replace(config, task="click-word", eval_episodes=2)
-    first = await run(config, scripted, {"oracle": right})
+    first = await run(config, scripted, {"oracle": demonstrated()})
     seeds = [HELD_OUT, HELD_OUT + 1]
     both = [(when, "click-word", seed) for when in ("after", "before") for seed in seeds]
     assert [entry[:3] for entry in recorded(tmp_path)] == both

@@ -2,27 +2,34 @@
 
 import base64
 import hashlib
+import io
 import json
 import runpy
 import shlex
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
+from PIL import Image
 
+import grpo.run
+from envs.pool import EnvPool
+from envs.scripted import ScriptedEnv
 from grpo.bundled import HUB_ID
 from grpo.config import Config, ConfigError
 from grpo.hub import HubError, check_access, find_adapter, main, push_to_hub
 from grpo.model_card import model_card
 from grpo.models import load_policy
+from grpo.tasks import HELD_OUT
 
 REPO = "user/clicks"
 PICTURES = tuple(
-    f"{when}/click-test/{k}.png" for when, k in (("before", 0), ("after", 0), ("after", 1))
+    f"{when}/click-test/1000000/{k}.png" for when, k in (("before", 0), ("after", 0), ("after", 1))
 )
 
 RATE = {"success": 0.98, "low": 0.93, "high": 0.9945, "n": 100, "solved": 98}
@@ -176,7 +183,7 @@ def run(tmp_path, policy, tokenizer):
     folder = tmp_path / "a run"
     policy.save(folder / "adapter")
     tokenizer.save_pretrained(folder / "adapter")
-    for name in (*PICTURES, "after/click-test/episode.txt"):
+    for name in (*PICTURES, "after/click-test/1000000/episode.json"):
         path = folder / "media" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(f"a picture, {name}".encode())
@@ -199,7 +206,7 @@ def test_an_adapter_goes_up_and_comes_back(hub, run, policy, base_model, tokeniz
         *("adapter_config.json", "adapter_model.safetensors"),
         *(path.name for path in (run / "adapter").iterdir()),
         *(f"media/{name}" for name in PICTURES),
-        "media/after/click-test/episode.txt",
+        "media/after/click-test/1000000/episode.json",
     }
     assert "tokenizer.json" in files
     weights = (run / "adapter" / "adapter_model.safetensors").read_bytes()
@@ -223,6 +230,39 @@ def test_an_adapter_goes_up_and_comes_back(hub, run, policy, base_model, tokeniz
     push_to_hub(run, REPO)  # a second time: the repository is there
 
 
+class Photographed(ScriptedEnv):
+    """With a picture, where one is asked for."""
+
+    async def reset(self, task, *, screenshot=False):
+        self.screenshot = screenshot
+        return await super().reset(task)
+
+    def _observe(self, error):
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(file, "PNG")
+        return replace(
+            super()._observe(error), screenshot=file.getvalue() * self.screenshot or None
+        )
+
+
+async def test_one_run_leaves_adapter_pictures_dashboard_and_repository(
+    hub, policy, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("grpo.parts.load_policy", lambda _: policy)
+    folder, small = tmp_path / "run", {"group_size": 2, "groups_per_step": 1, "eval_episodes": 2}
+    config = Config(task="click-word", output=str(folder), push_to_hub=REPO, max_steps=1,
+                    max_new_tokens=2, steps=1, env_sessions=4, **small)  # fmt: skip
+    await grpo.run.run(config, lambda config, rank: EnvPool(Photographed, config.env_sessions))
+    pictures = [f"media/after/click-word/{HELD_OUT + i}/0.png" for i in range(2)]
+    local = ["adapter/adapter_model.safetensors", "adapter/tokenizer.json", "media/index.html"]
+    for name in (*local, *pictures, "summary.json", "curves.png", "completions.txt"):
+        assert (folder / name).is_file(), name
+    assert list((folder / "tensorboard").glob("events.out.*"))
+    files = hub.repos[REPO]
+    assert {"README.md", "adapter_model.safetensors", "tokenizer.json", *pictures} <= set(files)
+    assert f"](media/after/click-word/{HELD_OUT}/0.png)" in files["README.md"].decode()
+
+
 def test_the_card(run):
     card = model_card(run, REPO)
     assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()  # it is valid YAML
@@ -235,7 +275,7 @@ def test_the_card(run):
         "| untrained | 0.21 [0.14, 0.30] | 0.98 [0.93, 0.99] | before training |",
         "| trained | 0.98 [0.93, 0.99] | 0.98 [0.93, 0.99] | after training |",
         "![reward, completion length and entropy over the steps](curves.png)",
-        "![the first page of an episode after training](media/after/click-test/0.png)",
+        "![the first page of an episode after training](media/after/click-test/1000000/0.png)",
         'model = PeftModel.from_pretrained(model, "user/clicks")',
         f"vllm serve {HUB_ID} --enable-lora --max-lora-rank 8 --lora-modules clicks={REPO}",
         "python examples/click_test.py --task click-test --adapter user/clicks",
