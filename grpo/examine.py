@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,6 +56,10 @@ class Report:
         ]
         self.summary: dict[str, Any] = json.loads(path.read_text()) if resume else {}
         self.summary |= {"task": config.task, "model": parts.policy.name}
+        # A resumed run is still the one that its first command began.
+        self.summary.setdefault(
+            "command", shlex.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+        )
         self.seconds: dict[str, float] = {}
         self._outcomes: dict[tuple[str, str], list[Outcome]] = {}
 
