@@ -4,7 +4,8 @@
     python examples/miniwob.py --suite forms            # two actions and more
     python examples/miniwob.py --tasks click-tab,login-user --held-out-tasks enter-password
 
-As click_test.py, with the success of each task, and of an oracle beside it: the scripted solver.
+As click_test.py, with the success of each task, and of an oracle beside it: the scripted solver,
+which does nothing where there is none.
 A suite is a file in examples/configs/; its keys are this program's options. `--suite all` takes
 every task that the oracle solves.
 """

@@ -25,8 +25,8 @@ def demonstrated(tokenizer: Any = None, max_prompt_tokens: int = 0) -> Act:
         tokenizer: makes the tokens to imitate; None for none, where nobody learns from it.
         max_prompt_tokens: see `read_prompt`.
 
-    Raises:
-        TaskError: the environment demonstrates nothing for the task.
+    Returns:
+        A policy that does nothing, `noop()`, where nothing is demonstrated.
     """
 
     async def act(observation: Observation, seed: int) -> tuple[str, Completion]:
