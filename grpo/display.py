@@ -126,7 +126,7 @@ def success_table(summary: dict[str, Any]) -> Table:
     table = Table(title=f"success on {n} held-out seeds a task [95 % interval]")
     if len(tasks) > 1:
         tasks["all"] = {who: summary[who] for who in policies}
-    table.add_column("task")
+    table.add_column("task", no_wrap=True)
     table.add_column("answers")
     for who in policies:
         table.add_column(who, justify="right", style="bold green" if who in newest else "")

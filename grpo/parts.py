@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -62,7 +63,8 @@ async def open_parts(
         Stopped: a signal ended the block.
     """
     ranks = ranks or Ranks({})
-    console = Console(highlight=False, quiet=not ranks.leads)
+    width = None if sys.stdout.isatty() else 120  # of a log: tables are not folded to 80
+    console = Console(highlight=False, quiet=not ranks.leads, width=width)
     console.print(f"[bold]{', '.join(config.tasks)}[/]  loading the model")
     policy = load_policy(config)
     # One thread for all of torch's work: the event loop stays free for the browsers.
