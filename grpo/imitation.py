@@ -76,9 +76,10 @@ async def imitate(parts: Parts, on_step: Callable[[], None] = lambda: None) -> i
         EnvError: the machinery lost all episodes of a step.
     """
     config, policy, ranks = parts.config, parts.policy, parts.ranks
-    # An optimizer of its own, and nothing that has a meaning for samples alone.
-    plain: dict[str, Any] = {"loss": "grpo", "delta": 0.0, "beta": 0.0, "log_kl": False}
-    plain |= {"updates_per_batch": 1, "importance": "none"}
+    # An optimizer of its own, and nothing that has a meaning for samples alone. (At a ratio of 1
+    # every `loss` has the same gradient.)
+    plain: dict[str, Any] = {"beta": 0.0, "log_kl": False, "importance": "none"}
+    plain["updates_per_batch"] = 1
     updater = Updater(replace(config, **plain), policy, ranks)
     oracle = demonstrated(policy.tokenizer, parts.max_prompt_tokens)
     play, sampler = Rollouts(parts.pool, oracle, config.max_steps), TaskSampler(config.tasks)
