@@ -84,7 +84,7 @@ CHECK_ENV := import asyncio; from envs.base import Task; from envs.checker impor
 
 check-docker: setup ## both Dockerfiles' steps in a clean Debian (root, debootstrap; 5 GB for a while)
 	@$(PY) scripts/check_dockerfile.py Dockerfile --args "$(TINY)" --then "find runs -type f" $(ARGS)
-	@$(PY) scripts/check_dockerfile.py Dockerfile.server --then 'python -c "$(CHECK_ENV)"'
+	@$(PY) scripts/check_dockerfile.py Dockerfile.server --then "python -c \"$(CHECK_ENV)\""
 
 clean: ## remove what setup made
 	rm -rf .venv .venv-reference .venv-vllm .cache *.egg-info
