@@ -7,7 +7,7 @@ import signal
 import pytest
 import pytest_asyncio
 
-from envs.actions import parse_action
+from envs.actions import ACTIONS, parse_action
 from envs.server import browsers
 from envs.server.browsers import BrowserPool, Slot
 from envs.server.cdp import BrowserGone, CDPError, Chromium
@@ -353,6 +353,43 @@ async def test_pointer(session):
         "mouseover a0", "mousedown a1", "mouseover b1", "mouseup b0",
         "click ab0",  # on what holds both
     ]  # fmt: skip
+
+
+EFFECTS = {
+    "noop()": "seen.join() === ''",
+    "focus('field')": "document.activeElement === field",
+    "press('field', 'End')": "seen.includes('keydown field')",
+    "clear('field')": "field.value === ''",
+    "fill('field', 'new')": "field.value === 'new'",
+    "check('box')": "box.checked",
+    "uncheck('box')": "!box.checked",
+    "select_option('choice', 'b')": "choice.value === 'b'",
+    "click('one')": "seen.includes('click one')",
+    "dblclick('one')": "seen.includes('dblclick one')",
+    "hover('two')": "two.matches(':hover')",
+    "drag_and_drop('one', 'two')": "seen.includes('mouseup two')",
+    "scroll(0, 150)": "scrollY === 100",
+}
+
+
+async def test_every_action_has_its_effect(session):
+    assert {parse_action(text).name for text in EFFECTS} == set(ACTIONS)
+    await html(
+        session,
+        "<input bid=field id=field value=old><input bid=box id=box type=checkbox>"
+        "<select bid=choice id=choice><option>a<option>b</select>"
+        "<button bid=one id=one>1</button><button bid=two id=two>2</button>"
+        "<div style='height: 3000px'></div>",
+    )
+    await js(
+        session,
+        "seen = []; for (const kind of ['keydown', 'click', 'dblclick', 'mouseup'])"
+        "addEventListener(kind, e => seen.push(kind + ' ' + e.target.id))",
+    )
+    for text, effect in EFFECTS.items():
+        before = await js(session, effect)
+        assert (await act(session, text))["error"] == ""
+        assert (text, before, await js(session, effect)) == (text, text == "noop()", True)
 
 
 async def test_an_element_that_moves_away_from_the_pointer(session):
