@@ -29,7 +29,7 @@ SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup click-test serve test test-reference test-vllm check check-docker clean \
-        benchmark-update benchmark-rollouts benchmark-generate soak
+        benchmark-update benchmark-rollouts benchmark-generate benchmark-pages soak
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ benchmark-rollouts: setup ## episodes a second beside BrowserGym by itself (ARGS
 benchmark-generate: ## tokens and syncs a second: local, vLLM, its server (ARGS="--json", --help)
 	@$(SETUP) --vllm
 	@$(ONE_THREAD) $(VLLM) benchmarks/generate.py $(ARGS)
+
+benchmark-pages: setup ## tokens of every task's page, and what element ids reach (ARGS="--write")
+	@$(PY) benchmarks/pages.py $(ARGS)
 
 soak: setup ## 3000 episodes: lost, wrong, memory, processes left (ARGS="--faults", --help)
 	@$(PY) benchmarks/soak.py $(ARGS)
