@@ -24,9 +24,9 @@ HEAD = """\
 
 Success over held-out seeds [95 % interval, Wilson], answers sampled at temperature 1 (greedy).
 `random` does any action that the page allows, `blind` is the trained policy with the page hidden,
-`oracle` a scripted solver. The seeds of training and those of evaluation never meet, and nothing
-was tuned on the latter: each result is of one evaluation. Training time is that of rollouts and
-updates; evaluations come on top. This page is written by `scripts/results.py` from the runs' own
+`oracle` a scripted solver. The seeds of training and those of evaluation never meet. Training time
+is that of rollouts and updates; evaluations come on top. `answers` is the mean number of answers of
+the trained policy's episodes. This page is written by `scripts/results.py` from the runs' own
 `summary.json`.
 """
 
@@ -64,8 +64,8 @@ def section(run: Path, hardware: str) -> str:
         f"## {run.name}",
         "",
         f"{how.capitalize()}: {summary['steps']} steps, {summary['episodes']:,} episodes, "
-        f"{minutes:.0f} minutes of training on {hardware}; at most {config.max_steps} answers an "
-        f"episode; {n} held-out seeds a task. Adapter: sha256 `{digest[:16]}`.",
+        f"{minutes:.0f} minutes of training on {hardware}; {config.max_steps} "
+        f"{'answer' if config.max_steps == 1 else 'answers'} an episode at most; {n} held-out seeds a task. Adapter: sha256 `{digest[:16]}`.",
         "",
         f"```sh\npython {summary['command']}\n```",
         "",
