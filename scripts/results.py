@@ -60,12 +60,13 @@ def section(run: Path, hardware: str) -> str:
         if config.warm_start_steps
         else "from the environment's reward alone"
     )
+    answers = f"{config.max_steps} answer{'s' * (config.max_steps > 1)}"
     lines = [
         f"## {run.name}",
         "",
         f"{how.capitalize()}: {summary['steps']} steps, {summary['episodes']:,} episodes, "
-        f"{minutes:.0f} minutes of training on {hardware}; {config.max_steps} "
-        f"{'answer' if config.max_steps == 1 else 'answers'} an episode at most; {n} held-out seeds a task. Adapter: sha256 `{digest[:16]}`.",
+        f"{minutes:.0f} minutes of training on {hardware}; {answers} an episode at most; "
+        f"{n} held-out seeds a task. Adapter: sha256 `{digest[:16]}`.",
         "",
         f"```sh\npython {summary['command']}\n```",
         "",
