@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +22,7 @@ METRICS = {
     "episode_length": "mean number of answers of an episode",
     "truncated_rate": "share of answers cut off at max_new_tokens",
     "page_cut_rate": "share of prompts that the page was cut for, to fit the model",
+    "shared_page_rate": "share of answers to a page that their group answers again: see credit",
     "groups_replaced": "groups without an advantage that the update left out for others (DAPO)",
     "loss": "the loss of the update",
     "grad_norm": "norm of the adapter's gradient before clipping",
@@ -60,8 +62,10 @@ def rollout_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
     """
     episodes = [episode for group in groups for episode in group.episodes]
     turns = [turn for episode in episodes for turn in episode.turns]
-    rewards = torch.tensor([episode.reward for episode in episodes])
     group_ids = torch.tensor([g for g, group in enumerate(groups) for _ in group.episodes])
+    numbered = zip(group_ids.tolist(), episodes, strict=True)
+    pages = Counter((g, turn.state) for g, episode in numbered for turn in episode.turns)
+    rewards = torch.tensor([episode.reward for episode in episodes])
     logprobs = [p for turn in turns for p in turn.completion.logprobs]
     stds = [rewards[group_ids == g].std() for g in range(len(groups))]
     of_each_task = {
@@ -79,6 +83,7 @@ def rollout_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
         "episode_length": len(turns) / len(episodes),
         "truncated_rate": _mean([turn.completion.finish_reason == "length" for turn in turns]),
         "page_cut_rate": _mean([turn.completion.lines_cut > 0 for turn in turns]),
+        "shared_page_rate": sum(n for n in pages.values() if n > 1) / len(turns),
         "sampling/staleness": _mean([version - turn.completion.policy_version for turn in turns]),
     }
 

@@ -4,6 +4,7 @@ import torch
 from grpo.batch import make_batch, sort_batch, split_batch, teaches
 from grpo.credit import CreditRule
 from grpo.losses import policy_loss
+from grpo.metrics import rollout_metrics
 from grpo.ranks import without_prompts
 from grpo.tree import build_tree
 
@@ -79,6 +80,12 @@ def test_credit_is_passed_on(two_pages):
     steps = [1 / 8, 0, 1 / 2, -1 / 8, -1 / 2, 1 / 2, -1 / 2, 0]
     torch.testing.assert_close(of("steps", 0.5, 3.0), of("episode") + 3 * torch.tensor(steps))
     torch.testing.assert_close(of("discounted", 0.5, baseline="leave_one_out"), 2 * discounted)
+
+
+def test_pages_that_are_shared_are_counted_group_by_group(two_pages):
+    """Of 8 answers one alone is the only one at its page: q of the second group."""
+    assert rollout_metrics(two_pages, 0)["shared_page_rate"] == 7 / 8
+    assert rollout_metrics(two_pages[1:], 0)["shared_page_rate"] == 2 / 3
 
 
 def test_groups_of_equal_rewards_may_teach(two_pages):
