@@ -1,6 +1,7 @@
 """Write docs/results.md from the folders of finished runs: every figure is a run's own.
 
 python scripts/results.py runs/easy runs/login-user --hardware "2 cores, no GPU"
+python scripts/results.py runs/easy --compare runs/episode runs/steps --hardware ...
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from grpo.config import Config  # noqa: E402
+from grpo.loggers import read_metrics  # noqa: E402
 
+PAGES = ROOT / "docs" / "pages.md"
 POLICIES = ("random", "blind", "untrained", "warm_started", "trained", "oracle")
 HEAD = """\
 # Results
@@ -28,6 +34,8 @@ Success over held-out seeds [95 % interval, Wilson], answers sampled at temperat
 is that of rollouts and updates; evaluations come on top. `answers` is the mean number of answers of
 the trained policy's episodes. This page is written by `scripts/results.py` from the runs' own
 `summary.json`.
+
+The ceiling: {ceiling} Which they are, and why: [pages.md](pages.md).
 """
 
 
@@ -35,11 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the page; returns the exit status."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("--compare", nargs="*", type=Path, default=[], help="runs side by side")
     parser.add_argument("--hardware", required=True, help="what they were made on, in words")
     parser.add_argument("--write", type=Path, default=ROOT / "docs" / "results.md")
     arguments = parser.parse_args(argv)
-    sections = [section(run, arguments.hardware) for run in arguments.runs]
-    arguments.write.write_text("\n".join([HEAD, *sections]))
+    pages = PAGES.read_text().splitlines()
+    (ceiling,) = (line for line in pages if line.startswith("Of BrowserGym's"))
+    parts = [HEAD.format(ceiling=ceiling)]
+    parts += [section(run, arguments.hardware) for run in arguments.runs]
+    if arguments.compare:
+        parts.append(comparison(arguments.compare, arguments.hardware))
+    arguments.write.write_text("\n".join(parts))
     return 0
 
 
@@ -47,8 +61,6 @@ def section(run: Path, hardware: str) -> str:
     """One run: what was done, and a table of its tasks."""
     summary = json.loads((run / "summary.json").read_text())
     config = Config.from_yaml(run / "config.yaml")
-    seconds = summary["seconds"]
-    minutes = sum(seconds[phase] for phase in ("rollout", "update", "sync")) / 60
     (weights,) = (run / "adapter").glob("adapter_model.safetensors")
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     columns = [who for who in POLICIES if who in next(iter(summary["per_task"].values()))]
@@ -60,12 +72,14 @@ def section(run: Path, hardware: str) -> str:
         if config.warm_start_steps
         else "from the environment's reward alone"
     )
+    if config.adapter:
+        how += f", from the adapter `{config.adapter}`, which is `untrained` here"
     answers = f"{config.max_steps} answer{'s' * (config.max_steps > 1)}"
     lines = [
         f"## {run.name}",
         "",
         f"{how.capitalize()}: {summary['steps']} steps, {summary['episodes']:,} episodes, "
-        f"{minutes:.0f} minutes of training on {hardware}; {answers} an episode at most; "
+        f"{minutes(summary):.0f} minutes of training on {hardware}; {answers} an episode at most; "
         f"{n} held-out seeds a task. Adapter: sha256 `{digest[:16]}`.",
         "",
         f"```sh\npython {summary['command']}\n```",
@@ -78,6 +92,38 @@ def section(run: Path, hardware: str) -> str:
         cells = " | ".join(cell(rates[who], bold=who == "trained") for who in columns)
         lines.append(f"| {task}{held_out} | {cells} | {rates['trained']['sampled']['steps']:.1f} |")
     return "\n".join(lines) + "\n"
+
+
+def comparison(runs: Sequence[Path], hardware: str) -> str:
+    """Runs that differ in a few options, side by side: how each learned, and what came of it."""
+    configs = [asdict(Config.from_yaml(run / "config.yaml")) for run in runs]
+    keys = [
+        key for key in configs[0] if key != "output" and len({str(c[key]) for c in configs}) > 1
+    ]
+    names = [*keys, "first third", "second", "last", "trained", "minutes"]
+    lines = [
+        f"## Compared on {configs[0]['task']}: {', '.join(keys)}",
+        "",
+        f"On {hardware}. The same options but for these; the thirds are the mean success of the "
+        "sampled episodes over the first, second and last third of the training steps.",
+        "",
+        f"| {' | '.join(names)} |",
+        f"|{' --- |' * len(names)}",
+    ]
+    for run, config in zip(runs, configs, strict=True):
+        summary = json.loads((run / "summary.json").read_text())
+        success = [step["success"] for step in read_metrics(run / "metrics.jsonl")]
+        ends = [len(success) * third // 3 for third in range(4)]
+        thirds = [f"{mean(success[i:j]):.2f}" for i, j in pairwise(ends)]
+        cells = [*(str(config[key]) for key in keys), *thirds]
+        cells += [cell(summary["trained"], bold=True), f"{minutes(summary):.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def minutes(summary: dict[str, Any]) -> float:
+    """What training took, evaluations left out."""
+    return float(sum(summary["seconds"][phase] for phase in ("rollout", "update", "sync"))) / 60
 
 
 def cell(ways: dict[str, Any], *, bold: bool) -> str:

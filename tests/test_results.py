@@ -17,7 +17,7 @@ def rate(success, n=100):
             "solved": solved, "steps": 1.25}  # fmt: skip
 
 
-def a_run(folder, **options):
+def a_run(folder, success=(0, 0), **options):
     (folder / "adapter").mkdir(parents=True)
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     (folder / "config.yaml").write_text(Config(max_steps=2, **options).to_yaml())
@@ -34,8 +34,17 @@ def a_run(folder, **options):
         "seconds": {"rollout": 500.0, "update": 80.0, "sync": 20.0, "eval": 999.0},
         "per_task": {"click-link": rates, "unicode-test": rates},
     }
+    summary["trained"] = rates["trained"]
     (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "metrics.jsonl").write_text("".join(f'{{"success": {p}}}\n' for p in success))
     return folder
+
+
+def write(page, *arguments):
+    command = [sys.executable, "scripts/results.py", *arguments]
+    command += ["--hardware", "2 cores", "--write", page]
+    subprocess.run(list(map(str, command)), cwd=ROOT, check=True, timeout=120)
+    return page.read_text().splitlines()
 
 
 def test_the_page(tmp_path):
@@ -44,9 +53,7 @@ def test_the_page(tmp_path):
         a_run(tmp_path / "warm", task="click-link,unicode-test", warm_start_steps=4),
     ]
     page = tmp_path / "results.md"
-    command = [sys.executable, "scripts/results.py", *runs, "--hardware", "2 cores"]
-    subprocess.run([*map(str, command), "--write", str(page)], cwd=ROOT, check=True, timeout=120)
-    lines = page.read_text().splitlines()
+    lines = write(page, *runs)
     reward, warm = (line for line in lines if "2 cores" in line)
     assert reward.startswith(
         "From the environment's reward alone: 30 steps, 1,920 episodes, 10 min"
@@ -61,3 +68,16 @@ def test_the_page(tmp_path):
     assert rows[0] == f"| click-link {cells}{trained}"
     assert rows[1] == f"| unicode-test (never trained on) {cells}{trained}"
     assert rows[3] == f"| unicode-test {cells}{trained}"
+    assert "The ceiling: Of BrowserGym's 125 MiniWoB tasks, " in page.read_text()
+
+
+def test_where_a_run_started_and_runs_side_by_side(tmp_path):
+    """Thirds of seven steps are steps 1-2, 3-4 and 5-7."""
+    episode = a_run(tmp_path / "a", (0, 0.5, 0, 0, 1, 1, 0.25), task="click-link", adapter="runs/b")
+    steps = a_run(tmp_path / "b", (1,) * 7, task="click-link", adapter="runs/b", credit="steps")
+    lines = write(tmp_path / "results.md", episode, "--compare", episode, steps)
+    (reward,) = (line for line in lines if line.startswith("From the environment's reward alone"))
+    assert "alone, from the adapter `runs/b`, which is `untrained` here: 30 steps" in reward
+    end = lines[lines.index("## Compared on click-link: credit") :]
+    assert end[-2] == "| episode | 0.25 | 0.00 | 0.75 | **0.95** [0.85, 1.05] (1.00) | 10 |"
+    assert end[-1] == "| steps | 1.00 | 1.00 | 1.00 | **0.95** [0.85, 1.05] (1.00) | 10 |"
