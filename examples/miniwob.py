@@ -1,6 +1,6 @@
 """Several MiniWoB tasks at once: one adapter learns them all.
 
-    python examples/miniwob.py --suite easy             # buttons, links, dialogs, text fields
+    python examples/miniwob.py --suite easy             # buttons, links, dialogs, tabs
     python examples/miniwob.py --suite forms            # two actions and more
     python examples/miniwob.py --tasks click-tab,login-user --held-out-tasks enter-password
 
