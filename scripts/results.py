@@ -97,9 +97,8 @@ def section(run: Path, hardware: str) -> str:
 def comparison(runs: Sequence[Path], hardware: str) -> str:
     """Runs that differ in a few options, side by side: how each learned, and what came of it."""
     configs = [asdict(Config.from_yaml(run / "config.yaml")) for run in runs]
-    keys = [
-        key for key in configs[0] if key != "output" and len({str(c[key]) for c in configs}) > 1
-    ]
+    options = [key for key in configs[0] if key not in ("output", "resume")]
+    keys = [key for key in options if len({str(c[key]) for c in configs}) > 1]
     names = [*keys, "first third", "second", "last", "trained", "minutes"]
     lines = [
         f"## Compared on {configs[0]['task']}: {', '.join(keys)}",

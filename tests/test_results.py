@@ -74,7 +74,8 @@ def test_the_page(tmp_path):
 def test_where_a_run_started_and_runs_side_by_side(tmp_path):
     """Thirds of seven steps are steps 1-2, 3-4 and 5-7."""
     episode = a_run(tmp_path / "a", (0, 0.5, 0, 0, 1, 1, 0.25), task="click-link", adapter="runs/b")
-    steps = a_run(tmp_path / "b", (1,) * 7, task="click-link", adapter="runs/b", credit="steps")
+    steps = a_run(tmp_path / "b", (1,) * 7, task="click-link", adapter="runs/b", credit="steps",
+                  resume=True)  # fmt: skip
     lines = write(tmp_path / "results.md", episode, "--compare", episode, steps)
     (reward,) = (line for line in lines if line.startswith("From the environment's reward alone"))
     assert "alone, from the adapter `runs/b`, which is `untrained` here: 30 steps" in reward
