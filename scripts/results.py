@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from grpo.config import Config  # noqa: E402
+from grpo.display import rate_text  # noqa: E402
 from grpo.loggers import read_metrics  # noqa: E402
 
 PAGES = ROOT / "docs" / "pages.md"
@@ -127,12 +128,12 @@ def minutes(summary: dict[str, Any]) -> float:
 
 def cell(ways: dict[str, Any], *, bold: bool) -> str:
     """A policy's success: sampled with its interval, greedy behind."""
-    rate = ways["sampled"]
-    text = f"{rate['success']:.2f}"
-    text = f"**{text}**" if bold else text
-    if rate["n"] and ways.get("greedy"):
-        text += f" [{rate['low']:.2f}, {rate['high']:.2f}] ({ways['greedy']['success']:.2f})"
-    return text
+    rate, greedy = ways["sampled"], ways.get("greedy")
+    number, interval = rate_text(rate).split(" ", 1)
+    number = f"**{number}**" if bold else number
+    if rate["n"] and greedy:
+        return f"{number} {interval} ({greedy['success']:.2f})"
+    return number
 
 
 if __name__ == "__main__":
