@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo.tree import TokenTree, build_tree
-from grpo.tree_layers import States, TreeLayout, prepare
+from grpo.tree_layers import States, TreeLayout, prepare, tree_forward
 from grpo.types import TokenBatch
 
 Road = Literal["tree", "padded"]
@@ -77,15 +77,9 @@ def tree_hidden(
 
 def _forward(decoder: nn.Module, tree: TokenTree, layout: TreeLayout) -> Tensor:
     device, first = layout.ancestors.device, layout.first
-    output = decoder(
-        input_ids=tree.tokens[None, first:].to(device),
-        # Of four dimensions, so `transformers` makes no mask; the layout replaces it.
-        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-        position_ids=tree.depths[None, first:].to(device),
-        use_cache=False,
-        seq_idx=layout,
+    return tree_forward(
+        decoder, tree.tokens[first:].to(device), tree.depths[first:].to(device), layout
     )
-    return output.last_hidden_state[0]
 
 
 def padded_hidden(decoder: nn.Module, batch: TokenBatch) -> Tensor:

@@ -3,14 +3,15 @@
 Attention looks at a node's ancestors, a short convolution at the nearest of them; all other
 layers do not care which tokens stand beside each other. `transformers` hands the keyword
 `seq_idx` (which of several packed sequences a token is in) down to both kinds of layers.
-Here it carries `Taps`, the packed sequences' more general sister: of an update's tree, which is
-computed at once (`TreeLayout`), or of a sampler's, which grows (`grpo.generators.tree_cache`); a
-call without them does what it did before.
+Here it carries a `Layout`, the packed sequences' more general sister: of an update's tree, which
+is computed at once (`TreeLayout`), or of a sampler's, which grows (`grpo.generators.tree_cache`); a
+call without one does what it did before.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -41,8 +42,27 @@ class Chunk(NamedTuple):
     mask: Tensor
 
 
-class Taps(ABC):
-    """Where a convolution over a tree reads."""
+class Layout(ABC):
+    """What the layers need to know of a tree: some of its nodes, L, are computed now.
+
+    Attributes:
+        chunks: the attention's work.
+    """
+
+    chunks: Sequence[Chunk]
+
+    @abstractmethod
+    def with_past(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
+        """Put what earlier nodes left in a layer before what is the new ones' own.
+
+        Args:
+            layer: any that looks at other tokens.
+            own: of length L in one dimension.
+            dim: that dimension.
+
+        Returns:
+            As many tensors, of all nodes up to the last new one.
+        """
 
     @abstractmethod
     def taps(self, layer: nn.Module, own: Tensor) -> list[Tensor]:
@@ -50,14 +70,19 @@ class Taps(ABC):
 
         Args:
             layer: the convolution.
-            own: [L, D], its input at the nodes that are computed now.
+            own: [L, D], its input at the new nodes.
 
         Returns:
             W tensors [L, D]; 0 above a root.
         """
 
 
-class TreeLayout(Taps):
+def chunk_size(device: torch.device) -> int:
+    """How many queries a chunk has at most."""
+    return CHUNK.get(device.type, CHUNK["cuda"])
+
+
+class TreeLayout(Layout):
     """What the layers need to know of a tree, made once for all of them.
 
     Its first nodes may be computed already: the layers then get the others alone, and read
@@ -91,7 +116,7 @@ class TreeLayout(Taps):
             past: what they left.
             left: where the layers put what others will read.
         """
-        size = CHUNK.get(device.type, CHUNK["cuda"])
+        size = chunk_size(device)
         self.chunks = []
         for start in range(first, len(tree), size):
             stop = min(start + size, len(tree))
@@ -101,7 +126,7 @@ class TreeLayout(Taps):
         self.first, self.past, self.left = first, past or {}, left
 
     def with_past(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
-        """Put what the past nodes left in a layer before the others' own."""
+        """Put the past nodes' before the others' own (see `Layout`)."""
         if self.left is not None:
             self.left[layer] = own
         if layer not in self.past:
@@ -110,14 +135,14 @@ class TreeLayout(Taps):
         return tuple(torch.cat(pair, dim) for pair in pairs)
 
     def taps(self, layer: nn.Module, own: Tensor) -> list[Tensor]:
-        """Gather along the parents (see `Taps`)."""
+        """Gather along the parents (see `Layout`)."""
         (inputs,) = self.with_past(layer, own, dim=0)
         inputs = F.pad(inputs, (0, 0, 0, 1))  # row M: the zeros above a root
         return [inputs.index_select(0, nodes) for nodes in self.ancestors.unbind(-1)]
 
 
 def prepare(model: nn.Module) -> int:
-    """Teach a model's layers to take a `TreeLayout`; without one they do as before.
+    """Teach a model's layers to take a `Layout`; without one they do as before.
 
     Returns:
         The width of the widest convolution, 0 if there is none.
@@ -147,6 +172,26 @@ def prepare(model: nn.Module) -> int:
     return max((module.conv_kernel_size for module in convolutions), default=0)
 
 
+def tree_forward(decoder: nn.Module, tokens: Tensor, depths: Tensor, layout: Layout) -> Tensor:
+    """Last hidden states [L, D] of the nodes that are computed now.
+
+    Args:
+        decoder: a model without its output head, `prepare`d.
+        tokens: [L] long, on the model's device like the others.
+        depths: [L] long; their positions.
+        layout: of the tree.
+    """
+    output = decoder(
+        input_ids=tokens[None],
+        # Of four dimensions, so `transformers` makes no mask; the layout replaces it.
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens.device),
+        position_ids=depths[None],
+        use_cache=False,
+        seq_idx=layout,
+    )
+    return output.last_hidden_state[0]
+
+
 def tree_attention(
     module: nn.Module,
     query: Tensor,
@@ -166,30 +211,33 @@ def tree_attention(
         key: [1, H_kv, L, D]; H is a multiple of H_kv.
         value: [1, H_kv, L, D].
         attention_mask: for a call without a layout.
-        seq_idx: a `TreeLayout`; without one this is `transformers`' own "sdpa".
+        seq_idx: a `Layout`; without one this is `transformers`' own "sdpa".
         scaling: of the products; 1 / sqrt(D) by default.
         options: for a call without a layout.
 
     Returns:
         [1, L, H, D], and no attention weights.
     """
-    if not isinstance(seq_idx, TreeLayout):
+    if not isinstance(seq_idx, Layout):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **options
         )
-    key, value = seq_idx.with_past(module, key, value, dim=2)
     dtype, grouped = query.dtype, query.device.type == "cpu"
     if grouped and dtype in (torch.bfloat16, torch.float16):
         # The CPU's kernel is slower in bfloat16 than in float32, backward most of all.
         query, key, value = query.float(), key.float(), value.float()
-    if not grouped:  # CUDA's fast kernels take a mask or grouped heads, not both
-        repeats = query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
+    key, value = seq_idx.with_past(module, key, value, dim=2)
+
+    def seen(x: Tensor, keys: Tensor) -> Tensor:
+        x = x.index_select(2, keys)
+        # CUDA's fast kernels take a mask or grouped heads, not both.
+        return x if grouped else x.repeat_interleave(query.shape[1] // x.shape[1], dim=1)
+
     parts = [
         F.scaled_dot_product_attention(
             query[:, :, start:stop],
-            key.index_select(2, keys),
-            value.index_select(2, keys),
+            seen(key, keys),
+            seen(value, keys),
             attn_mask=mask,
             scale=scaling,
             enable_gqa=grouped,
@@ -214,7 +262,7 @@ class TreeShortConv(Lfm2ShortConv):
         seq_idx: Any = None,
     ) -> Tensor:
         """Map [1, L, D] to [1, L, D]."""
-        if not isinstance(seq_idx, Taps):
+        if not isinstance(seq_idx, Layout):
             return super().forward(hidden_states, past_key_values, attention_mask, seq_idx)
         b, c, x = self.in_proj(hidden_states)[0].chunk(3, dim=-1)
         # The kernel's last weight is the node's own.

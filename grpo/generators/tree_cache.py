@@ -15,42 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grpo.tree_layers import Taps
+from grpo.tree_layers import Chunk, Layout, chunk_size, tree_forward
 
 
-class KeyValueBuffer:
-    """Keys and values of all layers in buffers made once; what `transformers` calls a cache.
-
-    Attention layers call `update` alone when the mask and positions are given, as here.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.length = 0
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def update(
-        self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Store [1, heads, new, dim] behind what is there and return all of it."""
-        if layer not in self.layers:
-            shape = (*keys.shape[:2], self.capacity)
-            self.layers[layer] = (
-                keys.new_empty(*shape, keys.shape[3]),
-                values.new_empty(*shape, values.shape[3]),
-            )
-        stop = self.length + keys.shape[2]
-        for buffer, new in zip(self.layers[layer], (keys, values), strict=True):
-            buffer[:, :, self.length : stop] = new
-        all_keys, all_values = self.layers[layer]
-        return all_keys[:, :, :stop], all_values[:, :, :stop]
-
-
-class InputBuffer(Taps):
-    """The inputs of all short convolutions at every node, in buffers made once.
+class NodeBuffers(Layout):
+    """What all nodes leave in each layer, in buffers made once.
 
     Attributes:
         length: nodes that are computed already.
+        chunks: of the new nodes.
         ancestors: [new, W] long; of each new node itself, its parent and so on, -1 above a root.
     """
 
@@ -58,15 +31,25 @@ class InputBuffer(Taps):
         self.capacity = capacity
         self.length = 0
         self.ancestors = torch.empty(0, 0, dtype=torch.long)
-        self.layers: dict[nn.Module, Tensor] = {}
+        self.layers: dict[nn.Module, tuple[Tensor, ...]] = {}
+
+    def with_past(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
+        """Store the new nodes' behind the others' and return all of it (see `Layout`)."""
+        if layer not in self.layers:
+            shapes = [(*x.shape[:dim], self.capacity, *x.shape[dim + 1 :]) for x in own]
+            self.layers[layer] = tuple(map(torch.Tensor.new_empty, own, shapes))
+        buffers, new = self.layers[layer], own[0].shape[dim]
+        for buffer, x in zip(buffers, own, strict=True):
+            buffer.narrow(dim, self.length, new).copy_(x)
+        return tuple(buffer.narrow(dim, 0, self.length + new) for buffer in buffers)
 
     def taps(self, layer: nn.Module, own: Tensor) -> list[Tensor]:
-        """Store the new nodes' inputs and gather along the parents (see `Taps`)."""
-        if layer not in self.layers:
-            self.layers[layer] = own.new_zeros(1 + self.capacity, own.shape[1])
-        inputs = self.layers[layer]  # row 0: the zeros above a root
-        inputs[1 + self.length : 1 + self.length + len(own)] = own
-        return [inputs.index_select(0, 1 + nodes) for nodes in self.ancestors.unbind(-1)]
+        """Gather along the parents (see `Layout`)."""
+        (inputs,) = self.with_past(layer, own, dim=0)
+        return [
+            inputs.index_select(0, nodes.clamp(min=0)).masked_fill(nodes[:, None] < 0, 0)
+            for nodes in self.ancestors.unbind(-1)
+        ]
 
 
 class TreeCache:
@@ -87,8 +70,7 @@ class TreeCache:
     ) -> None:
         self.decoder, self.capacity, self.device = decoder, capacity, device
         self.conv_width = conv_width
-        self.buffer = KeyValueBuffer(capacity)
-        self.inputs = InputBuffer(capacity)
+        self.buffers = NodeBuffers(capacity)
         self.parents: list[int] = []
         self.children: dict[tuple[int, int], int] = {}
         self.tokens: list[int] = []
@@ -131,27 +113,31 @@ class TreeCache:
 
     def compute(self) -> int:
         """One forward over the nodes that have no hidden state yet; returns their number."""
-        start, stop = self.buffer.length, len(self)
+        start, stop = self.buffers.length, len(self)
         if start == stop:
             return 0
-        convolutions: dict[str, Any] = {}
+        size = chunk_size(self.device)
+        cuts = range(start, stop, size)
+        self.buffers.chunks = [self._chunk(cut, min(cut + size, stop)) for cut in cuts]
         if self.conv_width:
             ancestors = [self._ancestors(node) for node in range(start, stop)]
-            self.inputs.ancestors = torch.tensor(ancestors, device=self.device)
-            convolutions["seq_idx"] = self.inputs  # see `grpo.tree_layers`
-        new = self.decoder(
-            input_ids=torch.tensor([self.tokens[start:]], device=self.device),
-            attention_mask=self.sees[None, None, start:stop, :stop],
-            position_ids=torch.tensor([self.depths[start:]], device=self.device),
-            past_key_values=self.buffer,
-            use_cache=True,
-            **convolutions,
-        ).last_hidden_state[0]
+            self.buffers.ancestors = torch.tensor(ancestors, device=self.device)
+        tokens, depths = (
+            torch.tensor(x[start:], device=self.device) for x in (self.tokens, self.depths)
+        )
+        new = tree_forward(self.decoder, tokens, depths, self.buffers)
         if self.hidden is None:
             self.hidden = new.new_empty(self.capacity, new.shape[1])
         self.hidden[start:stop] = new
-        self.buffer.length = self.inputs.length = stop
+        self.buffers.length = stop
         return stop - start
+
+    def _chunk(self, start: int, stop: int) -> Chunk:
+        """The nodes [start, stop), and what of the whole cache they see."""
+        sees = self.sees[start:stop, :stop]
+        keys = sees.any(0).nonzero()[:, 0]
+        first = self.buffers.length
+        return Chunk(start - first, stop - first, keys, sees.index_select(1, keys))
 
     def _ancestors(self, node: int) -> list[int]:
         """The node, its parent and so on, as many as a convolution reads; -1 above the root."""
@@ -177,4 +163,4 @@ class TreeCache:
         self.children = {key: node for key, node in self.children.items() if node < length}
         del self.tokens[length:], self.depths[length:], self.parents[length:]
         self.sees[length:] = False
-        self.buffer.length = self.inputs.length = min(self.buffer.length, length)
+        self.buffers.length = min(self.buffers.length, length)

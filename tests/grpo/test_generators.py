@@ -191,6 +191,17 @@ async def test_prompts_one_after_another_share_no_room(make_policy):
         assert_close([completion], recomputed(generator.policy, [completion]))
 
 
+async def test_attention_reads_nothing_of_other_prompts(make_policy):
+    """What is in the cache from before costs the next request nothing."""
+    generator = LocalGenerator(make_policy(), max_new_tokens=4)
+    await sample(generator, [([3, n, *[5] * 40], 0) for n in range(5, 10)])
+    (completion,) = await sample(generator, [([3, 4, 5, 6], 0)])
+    assert len(generator._cache) > 5 * 40
+    (chunk,) = generator._cache.buffers.chunks  # of the last token but one
+    assert len(chunk.keys) == 4 + len(completion.completion_ids) - 1
+    assert_close([completion], recomputed(generator.policy, [completion]))
+
+
 @pytest.mark.parametrize("family", ["llama", "lfm2"])
 async def test_an_update_in_mid_answer(family, make_policy, perturb, monkeypatch):
     """Tokens before it are the old policy's, those after it the new one's."""
