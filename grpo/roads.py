@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo.tree import TokenTree, build_tree
-from grpo.tree_layers import States, TreeLayout, prepare, tree_forward
+from grpo.tree_layers import prepare, tree_forward
+from grpo.tree_layout import States, TreeLayout
 from grpo.types import TokenBatch
 
 Road = Literal["tree", "padded"]

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grpo.tree_layers import Chunk, Layout, chunk_size, tree_forward
+from grpo.tree_layers import tree_forward
+from grpo.tree_layout import Chunk, Layout, chunk_size
 
 
 class NodeBuffers(Layout):

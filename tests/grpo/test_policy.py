@@ -5,7 +5,8 @@ from grpo.batch import make_batch, split_batch
 from grpo.losses import policy_loss
 from grpo.policy import LoRAPolicy
 from grpo.tree import build_tree, count_distinct
-from grpo.tree_layers import CHUNK, TreeLayout, tree_attention
+from grpo.tree_layers import tree_attention
+from grpo.tree_layout import CHUNK, TreeLayout
 
 pytestmark = pytest.mark.filterwarnings("ignore:the token tree does not fit")
 T = 0.8
