@@ -7,7 +7,7 @@ An update's tree is computed at once (`TreeLayout`), a sampler's grows
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -68,9 +68,27 @@ class Layout(ABC):
         """
 
 
-def chunk_size(device: torch.device) -> int:
-    """How many queries a chunk has at most."""
-    return CHUNK.get(device.type, CHUNK["cuda"])
+def cut_chunks(
+    attention: Callable[[int, int], tuple[Tensor, Tensor]],
+    first: int,
+    stop: int,
+    device: torch.device,
+) -> list[Chunk]:
+    """The work of the nodes [first, stop), which are computed now.
+
+    Args:
+        attention: what a run of nodes sees, as `TokenTree.attention` says it.
+        first: the first of them.
+        stop: one past the last.
+        device: where the model is.
+    """
+    size = CHUNK.get(device.type, CHUNK["cuda"])
+    chunks = []
+    for start in range(first, stop, size):
+        end = min(start + size, stop)
+        keys, mask = attention(start, end)
+        chunks.append(Chunk(start - first, end - first, keys.to(device), mask.to(device)))
+    return chunks
 
 
 class TreeLayout(Layout):
@@ -107,12 +125,7 @@ class TreeLayout(Layout):
             past: what they left.
             left: where the layers put what others will read.
         """
-        size = chunk_size(device)
-        self.chunks = []
-        for start in range(first, len(tree), size):
-            stop = min(start + size, len(tree))
-            keys, mask = tree.attention(start, stop)
-            self.chunks.append(Chunk(start - first, stop - first, keys.to(device), mask.to(device)))
+        self.chunks = cut_chunks(tree.attention, first, len(tree), device)
         self.ancestors = tree.ancestors(width)[first:].to(device)
         self.first, self.past, self.left = first, past or {}, left
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo.tree_layers import tree_forward
-from grpo.tree_layout import Chunk, Layout, chunk_size
+from grpo.tree_layout import Layout, cut_chunks
 
 
 class NodeBuffers(Layout):
@@ -37,8 +37,9 @@ class NodeBuffers(Layout):
     def with_past(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
         """Store the new nodes' behind the others' and return all of it (see `Layout`)."""
         if layer not in self.layers:
-            shapes = [(*x.shape[:dim], self.capacity, *x.shape[dim + 1 :]) for x in own]
-            self.layers[layer] = tuple(map(torch.Tensor.new_empty, own, shapes))
+            self.layers[layer] = tuple(
+                x.new_empty(*x.shape[:dim], self.capacity, *x.shape[dim + 1 :]) for x in own
+            )
         buffers, new = self.layers[layer], own[0].shape[dim]
         for buffer, x in zip(buffers, own, strict=True):
             buffer.narrow(dim, self.length, new).copy_(x)
@@ -117,9 +118,7 @@ class TreeCache:
         start, stop = self.buffers.length, len(self)
         if start == stop:
             return 0
-        size = chunk_size(self.device)
-        cuts = range(start, stop, size)
-        self.buffers.chunks = [self._chunk(cut, min(cut + size, stop)) for cut in cuts]
+        self.buffers.chunks = cut_chunks(self._attention, start, stop, self.device)
         if self.conv_width:
             ancestors = [self._ancestors(node) for node in range(start, stop)]
             self.buffers.ancestors = torch.tensor(ancestors, device=self.device)
@@ -133,12 +132,11 @@ class TreeCache:
         self.buffers.length = stop
         return stop - start
 
-    def _chunk(self, start: int, stop: int) -> Chunk:
-        """The nodes [start, stop), and what of the whole cache they see."""
+    def _attention(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """What of the whole cache the nodes [start, stop) see (see `TokenTree.attention`)."""
         sees = self.sees[start:stop, :stop]
         keys = sees.any(0).nonzero()[:, 0]
-        first = self.buffers.length
-        return Chunk(start - first, stop - first, keys, sees.index_select(1, keys))
+        return keys, sees.index_select(1, keys)
 
     def _ancestors(self, node: int) -> list[int]:
         """The node, its parent and so on, as many as a convolution reads; -1 above the root."""
