@@ -10,8 +10,8 @@ RUN apt-get update \
 # What decides the packages comes first: a change of the code does not install them again.
 WORKDIR /app
 COPY pyproject.toml setup.py LICENSE constraints.txt constraints-vllm.txt ./
-COPY scripts/setup.py scripts/roads.py scripts/
-COPY grpo/bundled.py grpo/
+COPY scripts/setup.py scripts/recipes.py scripts/
+COPY grpo/model/bundled.py grpo/
 # cpu or cuda: the machine that builds tells nothing of the one that trains.
 ARG DEVICE=cpu
 # uv compiles nothing by itself, and the user below may not write what Python would then; nor may

@@ -20,7 +20,7 @@ CLICK_TEST := $(if $(TASK),--task $(TASK)) $(if $(CONFIG),--config $(CONFIG)) \
 SERVE := $(if $(CONFIG),--config $(CONFIG)) $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 # vLLM lives in an environment of its own, over .venv's packages. Its own variables are set in
-# grpo/generators/vllm_settings.py.
+# grpo/generators/vllm/options.py.
 VLLM := .venv-vllm/bin/python
 PY_CLICK_TEST := $(if $(filter vllm%,$(BACKEND)),$(VLLM),$(PY))
 
@@ -43,7 +43,7 @@ click-test: setup ## train SmolLM2-135M on a browser task (TASK, CONFIG, MODEL, 
 
 serve: ## a vLLM server for BACKEND=vllm-server (MODEL, CONFIG, ARGS as of click-test)
 	@$(SETUP) --vllm
-	@$(ONE_THREAD) $(VLLM) -m grpo.generators.vllm_serve $(SERVE)
+	@$(ONE_THREAD) $(VLLM) -m grpo.generators.vllm.serve $(SERVE)
 
 test: setup ## every test but those with TRL and PEFT, and with vLLM (ARGS for pytest)
 	@$(ONE_THREAD) $(PY) -m pytest -m "not reference" $(SIDE_BY_SIDE) --durations=10 $(ARGS)
@@ -82,7 +82,7 @@ check: setup ## ruff, mypy and the import rule
 # The container's own program: a tiny run, or the server, on which an environment is then checked.
 TINY := --steps 1 --group-size 2 --groups-per-step 2 --eval-episodes 2 --env-sessions 4
 CHECK_ENV := import asyncio; from envs.base import Task; from envs.checker import check_env; \
-             from envs.browsergym import BrowserGymEnv as Env; \
+             from envs.browser.env import BrowserGymEnv as Env; \
              asyncio.run(check_env(lambda: Env('http://127.0.0.1:7860'), Task('click-test', 0)))
 
 check-docker: setup ## both Dockerfiles' steps in a clean Debian (root, debootstrap; 5 GB for a while)

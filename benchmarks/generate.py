@@ -23,10 +23,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from grpo.model.bundled import bundled_model_path
 
-from grpo.bundled import bundled_model_path  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 GENERATORS = (
     *("local", "engine adapter", "engine merged", "engine trl"),

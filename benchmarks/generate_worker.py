@@ -20,17 +20,16 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from grpo.generators.local import LocalGenerator
+from grpo.generators.sync_check import changed_adapter, logprob_gap
+from grpo.generators.vllm.engine import VLLMEngine
+from grpo.generators.vllm.servers import VLLMServer
+from grpo.model.loading import load_model
+from grpo.model.lora_policy import LoRAPolicy
+from grpo.types import Completion
+from tests.support.workloads import Workload
 
-from benchmarks.workloads import Workload  # noqa: E402
-from grpo.generators.local import LocalGenerator  # noqa: E402
-from grpo.generators.probe import changed_adapter, logprob_gap  # noqa: E402
-from grpo.generators.vllm_engine import VLLMEngine  # noqa: E402
-from grpo.generators.vllm_server import VLLMServer  # noqa: E402
-from grpo.models import load_model  # noqa: E402
-from grpo.policy import LoRAPolicy  # noqa: E402
-from grpo.types import Completion  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 URL = "http://127.0.0.1:8765"
 TOKENS = 16
@@ -53,7 +52,7 @@ class TRLSync(VLLMEngine):
 @contextmanager
 def server(arguments: argparse.Namespace) -> Iterator[None]:
     """A vLLM server, which its clients wait for."""
-    command = [sys.executable, "-m", "grpo.generators.vllm_serve", "--vllm-url", URL]
+    command = [sys.executable, "-m", "grpo.generators.vllm.serve", "--vllm-url", URL]
     command += ["--dtype", arguments.dtype, "--device", arguments.device]
     command += ["--model", arguments.model]
     process = subprocess.Popen(command, cwd=ROOT, stdout=sys.stderr, start_new_session=True)

@@ -26,19 +26,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from envs.base import Task
+from grpo.algorithm.batch import make_batch
+from grpo.config import Config
+from grpo.distributed import Ranks
+from grpo.generators.local import LocalGenerator
+from grpo.model.bundled import bundled_model_path
+from grpo.model.loading import make_policy
+from grpo.training.updater import Updater
+from grpo.types import Episode, Group, Turn
+from tests.support.workloads import LFM2_350M, Workload, make_lfm2
 
-from benchmarks.workloads import LFM2_350M, Workload, make_lfm2  # noqa: E402
-from envs.base import Task  # noqa: E402
-from grpo.batch import make_batch  # noqa: E402
-from grpo.bundled import bundled_model_path  # noqa: E402
-from grpo.config import Config  # noqa: E402
-from grpo.generators.local import LocalGenerator  # noqa: E402
-from grpo.models import make_policy  # noqa: E402
-from grpo.ranks import Ranks  # noqa: E402
-from grpo.types import Episode, Group, Turn  # noqa: E402
-from grpo.update import Updater  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 
 async def sample(config: Config, generator: LocalGenerator, prompt_tokens: int) -> list[Group]:

@@ -1,7 +1,7 @@
 """Tokens of a page at reset, as BrowserGym writes it and as the model reads it, for every task.
 
 Beside each task stands whether element ids are enough to do it: `solved` by the scripted solver
-of `envs.solvers`, or a verdict of `UNSOLVED`.
+of `envs.browser.miniwob.solvers`, or a verdict of `UNSOLVED`.
 
     python benchmarks/pages.py --write docs/pages.md     # two minutes
     python benchmarks/pages.py --seeds 1 --json
@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -24,17 +23,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from envs.base import Observation, Task  # noqa: E402
-from envs.browsergym import BrowserGymEnv  # noqa: E402
-from envs.server.local import LocalServer  # noqa: E402
-from envs.server.tasks import tasks  # noqa: E402
-from envs.solvers import SOLVERS  # noqa: E402
-from envs.wire import Answer  # noqa: E402
-from grpo.bundled import HUB_ID, bundled_model_path  # noqa: E402
-from grpo.rollout import read_prompt  # noqa: E402
+from envs.base import Observation, Task
+from envs.browser.env import BrowserGymEnv
+from envs.browser.miniwob.solvers import SOLVERS
+from envs.browser.miniwob.tasks import tasks
+from envs.browser.protocol import Answer
+from envs.browser.server.local import LocalServer
+from grpo.model.bundled import HUB_ID, bundled_model_path
+from grpo.rollouts.rollout import read_prompt
 
 VERDICTS = {
     "solved": "a scripted solver does it with element ids alone",
@@ -101,7 +97,7 @@ HEADER = """# What a page costs, and how far element ids reach
 `benchmarks/pages.py` wrote this page. Tokens are {model}'s, of the page
 after the reset, medians over {seeds} seeds. *Tree* is BrowserGym's accessibility tree as text, with
 the generic nodes that alone carry some ids, without the folder of MiniWoB's files. *Page* is what
-`envs.prompts` makes of it, under the ids that the model reads. *Prompt* is the page with the goal,
+`envs.browser.prompts` makes of it, under the ids that the model reads. *Prompt* is the page with the goal,
 the instructions and the worked examples, in the chat template. The last two rows are over all.
 
 Of BrowserGym's {all} MiniWoB tasks, {reached}; not attemptable are {missed}.

@@ -1,6 +1,6 @@
 """Episodes a second without a model: this server beside BrowserGym by itself.
 
-The oracle of `envs.solvers` plays. Every kind drives the same Chromium from a process of its own,
+The oracle of `envs.browser.miniwob.solvers` plays. Every kind drives the same Chromium from a process of its own,
 and they take turns, so that a slow minute of the machine meets them all. BrowserGym plays one
 episode after the other; the server plays for one client with many sessions at a time.
 
@@ -26,10 +26,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from envs.browser.miniwob.solvers import SOLVERS
 
-from envs.solvers import SOLVERS  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 DEFAULTS, TUNED, SERVER = "BrowserGym, defaults", "BrowserGym, tuned", "server"
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -19,16 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks.episodes import Episode, count, pss, windows
-from envs.actions import format_action
-from envs.prompts import simplify_axtree
-from envs.server.chromium import find_chromium, miniwob_url
-from envs.server.local import LocalServer
-from envs.server.processes import marked
-from envs.server.tasks import merged_tree_text
-from envs.solvers import SOLVERS
+from envs.browser.actions import format_action
+from envs.browser.miniwob.solvers import SOLVERS
+from envs.browser.miniwob.tasks import merged_tree_text
+from envs.browser.prompts import simplify_axtree
+from envs.browser.server.chromium import find_chromium, miniwob_url
+from envs.browser.server.local import LocalServer
+from envs.browser.server.processes import marked
 
 RESET: dict[str, Any] = {"final_page": False}
 """What our server's reset is given beside the task and the seed, as `BrowserGymEnv` does."""

@@ -5,7 +5,7 @@
     python benchmarks/runs.py ranks    # 2 ranks beside 1 with twice the groups: same? how fast?
     python benchmarks/runs.py browser  # click-test, and again while everything is killed in turn
 
-The first three train the model of `benchmarks/scripted.py`, which needs no browser. With --json
+The first three train the model of `tests/support/scripted.py`, which needs no browser. With --json
 the last line is one JSON object.
 """
 
@@ -32,15 +32,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from grpo.config import Config
+from grpo.distributed import Ranks
+from grpo.reporting.loggers import read_metrics
+from lora.checkpoint import WEIGHTS_NAME
+from tests.support.faults import chromiums
+from tests.support.scripted import SETTINGS, run
 
-from benchmarks.faults import chromiums  # noqa: E402
-from benchmarks.scripted import SETTINGS, run  # noqa: E402
-from grpo.config import Config  # noqa: E402
-from grpo.loggers import read_metrics  # noqa: E402
-from grpo.ranks import Ranks  # noqa: E402
-from lora.checkpoint import WEIGHTS_NAME  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 CLOCKS = ("time", "seconds/")
 """Metrics that no two runs share."""

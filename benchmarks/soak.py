@@ -1,6 +1,6 @@
 """Thousands of episodes through `EnvPool` and `BrowserGymEnv`: what is lost, wrong, or left.
 
-The oracle of `envs.solvers` plays all the tasks that it solves, in turn, so an episode that is
+The oracle of `envs.browser.miniwob.solvers` plays all the tasks that it solves, in turn, so an episode that is
 finished without reward 1 is `wrong`. An exception costs the attempt (`lost`); the second attempt,
 in a fresh session, costs the episode (`dropped`). Ends with status 1 if an episode was wrong, a
 call took longer than its deadline, a process was left, or, without --faults, something was lost.
@@ -21,25 +21,22 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks.episodes import pss
-from benchmarks.faults import FAULTS, Faults
 from benchmarks.rollouts import slope
 from benchmarks.rollouts_worker import MOST_STEPS
-from envs.actions import Action, format_action
 from envs.base import Env, EnvError, Task
-from envs.browsergym import BrowserGymEnv
+from envs.browser.actions import Action, format_action
+from envs.browser.env import BrowserGymEnv
+from envs.browser.miniwob.solvers import SOLVERS
+from envs.browser.prompts import Element
+from envs.browser.server.local import LocalServer
 from envs.pool import EnvPool
-from envs.prompts import Element
-from envs.server.local import LocalServer
-from envs.solvers import SOLVERS
+from tests.support.faults import FAULTS, Faults
 
 WARM_UP = 500
 """Episodes after which memory should stand still."""

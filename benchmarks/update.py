@@ -29,11 +29,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from grpo.model.bundled import bundled_model_path
+from tests.support.workloads import Workload
 
-from benchmarks.workloads import Workload  # noqa: E402
-from grpo.bundled import bundled_model_path  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 REFERENCE = ROOT / ".venv-reference" / "bin" / "python"
 BUDGET = 4096  # distinct tokens of one forward: the configuration's default

@@ -18,16 +18,13 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.workloads import Workload, floor_operations  # noqa: E402
-from grpo.batch import split_batch  # noqa: E402
-from grpo.losses import policy_loss  # noqa: E402
-from grpo.models import load_model  # noqa: E402
-from grpo.policy import LoRAPolicy  # noqa: E402
-from grpo.tree import count_distinct  # noqa: E402
-from grpo.types import TokenBatch  # noqa: E402
+from grpo.algorithm.batch import split_batch
+from grpo.algorithm.losses import policy_loss
+from grpo.model.loading import load_model
+from grpo.model.lora_policy import LoRAPolicy
+from grpo.tree.token_tree import count_distinct
+from grpo.types import TokenBatch
+from tests.support.workloads import Workload, floor_operations
 
 LORA = {"r": 8, "alpha": 16}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from envs.actions import InvalidAction, parse_action
 from envs.base import EnvError, Observation, StepResult, Task, TaskError
-from envs.prompts import page_messages
+from envs.browser.actions import InvalidAction, parse_action
+from envs.browser.prompts import page_messages
 
 WORDS = ("apple", "brick", "cloud", "drum", "eagle", "flute", "grape", "horse")
 

@@ -13,9 +13,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, installed or not
-
-from envs.sessions import browser_pool
+from envs.browser.pool import browser_pool
 from grpo.config import Config
 from grpo.run import main
 

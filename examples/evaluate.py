@@ -15,11 +15,9 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, installed or not
-
-from envs.sessions import browser_pool
+from envs.browser.pool import browser_pool
 from grpo.config import Config, ConfigError
-from grpo.examine import examine
+from grpo.reporting.report import examine
 from grpo.run import main
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -16,13 +16,11 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, installed or not
-
-from envs.sessions import browser_pool
-from envs.solvers import SOLVERS
+from envs.browser.miniwob.solvers import SOLVERS
+from envs.browser.pool import browser_pool
 from grpo.config import Config
-from grpo.imitation import demonstrated
 from grpo.run import main
+from grpo.training.warm_start import demonstrated
 
 CONFIGS = Path(__file__).parent / "configs"
 

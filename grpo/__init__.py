@@ -1,15 +1,15 @@
 """GRPO for language models that act: group-relative policy optimization, from scratch.
 
-Read in this order: `grpo.trainer` (the algorithm), `grpo.advantages`, `grpo.credit` and
-`grpo.losses` (its formulas), `grpo.policy` and `grpo.tree` (log-probabilities, each distinct
-prefix once), `grpo.rollout` and `grpo.generators` (where the episodes come from).
+Read in this order: `grpo.training.trainer` (the algorithm), `grpo.algorithm.advantages`, `grpo.algorithm.credit` and
+`grpo.algorithm.losses` (its formulas), `grpo.model.lora_policy` and `grpo.tree.token_tree` (log-probabilities, each distinct
+prefix once), `grpo.rollouts.rollout` and `grpo.generators` (where the episodes come from).
 """
 
-from grpo.advantages import group_advantages
+from grpo.algorithm.advantages import group_advantages
+from grpo.algorithm.credit import CreditRule, turn_advantages
+from grpo.algorithm.losses import kl_estimate, policy_loss, token_weights
 from grpo.config import Config, ConfigError
-from grpo.credit import CreditRule, turn_advantages
-from grpo.losses import kl_estimate, policy_loss, token_weights
-from grpo.tree import TokenTree, build_tree
+from grpo.tree.token_tree import TokenTree, build_tree
 from grpo.types import Completion, Episode, Group, TokenBatch, Turn
 
 __all__ = [

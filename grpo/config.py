@@ -11,10 +11,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from grpo.advantages import Baseline, Scale
-from grpo.credit import Credit, CreditRule
-from grpo.losses import Aggregation, Bound, KLKind, Loss
-from grpo.tasks import SamplerKind
+from grpo.algorithm.advantages import Baseline, Scale
+from grpo.algorithm.credit import Credit, CreditRule
+from grpo.algorithm.losses import Aggregation, Bound, KLKind, Loss
+from grpo.rollouts.task_sampler import SamplerKind
 
 
 class ConfigError(ValueError):

@@ -11,20 +11,20 @@ from typing import Any
 
 from envs.base import EnvError, TaskError
 from grpo.config import Config, ConfigError
-from grpo.display import plot_curves, sparkline, step_line, success_table, time_line
-from grpo.evaluate import blind, random_policy
-from grpo.examine import Report
+from grpo.distributed import Ranks
 from grpo.generators.base import GeneratorError
-from grpo.hub import check_access, push_to_hub
-from grpo.imitation import imitate
-from grpo.loggers import MetricsLog, read_metrics
-from grpo.parts import OpenPool, Parts, open_parts
-from grpo.ranks import Ranks
-from grpo.rollout import Act, Rollouts
-from grpo.stopping import Stopped
-from grpo.trainer import Trainer
+from grpo.reporting.hub import check_access, push_to_hub
+from grpo.reporting.loggers import MetricsLog, read_metrics
+from grpo.reporting.progress import plot_curves, sparkline, step_line, success_table, time_line
+from grpo.reporting.report import Report
+from grpo.rollouts.evaluation import blind, random_policy
+from grpo.rollouts.rollout import Act, Rollouts
+from grpo.runtime import OpenPool, Parts, open_parts
+from grpo.shutdown import Stopped
+from grpo.training.trainer import Trainer
+from grpo.training.updater import TrainingError
+from grpo.training.warm_start import imitate
 from grpo.types import Group
-from grpo.update import TrainingError
 
 FAILURES = (EnvError, GeneratorError, TrainingError, OSError)
 

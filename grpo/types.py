@@ -47,7 +47,7 @@ class Turn:
         text: what it says.
         valid_action: False if it was no action that could be done.
         reward: of its step, the bonus for a valid action included.
-        state: names the page that it answers to (see `grpo.rollout.page_state`).
+        state: names the page that it answers to (see `grpo.rollouts.rollout.page_state`).
     """
 
     completion: Completion

@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import json
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from envs.server.chromium import find_chromium  # noqa: E402
-from envs.server.local import LocalServer  # noqa: E402
-from envs.server.tasks import tasks  # noqa: E402
-from scripts.equivalence_worker import Run, State, run_plain  # noqa: E402
+from envs.browser.miniwob.tasks import tasks
+from envs.browser.server.chromium import find_chromium
+from envs.browser.server.local import LocalServer
+from scripts.equivalence_worker import Run, State, run_plain
 
 EQUAL, DIFFERENT, UNREPEATABLE = "equal", "different", "not repeatable by itself"
 
 HEADER = """# The server beside BrowserGym
 
 `scripts/equivalence.py` wrote this table. For each task and seed, the same actions were played
-on BrowserGym {browsergym} with its defaults and on this server: the solver's of `envs.solvers`
+on BrowserGym {browsergym} with its defaults and on this server: the solver's of `envs.browser.miniwob.solvers`
 where there is one, otherwise up to three clicks by chance. Compared after the reset and after
 each action: the goal, the page's text with its element ids, the reward, the end, and whether
 the action failed. BrowserGym played every episode twice, and two times more where the server

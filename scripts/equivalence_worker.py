@@ -18,14 +18,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.rollouts_worker import MOST_STEPS, lay_out_chromium  # noqa: E402
-from envs.actions import ACTIONS, Action, format_action  # noqa: E402
-from envs.prompts import CONTROLS, simplify_axtree  # noqa: E402
-from envs.server.tasks import merged_tree_text  # noqa: E402
-from envs.solvers import SOLVERS  # noqa: E402
+from benchmarks.rollouts_worker import MOST_STEPS, lay_out_chromium
+from envs.browser.actions import ACTIONS, Action, format_action
+from envs.browser.miniwob.solvers import SOLVERS
+from envs.browser.miniwob.tasks import merged_tree_text
+from envs.browser.prompts import CONTROLS, simplify_axtree
 
 RANDOM_STEPS = 3
 ATTEMPTS = 3

@@ -17,12 +17,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from grpo.config import Config
+from grpo.reporting.loggers import read_metrics
+from grpo.reporting.progress import rate_text
 
-from grpo.config import Config  # noqa: E402
-from grpo.display import rate_text  # noqa: E402
-from grpo.loggers import read_metrics  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 PAGES = ROOT / "docs" / "pages.md"
 POLICIES = ("random", "blind", "untrained", "warm_started", "trained", "oracle")

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import roads
-from roads import Command, Road, SetupError, take_first
+import recipes
+from recipes import Command, Recipe, SetupError, take_first
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV, REFERENCE, VLLM = ROOT / ".venv", ROOT / ".venv-reference", ROOT / ".venv-vllm"
@@ -55,7 +55,7 @@ def run(command: Command) -> bool:
             return False
 
 
-def version_of(python: str) -> roads.Version | None:
+def version_of(python: str) -> recipes.Version | None:
     """Ask an interpreter for its version; None if it is missing or does not run."""
     ask = [python, "-c", "import sys; print(*sys.version_info[:2])"]
     try:
@@ -101,11 +101,11 @@ def is_stamped(venv: Path) -> bool:
 
 def make_venv(asked: str | None, apt: bool) -> str:
     """Build .venv on the newest Python that can, or on the one that was asked for."""
-    pythons = roads.choose_pythons(asked, version_of)
+    pythons = recipes.choose_pythons(asked, version_of)
     package = "python{}.{}-venv".format(*next(iter(pythons.values())))
     advice = f"Python's venv module does not work. As root: apt-get install {package}"
     try:
-        return take_first(roads.venv_roads(pythons, str(VENV), apt), run, advice)
+        return take_first(recipes.venv_recipes(pythons, str(VENV), apt), run, advice)
     except SetupError:
         shutil.rmtree(VENV, ignore_errors=True)  # half an environment would pass for a whole one
         raise
@@ -117,14 +117,14 @@ def make_torch(version: str, device: str) -> str:
         f"torch=={version} could not be installed. Check the network, or put its wheel for this "
         "Python in a folder: make setup PIP_FIND_LINKS=<folder>"
     )
-    ways = roads.torch_roads(PYTHON, version, str(CONSTRAINTS), has_gpu(device))
+    ways = recipes.torch_recipes(PYTHON, version, str(CONSTRAINTS), has_gpu(device))
     return take_first(ways, run, advice)
 
 
 def make_packages() -> str:
     """Install the project in place and all it needs, torch staying as it is."""
     advice = "the packages could not be installed. Check the network and the disk, and call again."
-    how = take_first(roads.package_roads(PYTHON, str(ROOT), str(CONSTRAINTS)), run, advice)
+    how = take_first(recipes.package_recipes(PYTHON, str(ROOT), str(CONSTRAINTS)), run, advice)
     (VENV / "setup-stamp").write_text(key())
     return how
 
@@ -135,8 +135,8 @@ def make_chromium(root: bool, apt: bool) -> str:
         "no Chromium could be installed. As root: apt-get install chromium-headless-shell; "
         "or name the binary of one that you have: export GRPO_CHROMIUM=<its path>"
     )
-    how = take_first(roads.chromium_roads(PYTHON, root, apt), run, advice)
-    found = roads.find_chromium()
+    how = take_first(recipes.chromium_recipes(PYTHON, root, apt), run, advice)
+    found = recipes.find_chromium()
     if found is None or not run((found, "--version")):
         advice = f"{PYTHON} -m playwright install-deps chromium-headless-shell"
         raise SetupError(f"Chromium does not start, libraries may be missing. As root: {advice}")
@@ -146,9 +146,9 @@ def make_chromium(root: bool, apt: bool) -> str:
 def make_model() -> str:
     """Turn the bundled model's GGUF file into a Hugging Face folder."""
     # As a file of its own: a slip elsewhere in the package is no matter of set-up's.
-    convert = "import runpy; runpy.run_path('grpo/bundled.py')['bundled_model_path']()"
+    convert = "import runpy; runpy.run_path('grpo/model/bundled.py')['bundled_model_path']()"
     advice = "the bundled model could not be converted (it takes 1.2 GB in .cache for a moment)."
-    return take_first([Road("from GGUF", ((PYTHON, "-c", convert),))], run, advice)
+    return take_first([Recipe("from GGUF", ((PYTHON, "-c", convert),))], run, advice)
 
 
 def shared_venv(venv: Path) -> tuple[Command, ...]:
@@ -167,9 +167,9 @@ def shared_venv(venv: Path) -> tuple[Command, ...]:
 def make_reference() -> str:
     """Build an environment for TRL and PEFT that sees .venv's packages, torch among them."""
     python = str(REFERENCE / "bin" / "python")
-    install = roads.pip_install(python, "trl", "peft", "-c", str(CONSTRAINTS))
+    install = recipes.pip_install(python, "trl", "peft", "-c", str(CONSTRAINTS))
     advice = "TRL and PEFT could not be installed. Check the network, and call again."
-    how = take_first([Road("pip", (*shared_venv(REFERENCE), install))], run, advice)
+    how = take_first([Recipe("pip", (*shared_venv(REFERENCE), install))], run, advice)
     (REFERENCE / "setup-stamp").write_text(key())
     return how
 
@@ -178,8 +178,8 @@ def make_vllm(device: str) -> str:
     """Build an environment for vLLM that sees .venv's packages, torch among them."""
     python = str(VLLM / "bin" / "python")
     advice = "vLLM could not be installed. Check the network and the disk, and call again."
-    ways = roads.vllm_roads(python, str(CONSTRAINTS_VLLM), has_gpu(device))
-    ways = [Road(way.name, (*shared_venv(VLLM), *way.commands)) for way in ways]
+    ways = recipes.vllm_recipes(python, str(CONSTRAINTS_VLLM), has_gpu(device))
+    ways = [Recipe(way.name, (*shared_venv(VLLM), *way.commands)) for way in ways]
     how = take_first(ways, run, advice)
     (VLLM / "setup-stamp").write_text(key())
     return how
@@ -189,12 +189,12 @@ def stages(asked: str | None, device: str, *, reference: bool, vllm: bool) -> li
     """List the pieces in the order in which they lean on each other."""
     root = os.geteuid() == 0
     apt = root and shutil.which("apt-get") is not None
-    torch = roads.pinned("torch", CONSTRAINTS.read_text())
+    torch = recipes.pinned("torch", CONSTRAINTS.read_text())
     every = [
         Stage("venv", lambda: has_venv(asked), lambda: make_venv(asked, apt)),
         Stage("torch", lambda: has_torch(torch), lambda: make_torch(torch, device)),
         Stage("packages", lambda: is_stamped(VENV), make_packages),
-        Stage("chromium", lambda: bool(roads.find_chromium()), lambda: make_chromium(root, apt)),
+        Stage("chromium", lambda: bool(recipes.find_chromium()), lambda: make_chromium(root, apt)),
         Stage("model", MODEL.is_file, make_model),
     ]
     if reference:

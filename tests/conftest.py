@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.faults import chromiums
+from tests.support.faults import chromiums
 
 
 @pytest.fixture(scope="session")

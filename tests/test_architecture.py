@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("grpo", "envs", "lora")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 OURS = {*PACKAGES, "examples", "benchmarks", "tests", "scripts"}
@@ -17,11 +17,11 @@ OPTIONAL = {
     *("vllm", "modal", "wandb", "tensorboard", "matplotlib"),
     *("browsergym", "openenv", "playwright", "gymnasium", "miniwob"),
 }
-PURE = {"grpo/losses.py", "grpo/advantages.py", "grpo/tree.py"}
+PURE = {"grpo/algorithm/losses.py", "grpo/algorithm/advantages.py", "grpo/tree/token_tree.py"}
 MAX_LINES = 250
 EXCUSED = {  # file -> why it is longer
     "grpo/config.py": "every option in a line or two, with its help text",
-    "grpo/losses.py": "every term of the loss beside its formula; half of it is docstrings",
+    "grpo/algorithm/losses.py": "every term of the loss beside its formula; half of it is docstrings",
 }
 
 Import = tuple[str, bool]  # dotted module, whether it is imported when the file is
@@ -67,11 +67,11 @@ def broken_rules(source: str, path: str) -> list[str]:
             broken.append(f"{room} may not import {module}")
         elif room == "grpo" and first == "envs" and not is_in(module, "envs.base", "envs.pool"):
             broken.append(f"grpo may import envs.base and envs.pool only, not {module}")
-        elif room == "grpo" and first == "lora" and path != "grpo/policy.py":
-            broken.append(f"grpo/policy.py alone may import {module}")
+        elif room == "grpo" and first == "lora" and path != "grpo/model/lora_policy.py":
+            broken.append(f"grpo/model/lora_policy.py alone may import {module}")
         if path in PURE and first not in {"torch", "numpy", *sys.stdlib_module_names}:
             broken.append(f"a pure file may import torch, numpy and the stdlib only, not {module}")
-        if top and first in OPTIONAL and not path.startswith("envs/server/"):
+        if top and first in OPTIONAL and not path.startswith("envs/browser/server/"):
             broken.append(f"{module} is optional: import it inside the function that needs it")
     return broken
 
@@ -102,15 +102,18 @@ def test_nobody_imports_examples(path: Path) -> None:
         ("lora/layers.py", "from envs.base import Env"),
         ("envs/pool.py", "def f():\n    from lora import apply_lora"),
         ("envs/pool.py", "from ..grpo import losses"),
-        ("grpo/rollout.py", "from envs.browsergym import BrowserGymEnv"),
-        ("grpo/rollout.py", "from envs import prompts"),
-        ("grpo/trainer.py", "from lora import apply_lora"),
-        ("grpo/losses.py", "from grpo.types import Turn"),
-        ("grpo/losses.py", "from . import types"),
-        ("grpo/tree.py", "import transformers"),
-        ("grpo/generators/vllm_engine.py", "import vllm"),
-        ("grpo/loggers.py", "try:\n    import wandb\nexcept ImportError:\n    wandb = None"),
-        ("envs/browsergym.py", "class A:\n    from openenv.core import EnvClient"),
+        ("grpo/rollouts/rollout.py", "from envs.browser.env import BrowserGymEnv"),
+        ("grpo/rollouts/rollout.py", "from envs.browser import prompts"),
+        ("grpo/training/trainer.py", "from lora import apply_lora"),
+        ("grpo/algorithm/losses.py", "from grpo.types import Turn"),
+        ("grpo/algorithm/losses.py", "from . import types"),
+        ("grpo/tree/token_tree.py", "import transformers"),
+        ("grpo/generators/vllm/engine.py", "import vllm"),
+        (
+            "grpo/reporting/loggers.py",
+            "try:\n    import wandb\nexcept ImportError:\n    wandb = None",
+        ),
+        ("envs/browser/env.py", "class A:\n    from openenv.core import EnvClient"),
         ("grpo/config.py", "import examples.click_test"),
     ],
 )
@@ -122,19 +125,19 @@ def test_the_rule_sees_a_breach(path: str, source: str) -> None:
     ("path", "source"),
     [
         (
-            "grpo/rollout.py",
+            "grpo/rollouts/rollout.py",
             "from envs.base import Env, Task\nfrom envs import pool\nimport envs.pool",
         ),
-        ("grpo/policy.py", "from lora import apply_lora, merge"),
+        ("grpo/model/lora_policy.py", "from lora import apply_lora, merge"),
         (
-            "grpo/losses.py",
+            "grpo/algorithm/losses.py",
             "import math\nimport torch\nfrom torch import Tensor\nimport numpy as np",
         ),
-        ("grpo/loggers.py", "def f():\n    import wandb"),
+        ("grpo/reporting/loggers.py", "def f():\n    import wandb"),
         ("grpo/generators/local.py", "from ..types import Completion"),
-        ("envs/server/app.py", "from openenv.core.env_server import create_app"),
+        ("envs/browser/server/app.py", "from openenv.core.env_server import create_app"),
         (
-            "envs/browsergym.py",
+            "envs/browser/env.py",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import openenv",
         ),
     ],

@@ -53,7 +53,7 @@ async def test_it_trains(tmp_path):
 
 @pytest.mark.browser
 async def test_the_reward_of_ones_own():
-    from envs.sessions import browser_pool
+    from envs.browser.pool import browser_pool
 
     brief = program("class Brief")["Brief"]
     options = Config(env_sessions=1, env_workers=1)
@@ -104,8 +104,8 @@ def test_its_make_targets_and_files_are_there():
     [
         ["examples/miniwob.py", "--suite", "easy"],
         ["examples/evaluate.py"],
-        ["-m", "envs.server"],
-        ["-m", "grpo.hub"],
+        ["-m", "envs.browser.server"],
+        ["-m", "grpo.reporting.hub"],
         ["benchmarks/lfm2_step.py"],
     ],
     ids=" ".join,

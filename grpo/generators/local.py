@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo.base_policy import Policy
 from grpo.generators.base import Generator, answer_limit
 from grpo.generators.tree_cache import TreeCache
+from grpo.model.policy import Policy
 from grpo.types import Completion
 
 

@@ -3,7 +3,7 @@
 Prompts of one group are the same nodes, the system prompt of all groups is one trunk, equal
 beginnings of sampled answers are one branch, and a later turn finds what an earlier one
 read. Nodes are appended as they come, so the ancestors of a node are a row of a boolean
-matrix instead of the range they are in `grpo.tree`.
+matrix instead of the range they are in `grpo.tree.token_tree`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grpo.tree_layers import tree_forward
-from grpo.tree_layout import Layout, cut_chunks
+from grpo.tree.layers import tree_forward
+from grpo.tree.layout import Layout, cut_chunks
 
 
 class NodeBuffers(Layout):
@@ -61,7 +61,7 @@ class TreeCache:
 
     Args:
         decoder: the model without its output head; where it has convolutions, one that
-            `grpo.tree_layers.prepare` has prepared.
+            `grpo.tree.layers.prepare` has prepared.
         capacity: nodes at most.
         device: where the model is.
         conv_width: taps of its convolutions, 0 if it has none.

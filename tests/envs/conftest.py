@@ -1,6 +1,6 @@
 import pytest
 
-from envs.server.local import LocalServer
+from envs.browser.server.local import LocalServer
 
 
 @pytest.fixture(scope="session")

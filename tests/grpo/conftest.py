@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.scripted import SIZES, TASK, OnePage, make_llama, make_tokenizer
-from benchmarks.workloads import round_weights
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
-from grpo.batch import make_batch
+from grpo.algorithm.batch import make_batch
 from grpo.config import Config
 from grpo.generators.local import LocalGenerator
-from grpo.policy import LoRAPolicy
-from grpo.rollout import Rollouts, sampled_by
-from grpo.trainer import Trainer
+from grpo.model.lora_policy import LoRAPolicy
+from grpo.rollouts.rollout import Rollouts, sampled_by
+from grpo.training.trainer import Trainer
 from grpo.types import Completion, Episode, Group, Turn
+from tests.support.scripted import SIZES, TASK, OnePage, make_llama, make_tokenizer
+from tests.support.workloads import round_weights
 
 
 def make_model(family):
@@ -208,7 +208,7 @@ def make_trainer(make_policy, executor, tmp_path):
 
 @pytest.fixture(scope="session")
 def bundled_path():
-    from grpo.bundled import bundled_model_path
+    from grpo.model.bundled import bundled_model_path
 
     return bundled_model_path()
 

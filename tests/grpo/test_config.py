@@ -2,8 +2,8 @@ from dataclasses import fields, replace
 
 import pytest
 
+from grpo.algorithm.credit import CreditRule
 from grpo.config import Config, ConfigError
-from grpo.credit import CreditRule
 
 
 def test_yaml_round_trip(tmp_path):

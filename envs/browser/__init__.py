@@ -1,0 +1,1 @@
+"""Everything about browsers: the client, the page text, the server, MiniWoB."""

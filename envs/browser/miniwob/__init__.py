@@ -1,0 +1,1 @@
+"""BrowserGym's MiniWoB as tasks, and scripted solvers for them."""

@@ -1,0 +1,134 @@
+"""What the solvers share: finding elements on a page and writing actions."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Sequence
+from functools import wraps
+
+from envs.browser.actions import Action
+from envs.browser.prompts import Element
+
+Page = Sequence[Element]
+Solver = Callable[[str, Page, int], Action]
+"""`(goal, elements, step from 0) -> action`; LookupError where the page lacks what it needs."""
+
+_VALUE = re.compile(r""", value=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]*)""")
+
+
+def plan(actions_of: Callable[[str, Page], list[Action]]) -> Solver:
+    """Turn a function that lists every action into a solver that does one of them a step.
+
+    Args:
+        actions_of: `(goal, elements) -> actions`; called at each step on the page as it is then.
+    """
+
+    @wraps(actions_of)
+    def solve(goal: str, elements: Page, step: int) -> Action:
+        actions = actions_of(goal, elements)
+        if step >= len(actions):
+            raise LookupError(f"expected to be done after {len(actions)} actions, at {goal!r}")
+        return actions[step]
+
+    return solve
+
+
+def find_all(elements: Page, role: str, name: str | None = None, count: int = 1) -> list[Element]:
+    """Return the elements of a role that carry an id, in the order of the page.
+
+    Raises:
+        LookupError: there are less than `count`.
+    """
+    found = [e for e in elements if e.id and e.role == role and name in (None, e.name)]
+    if len(found) < count:
+        wanted = f"{count} of {role}" if name is None else f"{count} of {role} {name!r}"
+        raise LookupError(f"expected {wanted}, got the page {list(map(str, elements))}")
+    return found
+
+
+def find(elements: Page, role: str, name: str | None = None, nth: int = 0) -> Element:
+    """Return the nth element of a role, counted from 0.
+
+    Raises:
+        LookupError: there are not so many.
+    """
+    return find_all(elements, role, name, count=nth + 1)[nth]
+
+
+def shown(elements: Page, name: str, role: str = "text") -> list[Element]:
+    """Return the elements of that role and name that carry an id, perhaps none."""
+    return [e for e in elements if e.id and e.role == role and e.name == name]
+
+
+def after(elements: Page, start: Element, role: str, name: str) -> Element:
+    """Return the first element of that role and name that follows `start` on the page.
+
+    Raises:
+        LookupError: none follows.
+    """
+    return find(elements[list(elements).index(start) + 1 :], role, name)
+
+
+def click(element: Element) -> Action:
+    """Click it."""
+    return Action("click", (element.id,))
+
+
+def fill(element: Element, text: str) -> Action:
+    """Write the text into it."""
+    return Action("fill", (element.id, text))
+
+
+def submit(elements: Page, name: str = "Submit") -> Action:
+    """Click the button of that name."""
+    return click(find(elements, "button", name))
+
+
+def value(element: Element) -> str:
+    """Return what a field holds, empty if nothing."""
+    found = _VALUE.search(element.state)
+    if found is None:
+        return ""
+    return str(ast.literal_eval(found[1])) if found[1][:1] in ("'", '"') else found[1]
+
+
+def quoted(goal: str, count: int = 1) -> list[str]:
+    """Return what stands between double quotes in the goal.
+
+    Raises:
+        LookupError: that is less than `count` texts.
+    """
+    texts = re.findall(r'"([^"]*)"', goal)
+    if len(texts) < count:
+        raise LookupError(f"expected {count} texts in double quotes, got the goal {goal!r}")
+    return texts
+
+
+def groups(pattern: str, goal: str) -> tuple[str, ...]:
+    """Return the groups of a pattern in the goal.
+
+    Raises:
+        LookupError: the goal is another one.
+    """
+    found = re.search(pattern, goal)
+    if found is None:
+        raise LookupError(f"expected a goal like {pattern!r}, got {goal!r}")
+    return found.groups()
+
+
+def ordinal(goal: str) -> int:
+    """Return the place that a goal names, `3rd` as 2."""
+    return int(groups(r"(\d+)(?:st|nd|rd|th)\b", goal)[0]) - 1
+
+
+def word(text: str, nth: int) -> str:
+    """Return the nth word without commas and full stops, -1 for the last one.
+
+    Raises:
+        LookupError: there are not so many.
+    """
+    words = text.split()
+    if not -len(words) <= nth < len(words):
+        raise LookupError(f"expected a word at {nth}, got the text {text!r}")
+    return words[nth].strip(".,")

@@ -1,0 +1,156 @@
+"""BrowserGym's MiniWoB as an OpenEnv application: reset, step and state over a WebSocket."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from openenv.core.env_server import (
+    Action,
+    Environment,
+    Observation,
+    State,
+    create_fastapi_app,
+)
+
+from envs.browser.actions import InvalidAction, parse_action
+from envs.browser.server.browsers import BrowserPool
+from envs.browser.server.session import SessionError
+
+
+class BrowserGymAction(Action):
+    """One action as text, in the grammar of `envs.browser.actions`."""
+
+    action_str: str
+
+
+class BrowserGymObservation(Observation):
+    """The page after a reset or a step; `metadata` holds `success` and `raw_reward`."""
+
+    goal: str = ""
+    axtree_txt: str = ""
+    url: str = ""
+    screenshot: str | None = None  # base64 of a PNG
+    error: str = ""
+    last_action_error: bool = False
+
+
+class BrowserGymState(State):
+    """The episode that is running."""
+
+    task_name: str = ""
+    seed: int | None = None
+
+
+class BrowserGymEnvironment(Environment[BrowserGymAction, BrowserGymObservation, BrowserGymState]):
+    """One OpenEnv session: its page lives in one of the pool's Chromiums."""
+
+    SUPPORTS_CONCURRENT_SESSIONS = True
+
+    def __init__(self, pool: BrowserPool):
+        """Open the session.
+
+        Args:
+            pool: the Chromiums.
+        """
+        super().__init__()
+        self._session = pool.open()
+        self._state = BrowserGymState()
+        self._last: BrowserGymObservation | None = None
+
+    async def reset_async(  # type: ignore[override]
+        self,
+        seed: int | None = None,
+        episode_id: str | None = None,
+        task_name: str = "click-test",
+        screenshot: bool = False,
+        final_page: bool = True,
+    ) -> BrowserGymObservation:
+        """Start an episode of a MiniWoB task.
+
+        Args:
+            seed: of the task; None is 0.
+            episode_id: echoed in the state.
+            task_name: with or without `miniwob.` in front.
+            screenshot: True to have a picture in every observation of the episode.
+            final_page: False leaves `axtree_txt` of the finished page empty: it costs time,
+                and a policy does not act on it.
+        """
+        seed = 0 if seed is None else seed
+        if not isinstance(task_name, str):
+            raise ValueError(f"task_name must be a string, got {task_name!r}")
+        if type(seed) is not int or not 0 <= seed < 2**32:
+            raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r:.80}")
+        for name, flag in (("screenshot", screenshot), ("final_page", final_page)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"{name} must be true or false, got {flag!r:.80}")
+        # The old episode ends even if the new one fails to start.
+        self._last = None
+        answer = await self._session.call(
+            "reset", task_name, seed, screenshot=screenshot, final_page=final_page
+        )
+        self._state = BrowserGymState(episode_id=episode_id, task_name=task_name, seed=seed)
+        self._last = BrowserGymObservation(**answer)
+        return self._last
+
+    async def step_async(  # type: ignore[override]
+        self, action: BrowserGymAction, timeout_s: float | None = None
+    ) -> BrowserGymObservation:
+        """Do one action; a text that is no action comes back as `error`, the page unchanged."""
+        if self._last is None or self._last.done:
+            raise SessionError("no episode is running: reset first")
+        self._state.step_count += 1
+        try:
+            parsed = parse_action(action.action_str)
+        except InvalidAction as error:
+            update = {"error": str(error), "last_action_error": True, "reward": 0.0}
+            return self._last.model_copy(update=update)
+        self._last = BrowserGymObservation(**await self._session.call("step", parsed))
+        return self._last
+
+    def reset(self, *args: Any, **kwargs: Any) -> BrowserGymObservation:
+        """Not served: the server calls `reset_async`."""
+        raise TypeError("await reset_async instead")
+
+    def step(self, *args: Any, **kwargs: Any) -> BrowserGymObservation:
+        """Not served: the server calls `step_async`."""
+        raise TypeError("await step_async instead")
+
+    @property
+    def state(self) -> BrowserGymState:
+        """The episode's name, seed and number of steps."""
+        return self._state
+
+    def close(self) -> None:
+        """Close the session's page."""
+        self._session.close()
+
+
+def build_app(pool: BrowserPool, max_sessions: int) -> FastAPI:
+    """Build the application; one more session than `max_sessions` gets CAPACITY_REACHED.
+
+    Beside OpenEnv's endpoints, `/health` among them, `/ready` answers 200 while every browser
+    runs, and 503 otherwise.
+    """
+    app = create_fastapi_app(
+        partial(BrowserGymEnvironment, pool),
+        BrowserGymAction,
+        BrowserGymObservation,
+        max_concurrent_envs=max_sessions,
+    )
+
+    # Without a WebSocket every request is a session of its own, so a step alone is a mistake.
+    @app.exception_handler(SessionError)
+    @app.exception_handler(ValueError)
+    def refuse(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 409 if isinstance(error, SessionError) else 400)
+
+    @app.get("/ready")
+    def ready(response: Response) -> dict[str, Any]:
+        response.status_code = 200 if pool.ready else 503
+        sessions = sum(len(slot.sessions) for slot in pool.slots)
+        return {"ready": pool.ready, "browsers": len(pool.slots), "sessions": sessions}
+
+    return app

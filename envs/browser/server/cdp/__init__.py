@@ -1,0 +1,1 @@
+"""The driver that speaks the Chrome DevTools Protocol over pipes."""

@@ -1,0 +1,157 @@
+"""A browser server as a child of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from envs.base import EnvError
+from envs.browser.server.processes import kill_marked, marked
+
+READY = "browser server ready at "
+LOG_TAIL = 2_000
+
+
+class LocalServer:
+    """`python -m envs.browser.server` on a free port of 127.0.0.1; nothing runs before `ensure`.
+
+    Args:
+        workers: number of Chromiums.
+        max_sessions: sessions served at a time.
+        start_deadline_s: seconds the server may take to become ready.
+    """
+
+    def __init__(self, workers: int = 2, max_sessions: int = 32, start_deadline_s: float = 90.0):
+        self.workers = workers
+        self.max_sessions = max_sessions
+        self.start_deadline_s = start_deadline_s
+        self.url = ""
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._mark = f"GRPO_BROWSER_SERVER={uuid.uuid4().hex}"
+        self._session: int | None = None
+        self._folder: Path | None = None
+
+    @property
+    def alive(self) -> bool:
+        """True while the server's process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def processes(self) -> list[int]:
+        """Return the ids of all its processes, browsers included (Linux; elsewhere none)."""
+        return marked(self._mark, self._session)
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server.
+
+        Raises:
+            EnvError: it was not started.
+        """
+        if self._process is None:
+            raise EnvError("the browser server was not started: call ensure() first")
+        return self._process.pid
+
+    async def ensure(self) -> str:
+        """Start the server if it does not run, once however many callers ask.
+
+        Returns:
+            Its address, a new one after each start.
+
+        Raises:
+            EnvError: it did not become ready; the message ends with its last output.
+        """
+        return await asyncio.to_thread(self.start)
+
+    def start(self) -> str:
+        """Do what `ensure` does, and block."""
+        with self._lock:
+            if not (self.alive and self._answers()):
+                self._stop()
+                self._start()
+            return self.url
+
+    def close(self) -> None:
+        """End the server and every process it started; `ensure` starts it anew."""
+        with self._lock:
+            self._stop()
+
+    async def __aenter__(self) -> LocalServer:
+        await self.ensure()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.close)
+
+    def _answers(self) -> bool:
+        """Tell whether the server replies; a killed one keeps process and port for a moment."""
+        address = urlsplit(self.url)
+        connection = HTTPConnection(address.hostname or "", address.port, timeout=10)
+        try:
+            connection.request("GET", "/health")
+            connection.getresponse()
+        except (OSError, HTTPException):
+            return False
+        finally:
+            connection.close()
+        return True
+
+    def _start(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="grpo-server-"))
+        name, value = self._mark.split("=")
+        root = str(Path(__file__).parents[3])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        command = [
+            *(sys.executable, "-m", "envs.browser.server", "--until-stdin-closes"),
+            *("--workers", str(self.workers), "--max-sessions", str(self.max_sessions)),
+        ]
+        with (self._folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for this process, which closes the server
+                env=os.environ | {name: value, "TMPDIR": str(self._folder), "PYTHONPATH": path},
+            )
+        self._session = self._process.pid
+        end = time.monotonic() + self.start_deadline_s
+        while time.monotonic() < end and self.alive:
+            for line in self._log().splitlines():
+                if line.startswith(READY):
+                    self.url = line.removeprefix(READY)
+                    return
+            time.sleep(0.05)
+        state = "was not ready in time" if self.alive else "ended at its start"
+        tail = self._log()[-LOG_TAIL:]
+        self._stop()
+        raise EnvError(f"the browser server {state}; its last output:\n{tail}")
+
+    def _log(self) -> str:
+        return (self._folder / "log").read_text(errors="replace") if self._folder else ""
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+            kill_marked(self._mark, self._session)
+            self._process = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None

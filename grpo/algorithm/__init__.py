@@ -1,0 +1,1 @@
+"""Advantages, credit, losses and the batch they are computed over: pure functions."""

@@ -1,0 +1,96 @@
+"""Where completions come from: `base` is the contract, `local` the embedded default."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+
+from grpo.config import Config, ConfigError
+from grpo.distributed import Ranks
+from grpo.generators.base import Generator
+from grpo.model.lora_policy import LoRAPolicy
+from grpo.model.policy import Policy
+
+
+@asynccontextmanager
+async def open_generator(
+    config: Config, policy: Policy, executor: Executor, ranks: Ranks | None = None
+) -> AsyncIterator[Generator]:
+    """Open the generator that a configuration names; the block's end closes it.
+
+    One that holds the policy in a place of its own has passed `check_sampler` before it is
+    handed out. A policy that is loaded from a checkpoint after that wants a `sync`.
+
+    Args:
+        config: of the run.
+        policy: what is sampled from.
+        executor: one thread, which does all of torch's work.
+        ranks: the processes that train together, which divide vLLM's servers among them.
+
+    Raises:
+        ConfigError: what is asked for cannot be done, or a package is missing.
+        GeneratorError: the generator does not start, or samples from something else.
+    """
+    if config.backend == "local":
+        from grpo.generators.local import LocalGenerator
+
+        yield LocalGenerator(
+            policy,
+            max_new_tokens=config.max_new_tokens,
+            executor=executor,
+            cache_tokens=config.cache_tokens,
+            threads=config.sampling_threads or None,
+        )
+        return
+    from grpo.generators.sync_check import check_sampler
+
+    generator = await _open_vllm(config, policy, ranks or Ranks({}))
+    try:
+        await check_sampler(
+            policy,
+            generator,
+            config.max_logp_difference,
+            temperature=config.temperature,
+            executor=executor,
+        )
+        yield generator
+    finally:
+        await generator.close()
+
+
+async def _open_vllm(config: Config, policy: Policy, ranks: Ranks) -> Generator:
+    if config.backend == "vllm":
+        from grpo.generators.vllm.engine import VLLMEngine
+
+        return await asyncio.to_thread(
+            VLLMEngine,
+            policy,
+            max_new_tokens=config.max_new_tokens,
+            memory=config.vllm_memory,
+            sync=config.vllm_sync,
+            sleep=config.vllm_sleep,
+            seed=config.seed,
+        )
+    from grpo.generators.vllm.servers import VLLMServer
+
+    if not isinstance(policy, LoRAPolicy):
+        raise ConfigError(
+            "backend=vllm-server needs train=lora: servers know a version of the policy by its "
+            "adapter; with train=full sample with local or vllm"
+        )
+    urls = config.vllm_urls[ranks.rank :: ranks.size]  # each is given the policy by one rank
+    if not urls:
+        raise ConfigError(
+            f"vllm_url must name at least one server a rank: {ranks.size} ranks, got "
+            f"{len(config.vllm_urls)}"
+        )
+    return VLLMServer(
+        policy,
+        urls,
+        max_new_tokens=config.max_new_tokens,
+        sync=config.vllm_sync,
+        folder=config.vllm_folder,
+        deadline_s=config.vllm_deadline,
+    )

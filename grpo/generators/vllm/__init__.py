@@ -1,0 +1,1 @@
+"""vLLM as the generator: in this process, or as servers."""

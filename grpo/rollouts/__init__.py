@@ -1,0 +1,1 @@
+"""Playing episodes: groups for training, and evaluations."""

@@ -1,0 +1,1 @@
+"""The training loop: trainer, updater, checkpoints, warm start, metrics."""

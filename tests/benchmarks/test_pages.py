@@ -1,0 +1,53 @@
+"""The benchmark of the pages: its verdicts cover the tasks, and its table adds up."""
+
+from collections import Counter
+
+from benchmarks.pages import UNSOLVED, VERDICTS, markdown, measure, summary, totals, verdicts
+from envs.base import Observation
+from envs.browser.miniwob.solvers import SOLVERS
+from envs.browser.miniwob.tasks import tasks
+
+
+def test_every_task_without_a_solver_has_one_verdict():
+    names = Counter(name for _, _, some in UNSOLVED for name in some.split())
+    assert names == Counter(set(tasks()) - set(SOLVERS))
+    assert {kind for kind, _, _ in UNSOLVED} == set(VERDICTS) - {"solved"}
+
+
+class Words:
+    """A token a word, and one more for the chat."""
+
+    def __call__(self, text, add_special_tokens):
+        return {"input_ids": text.split()}
+
+    def apply_chat_template(self, messages, **options):
+        return ["<chat>", *" ".join(message["content"] for message in messages).split()]
+
+
+WORDS = {"click-test": (1, 5, 2), "click-color": (3, 4, 8)}
+
+
+class Stub:
+    """Pages of as many words as `WORDS` says for the seed, and twice as many in the tree."""
+
+    async def reset(self, task):
+        page = " ".join(["a"] * WORDS[task.name][task.seed])
+        self.tree = f"{page} {page}, url='file:///a folder with words/page.html'"
+        return Observation(({"role": "user", "content": f"goal {page}"},), page=page)
+
+
+async def test_the_table():
+    rows = await measure(Stub(), ["click-test", "click-color"], 3, Words())
+    assert rows == [
+        {"task": "click-test", "tree": 5, "page": 2, "prompt": 4, "ids": "solved"},
+        {"task": "click-color", "tree": 9, "page": 4, "prompt": 6, "ids": "pixels: colours"},
+    ]
+    assert [(row["task"], row["tree"], row["page"]) for row in summary(rows)] == [
+        ("median", 7, 3),
+        ("largest", 9, 4),
+    ]
+    assert {kind: n for kind, n in totals(rows).items() if n} == {"solved": 1, "pixels": 1}
+    text = markdown(rows, 3)
+    assert "Of BrowserGym's 2 MiniWoB tasks, 1 are solved, 0 more are attemptable" in text
+    assert "| click-color | 9 | 4 | 6 | pixels: colours |\n| median | 7 | 3 | 5 |  |\n" in text
+    assert verdicts()["click-color"] == "pixels: colours"

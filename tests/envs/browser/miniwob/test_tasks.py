@@ -1,0 +1,104 @@
+"""BrowserGym's code over a record of a page: what it asks, and what it makes of the answers."""
+
+import pytest
+
+from envs.base import TaskError
+from envs.browser.miniwob.tasks import Episode, Outcome, find_task, tasks, tree_text
+
+pytest.importorskip("browsergym.miniwob", reason="needs BrowserGym: run `make setup`")
+
+
+def answers(episode, goal="Click.", state=(0, 0, None, False, 0, True)):
+    """What a page might say to the scripts of the setup: the goal, and its state."""
+    found = []
+    for script, _ in episode.setup:
+        if "getUtterance()" in script and "=>" in script:
+            found.append(goal)
+        else:
+            found.append(list(state))
+    return found
+
+
+def test_all_tasks_and_their_names():
+    assert len(tasks()) == 125
+    assert find_task("miniwob.click-test") is find_task("click-test")
+    with pytest.raises(TaskError, match=r"unknown task 'clik-test'; close names: .*click-test"):
+        find_task("clik-test")
+
+
+def test_setup_seeds_the_page_as_browsergym_does():
+    import numpy as np
+
+    episode = Episode(find_task("click-test"), 7)
+    assert episode.url.startswith("file:///")
+    assert episode.url.endswith("/miniwob/click-test.html")
+    seeded = f"Math.seedrandom({np.random.RandomState(7).randint(0, 1000000)});"
+    assert sum(seeded in script for script, _ in episode.setup) == 1
+    assert [until for script, until in episode.setup if "WOB_TASK_READY}" in script] == []
+    assert sum(until for _, until in episode.setup) == 1  # waits for the page to be ready
+    # The clock that would end a slow model's episode is set to 1,000 seconds.
+    assert any("core.EPISODE_MAX_TIME = 1000000;" in script for script, _ in episode.setup)
+
+
+@pytest.mark.parametrize("goal", ["Click.", {"utterance": "Click.", "fields": []}])
+def test_goal(goal):
+    episode = Episode(find_task("click-test"), 0)
+    assert episode.goal(answers(episode, goal)) == "Click."
+
+
+@pytest.mark.parametrize("name", ["click-menu-2", "use-colorwheel-2"])
+def test_goal_that_is_asked_for_twice(name):
+    episode = Episode(find_task(name), 0)
+    values = iter(["first", "second"])
+    found = [
+        next(values) if isinstance(answer, str) else answer for answer in answers(episode, "one")
+    ]
+    assert episode.goal(found) == "second"
+
+
+@pytest.mark.parametrize(
+    ("raw", "done", "expected"),
+    [
+        (1, True, Outcome(1.0, True, 1.0)),
+        (0.25, True, Outcome(1.0, True, 0.25)),
+        (-1, True, Outcome(0.0, True, -1.0)),
+        (0, False, Outcome(0.0, False, 0.0)),
+    ],
+)
+def test_outcome_is_success_and_the_raw_reward_is_kept(raw, done, expected):
+    episode = Episode(find_task("click-test"), 0)
+    state = [raw, raw, None, done, 1, True]
+    assert episode.outcome(episode.url, [state]) == expected
+    assert episode.outcome(episode.url, [state]) == expected  # nothing is used up
+
+
+def test_another_page_ends_the_episode_without_a_reward():
+    episode = Episode(find_task("click-test"), 0)
+    assert episode.outcome("about:blank", []) == Outcome(0.0, True, 0.0)
+
+
+def node(number, role, name, children=(), bid=None):
+    properties = []
+    if bid is not None:
+        data = {"type": "string", "value": f"browsergym_id_{bid} "}
+        properties = [{"name": "roledescription", "value": data}]
+    return {
+        "nodeId": str(number),
+        "role": {"value": role},
+        "name": {"value": name},
+        "properties": properties,
+        "childIds": [str(child) for child in children],
+    }
+
+
+def test_tree_text():
+    tree = {
+        "nodes": [
+            node(1, "RootWebArea", "Page", [2]),
+            node(2, "generic", "", [3], bid="4"),
+            node(3, "button", "Click Me!", [4], bid="13"),
+            node(4, "InlineTextBox", "Click Me!"),
+        ]
+    }
+    lines = ["RootWebArea 'Page'", "\t[4] generic", "\t\t[13] button 'Click Me!'"]
+    assert tree_text(tree) == "\n".join(lines)

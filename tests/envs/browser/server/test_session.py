@@ -1,0 +1,462 @@
+"""One session in a real browser, on pages that misbehave in ways MiniWoB's do not."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+import pytest_asyncio
+
+from envs.browser.actions import ACTIONS, parse_action
+from envs.browser.server import browsers
+from envs.browser.server.browsers import BrowserPool, Slot
+from envs.browser.server.cdp.chromium import BrowserGone, CDPError, Chromium
+from envs.browser.server.cdp.page import Page
+from envs.browser.server.chromium import find_chromium, miniwob_url
+from envs.browser.server.session import Session, SessionError
+
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+
+CLICK = "click('13')"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared():
+    slot = Slot()
+    yield slot
+    await slot.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def browser(shared):
+    return await shared.browser()  # a new one, where a test ended the last
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def session(browser):
+    session = Session(Page(browser, miniwob_url()))
+    await session.page.open()
+    await session.reset("click-test", 0)
+    yield session
+    if browser.alive:
+        await session.page.close()
+
+
+async def act(session, text):
+    return await session.step(parse_action(text))
+
+
+async def html(session, body):
+    """Start an episode and put other things on its page; their ids are what they say."""
+    await session.reset("click-test", 0)
+    await js(session, f"document.querySelector('#area').innerHTML = `{body}`; 0")
+
+
+async def js(session, expression):
+    return await session.page.run(expression)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.5])  # of the new page: the old one answers meanwhile
+async def test_leaving_the_page_ends_the_episode_and_not_the_session(session, monkeypatch, delay):
+    admit = session.page._admit
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(session.page, "_admit", lambda *a: loop.call_later(delay, admit, *a))
+    await js(
+        session,
+        "document.querySelector('button').addEventListener('click', "
+        "event => { event.stopImmediatePropagation(); "
+        "setTimeout(() => location.search = '?left', 15); }, true)",
+    )
+    answer = await act(session, CLICK)
+    assert (answer["done"], answer["reward"]) == (True, 0.0)
+    assert answer["url"].endswith("?left")
+    await session.reset("click-test", 0)
+    assert (await act(session, CLICK))["reward"] == 1.0
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "http://127.0.0.1:9/", "about:blank"])
+async def test_the_page_shows_nothing_but_the_tasks(session, url):
+    await js(session, f"document.querySelector('button').onclick = () => {{ location = '{url}' }}")
+    answer = await act(session, CLICK)
+    assert (answer["done"], answer["reward"]) == (True, 0.0)
+    assert "root:" not in answer["axtree_txt"]
+    with pytest.raises(CDPError, match="cannot open"):
+        await session.page.goto("file:///etc/passwd")
+    assert (await session.reset("click-test", 0))["goal"] == "Click the button."
+
+
+async def test_a_page_that_is_slow_is_waited_for(session):
+    await js(
+        session,
+        "setInterval(() => { const end = Date.now() + 700; while (Date.now() < end); }, 0); 0",
+    )
+    async with asyncio.timeout(60):
+        assert (await act(session, CLICK))["reward"] == 1.0
+
+
+async def test_a_page_that_hangs_meets_the_deadline_and_costs_no_other(browser):
+    pool = BrowserPool(1, deadline_s=4.0, idle_s=60.0)
+    pool.slots[0]._chromium = browser
+    hung, other = pool.open(), pool.open()
+    for session in (hung, other):
+        await session.call("reset", "click-test", 0)
+    hung._session.page.send("Runtime.evaluate", expression="for (;;) {}")
+    with pytest.raises(SessionError, match="lost: no answer within 4 s"):
+        await hung.call("step", parse_action(CLICK))
+    with pytest.raises(SessionError, match="open a new one"):
+        await hung.call("reset", "click-test", 0)
+    assert (await other.call("step", parse_action(CLICK)))["reward"] == 1.0
+    assert pool.slots[0].sessions == {other}
+
+
+async def test_idle_sessions_are_given_up(browser):
+    pool = BrowserPool(1, deadline_s=30.0, idle_s=0.4)
+    pool.slots[0]._chromium = browser
+    await pool.start()
+    session = pool.open()
+    await session.call("reset", "click-test", 0)
+    async with asyncio.timeout(20):
+        while pool.slots[0].sessions:
+            await asyncio.sleep(0.05)
+    with pytest.raises(SessionError, match=r"nobody used it for 0\.4 s"):
+        await session.call("step", parse_action(CLICK))
+    pool.slots[0]._chromium = None
+    await pool.stop()
+
+
+async def test_a_browser_that_hangs_is_replaced_before_the_deadline(monkeypatch):
+    monkeypatch.setattr(browsers, "WATCH_INTERVAL_S", 0.2)
+    monkeypatch.setattr(browsers, "HEARTBEAT_S", 3.0)
+    pool = BrowserPool(1, deadline_s=60.0, idle_s=60.0)
+    await pool.start()
+    session = pool.open()
+    await session.call("reset", "click-test", 0)
+    hung = pool.slots[0]._chromium
+    os.kill(hung.process.pid, signal.SIGSTOP)
+    with pytest.raises(SessionError, match="lost: the browser is gone"):
+        async with asyncio.timeout(30):
+            await session.call("step", parse_action(CLICK))
+    async with asyncio.timeout(10):
+        while hung.process.poll() is None:
+            await asyncio.sleep(0.01)
+    other = pool.open()
+    assert (await other.call("reset", "click-test", 0))["goal"] == "Click the button."
+    await pool.stop()
+
+
+async def test_a_page_that_crashes_fails_at_once(session):
+    with pytest.raises(CDPError, match="the page crashed"):
+        async with asyncio.timeout(20):
+            await session.page.send("Page.crash")
+
+
+async def test_a_browser_that_dies_fails_at_once(session, browser):
+    os.kill(browser.process.pid, signal.SIGKILL)
+    with pytest.raises(BrowserGone):
+        async with asyncio.timeout(20):
+            await act(session, CLICK)
+    assert not browser.alive
+    with pytest.raises(BrowserGone):
+        await js(session, "1")
+
+
+async def test_a_browser_that_cannot_start_says_why():
+    with pytest.raises(BrowserGone, match="last words:\\ncat: unrecognized"):
+        await Chromium(["cat"]).start()
+    browser = Chromium([find_chromium(), "--headless"])
+    assert not browser.alive
+    with pytest.raises(BrowserGone):
+        await browser.send("Browser.getVersion")
+
+
+async def test_an_element_under_another_is_the_policys_failure(session):
+    await js(
+        session,
+        "const cover = document.createElement('div');"
+        "cover.style = 'position: fixed; inset: 0; z-index: 9999';"
+        "document.body.append(cover)",
+    )
+    answer = await act(session, CLICK)
+    assert answer["error"] == "click failed: another element covers it"
+    assert answer["last_action_error"]
+
+
+REFUSALS = {
+    "<p bid=x style='display: none'>a</p>": "the element is not visible",
+    "<p bid=x style='visibility: hidden'>a</p>": "the element is not visible",
+    "<button bid=x disabled>a</button>": "the element is not enabled",
+    "<fieldset disabled><button bid=x>a</button></fieldset>": "the element is not enabled",
+    "<button bid=x style='position: fixed; left: -500px'>a</button>": "the element is outside of "
+    "the window",
+    "<p bid=y>a</p>": "there is no element x",
+}
+
+
+@pytest.mark.parametrize("body", REFUSALS)
+async def test_what_cannot_be_clicked(session, body):
+    await html(session, body)
+    assert (await act(session, "click('x')"))["error"] == f"click failed: {REFUSALS[body]}"
+
+
+async def test_an_element_that_moves_is_the_policys_failure(session):
+    await html(session, "<button bid=x style='position: absolute'>a</button>")
+    await js(
+        session,
+        "let n = 0; const move = () => { document.querySelector('[bid=x]').style.left = "
+        "`${n++ % 50}px`; requestAnimationFrame(move) }; move()",
+    )
+    assert (await act(session, "click('x')"))["error"] == "click failed: the element keeps moving"
+
+
+async def test_what_appears_late_is_waited_for(session):
+    await html(session, "<button bid=x hidden onclick='core.endEpisode(1)'>a</button>")
+    await js(session, "setTimeout(() => document.querySelector('[bid=x]').hidden = false, 200); 0")
+    assert (await act(session, "click('x')"))["reward"] == 1.0
+
+
+async def test_what_is_far_down_is_scrolled_to(session):
+    await html(
+        session,
+        "<div style='height: 90px; overflow: scroll'><div style='height: 900px'></div>"
+        "<button bid=x onclick='core.endEpisode(1)'>a</button></div>",
+    )
+    assert (await act(session, "click('x')"))["reward"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "animate",
+    [
+        "jQuery('#area').animate({width: 90}, 400, 'swing', ready)",
+        "document.querySelector('#area').animate([{opacity: 0}, {}], 400).onfinish = ready",
+        "setTimeout(() => setTimeout(ready, 150), 250)",
+    ],
+)
+async def test_what_an_action_started_is_awaited(session, animate):
+    await session.reset("click-collapsible", 0)
+    await js(session, f"const ready = () => jQuery('#area').append('<p>ready</p>'); {animate}; 0")
+    assert "'ready'" in (await act(session, "noop()"))["axtree_txt"]
+
+
+async def test_a_page_that_never_rests_is_looked_at(session):
+    await js(session, "const tick = () => setTimeout(tick, 5); tick()")
+    async with asyncio.timeout(10):
+        assert "button" in (await act(session, "noop()"))["axtree_txt"]
+
+
+async def test_a_dialog_is_dismissed(session):
+    await js(session, "document.querySelector('button').onclick = () => { answer = confirm('?') }")
+    async with asyncio.timeout(20):
+        await act(session, CLICK)
+        assert await js(session, "answer") is False
+
+
+FIELDS = {
+    "<input bid=x value=old>": "new",
+    "<textarea bid=x>old</textarea>": "new",
+    "<input bid=x type=password value=old>": "new",
+    "<input bid=x type=number value=1>": "27",
+    "<input bid=x type=date>": "2020-02-29",
+    "<input bid=x type=range max=10>": "7",
+    "<input bid=x value=old> ": "Zoë, 東京",
+    "<input bid=x value=old>  ": "",
+    "<label bid=x>name <input value=old></label>": "new",
+}
+
+
+@pytest.mark.parametrize("body", FIELDS)
+async def test_fill(session, body):
+    await html(session, body)
+    await js(session, "seen = 0; addEventListener('input', () => seen++)")
+    text = FIELDS[body]
+    assert (await act(session, f"fill('x', {text!r})"))["error"] == ""
+    assert await js(session, "document.querySelector('input, textarea').value") == text
+    assert await js(session, "seen") == 1
+
+
+async def test_clear(session):
+    await html(session, "<input bid=x value=old>")
+    await act(session, "clear('x')")
+    assert await js(session, "document.querySelector('input').value") == ""
+
+
+async def test_fill_editable_text(session):
+    await html(session, "<div bid=x contenteditable>old</div>")
+    assert (await act(session, "fill('x', 'new')"))["error"] == ""
+    assert await js(session, "document.querySelector('[bid=x]').textContent") == "new"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("<p bid=x>a</p>", "the element is no text field"),
+        ("<input bid=x readonly>", "the element is not editable"),
+        ("<input bid=x type=checkbox>", "an input of type checkbox cannot be filled"),
+        ("<input bid=x type=number>", "the field takes numbers only"),
+        ("<input bid=x type=date>", "no value of a date field"),
+    ],
+)
+async def test_what_cannot_be_filled(session, body, reason):
+    await html(session, body)
+    assert (await act(session, "fill('x', 'new')"))["error"] == f"fill failed: {reason}"
+
+
+async def test_select_option(session):
+    await html(session, "<select bid=x><option value=1>one<option value=2>two<option disabled>no")
+    for text in ("2", "one"):
+        assert (await act(session, f"select_option('x', {text!r})"))["error"] == ""
+        wanted = {"one": "1"}.get(text, text)
+        assert await js(session, "document.querySelector('select').value") == wanted
+    errors = [(await act(session, f"select_option('x', {t!r})"))["error"] for t in ("no", "Oslo")]
+    assert errors == [
+        "select_option failed: the option is not enabled",
+        "select_option failed: there is no such option",
+    ]
+
+
+async def test_check(session):
+    await html(session, "<input bid=x type=checkbox><p bid=y>a</p>")
+    for text, state in [("check", True), ("check", True), ("uncheck", False), ("uncheck", False)]:
+        await act(session, f"{text}('x')")
+        assert await js(session, "document.querySelector('[bid=x]').checked") is state
+    error = (await act(session, "check('y')"))["error"]
+    assert error == "check failed: the element is no checkbox and no radio button"
+
+
+async def test_press(session):
+    await html(session, "<input bid=x value=abc>")
+    await js(session, "keys = []; addEventListener('keydown', e => keys.push([e.key, e.keyCode]))")
+    for combination in ("End", "Shift+d", "Backspace", "!", "Control+a", "Enter"):
+        assert (await act(session, f"press('x', {combination!r})"))["error"] == ""
+    assert await js(session, "document.querySelector('input').value") == "abc!"
+    assert await js(session, "keys") == [
+        ["End", 35], ["Shift", 16], ["D", 68], ["Backspace", 8], ["!", 49],
+        ["Control", 17], ["a", 65], ["Enter", 13],
+    ]  # fmt: skip
+    error = (await act(session, "press('x', 'Banana')"))["error"]
+    assert error == "press failed: unknown key 'Banana'"
+
+
+async def test_pointer(session):
+    await html(session, "<button bid=x>a</button><button bid=y>b</button>")
+    await js(
+        session,
+        "seen = []; for (const kind of ['mouseover', 'mousedown', 'mouseup', 'click', 'dblclick'])"
+        "addEventListener(kind, e => seen.push(kind + ' ' + e.target.textContent + e.buttons))",
+    )
+    await act(session, "hover('x')")
+    await act(session, "dblclick('y')")
+    await act(session, "drag_and_drop('x', 'y')")
+    assert await js(session, "seen") == [
+        "mouseover a0", "mouseover b0",
+        "mousedown b1", "mouseup b0", "click b0", "mousedown b1", "mouseup b0", "click b0",
+        "dblclick b0",
+        "mouseover a0", "mousedown a1", "mouseover b1", "mouseup b0",
+        "click ab0",  # on what holds both
+    ]  # fmt: skip
+
+
+EFFECTS = {
+    "noop()": "seen.join() === ''",
+    "focus('field')": "document.activeElement === field",
+    "press('field', 'End')": "seen.includes('keydown field')",
+    "clear('field')": "field.value === ''",
+    "fill('field', 'new')": "field.value === 'new'",
+    "check('box')": "box.checked",
+    "uncheck('box')": "!box.checked",
+    "select_option('choice', 'b')": "choice.value === 'b'",
+    "click('one')": "seen.includes('click one')",
+    "dblclick('one')": "seen.includes('dblclick one')",
+    "hover('two')": "two.matches(':hover')",
+    "drag_and_drop('one', 'two')": "seen.includes('mouseup two')",
+    "scroll(0, 150)": "scrollY === 100",
+}
+
+
+async def test_every_action_has_its_effect(session):
+    assert {parse_action(text).name for text in EFFECTS} == set(ACTIONS)
+    await html(
+        session,
+        "<input bid=field id=field value=old><input bid=box id=box type=checkbox>"
+        "<select bid=choice id=choice><option>a<option>b</select>"
+        "<button bid=one id=one>1</button><button bid=two id=two>2</button>"
+        "<div style='height: 3000px'></div>",
+    )
+    await js(
+        session,
+        "seen = []; for (const kind of ['keydown', 'click', 'dblclick', 'mouseup'])"
+        "addEventListener(kind, e => seen.push(kind + ' ' + e.target.id))",
+    )
+    for text, effect in EFFECTS.items():
+        before = await js(session, effect)
+        assert (await act(session, text))["error"] == ""
+        assert (text, before, await js(session, effect)) == (text, text == "noop()", True)
+
+
+async def test_an_element_that_moves_away_from_the_pointer(session):
+    await html(
+        session,
+        "<p id=space hidden style='height: 40px'></p>"
+        "<div onmouseover='space.hidden = false'><button id=other bid=y>a</button><br>"
+        "<button bid=x onclick='core.endEpisode(1)'>b</button></div>",
+    )
+    await js(session, "seen = 0; other.onmousedown = () => seen++; 0")
+    answer = await act(session, "click('x')")
+    assert (answer["error"], answer["reward"], await js(session, "seen")) == ("", 1.0, 0)
+    await html(session, "<div bid=x>a</div>")
+    await js(session, "document.querySelector('[bid=x]').onmouseover = e => e.target.remove()")
+    assert (await act(session, "click('x')"))["error"] == "click failed: there is no element x"
+
+
+async def test_boxes_are_what_can_be_seen(session):
+    place = "style='position: fixed; width: 50px; height: 20px; box-sizing: border-box; "
+    scrolled = "<div style='position: fixed; left: 20px; top: 90px; width: 90px; height: 30px; "
+    await html(
+        session,
+        f"<button bid=a {place}left: 20px; top: 60px'>a</button>"
+        f"<button bid=b {place}left: 300px; top: 60px'>half of it is outside</button>"
+        f"<button bid=c {place}left: 400px; top: 60px'>outside</button>"
+        f"<button bid=d {place}visibility: hidden'>unseen</button>"
+        "<button bid=e style='display: none'>gone</button>"
+        f"{scrolled}overflow: hidden'><div style='height: 20px'></div>"
+        "<p bid=f style='margin: 0; height: 40px'>a quarter</p><p bid=g>nothing</p></div>",
+    )
+    assert "boxes" not in (await act(session, "noop()"))["metadata"]  # it would cost time
+    session._screenshot = True
+    boxes = (await act(session, "noop()"))["metadata"]["boxes"]
+    assert {bid: box for bid, box in boxes.items() if bid in "abcdefg"} == {
+        "a": [20, 60, 50, 20],
+        "b": [300, 60, 32, 20],
+        "f": [20, 110, 90, 10],
+    }
+
+
+async def test_what_is_dragged_may_cover_where_it_goes(session):
+    await session.reset("drag-box", 0)
+    answer = await act(session, "drag_and_drop('17', '18')")
+    assert answer["error"] == ""
+
+
+async def test_scroll_is_in_the_pictures_pixels(session):
+    await html(session, "<div style='height: 3000px'></div>")
+    await act(session, "scroll(0, 150)")
+    assert await js(session, "scrollY") == 100
+
+
+async def test_step_after_the_end_is_refused(session):
+    assert (await act(session, CLICK))["reward"] == 1.0
+    with pytest.raises(SessionError, match="reset first"):
+        await act(session, CLICK)
+
+
+async def test_the_finished_page_only_where_it_is_wanted(session):
+    assert "button" in (await act(session, CLICK))["axtree_txt"]
+    first = await session.reset("click-test", 0, final_page=False)
+    assert "button" in first["axtree_txt"]
+    assert (await act(session, "noop()"))["axtree_txt"] == first["axtree_txt"]
+    last = await act(session, CLICK)
+    assert (last["reward"], last["axtree_txt"]) == (1.0, "")
+
+
+async def test_marks_are_taken_away(session):
+    assert await js(session, "document.querySelectorAll('[aria-description]').length") == 0
+    assert await js(session, "document.querySelectorAll('[bid]').length") > 5

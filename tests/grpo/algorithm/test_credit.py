@@ -1,0 +1,381 @@
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grpo.algorithm.advantages import group_advantages
+from grpo.algorithm.credit import CreditRule, discounted_returns, turn_advantages
+
+EPS = 1e-4
+
+
+def f64(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def spread(*values):
+    """The standard deviation (n - 1)."""
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((x - mean) ** 2 for x in values) / (len(values) - 1))
+
+
+@pytest.mark.parametrize(
+    ("discount", "expected"),
+    [
+        (0.5, [[0.25, 0.5, 1], [1, 1, 0], [2, 0, 0]]),
+        (0.95, [[0.9025, 0.95, 1], [1.45, 1, 0], [2, 0, 0]]),
+        (1.0, [[1, 1, 1], [1.5, 1, 0], [2, 0, 0]]),
+    ],
+)
+def test_returns(discount, expected):
+    rewards = f64([[0, 0, 1], [0.5, 1, 0], [2, 0, 0]])
+    torch.testing.assert_close(discounted_returns(rewards, discount), f64(expected))
+
+
+# Two groups, their episodes interleaved. Group 4: A succeeds at its third turn, B at its first.
+# Group 1: C fails in two turns, D succeeds at its second. With the discount g the returns are
+#   A: g^2, g, 1     B: 1     C: 0, 0     D: g, 1
+GROUPS = torch.tensor([4, 1, 4, 1])
+REWARDS = f64([1, 0, 1, 1])
+TURN_REWARDS = f64([[0, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0]])
+STATES = torch.tensor([[0, 1, 2], [0, 1, -1], [0, -1, -1], [0, 1, -1]])
+
+
+def advantages(rule, **options):
+    return turn_advantages(REWARDS, GROUPS, TURN_REWARDS, STATES, rule, **options)
+
+
+@pytest.mark.parametrize("g", [0.5, 0.95, 1.0])
+def test_discounted(g):
+    """B has ended: its return from the second turn on is 0, as is that from the third on."""
+    first, second, third = (g**2, 1), (g, 0), (1, 0)  # of A and B
+    rule = CreditRule("discounted", discount=g)
+    # Among two values each is half of their difference from the mean.
+    centred = f64([[(g * g - 1) / 2, g / 2, 1 / 2], [-g / 2, -1 / 2, 0], [(1 - g * g) / 2, 0, 0],
+                   [g / 2, 1 / 2, 0]])  # fmt: skip
+    torch.testing.assert_close(advantages(rule, scale="none"), centred)
+    left_out = advantages(rule, scale="none", baseline="leave_one_out")
+    torch.testing.assert_close(left_out, 2 * centred)
+    of_a, of_cd = [spread(*pair) for pair in (first, second, third)], [spread(g, 0), spread(1, 0)]
+    stds = f64([of_a, [*of_cd, 1], of_a, [*of_cd, 1]])
+    torch.testing.assert_close(advantages(rule), centred / (stds + EPS))
+    # All that is compared: the two zeros of B too, but no third turn in group 1.
+    std = spread(*first, *second, *third, 0, 0, g, 1)
+    torch.testing.assert_close(advantages(rule, scale="batch"), centred / (std + EPS))
+
+
+def test_discounted_in_numbers():
+    got = advantages(CreditRule("discounted", discount=0.5), scale="none")
+    expected = [[-0.375, 0.25, 0.5], [-0.25, -0.5, 0], [0.375, 0, 0], [0.25, 0.5, 0]]
+    assert got.tolist() == expected
+
+
+# A group at the pages p, q, r; the first answer at q left the page as it was. r is seen once.
+# With the discount 1/2 the returns are 1/4, 1/2, 1; 0, 0; 1/2, 1. At p: mean 1/4, deviations
+# 0, -1/4, 1/4. At q (1/2, 1, 0): mean 1/2, deviations 0, 1/2, -1/2. The second group stands on
+# pages of the same names, and is compared with itself: returns 0, 0; 1, mean 1/3 at p.
+P, Q, R = 0, 1, 2
+PAGES = torch.tensor([[P, Q, Q], [P, Q, -1], [P, R, -1], [P, P, -1], [P, -1, -1]])
+PAGE_GROUPS = torch.tensor([0, 0, 0, 1, 1])
+PAGE_TURN_REWARDS = f64([[0, 0, 1], [0, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0]])
+PAGE_REWARDS = PAGE_TURN_REWARDS.sum(1)
+OF_EPISODES = f64([[1 / 3] * 3, [-2 / 3, -2 / 3, 0], [1 / 3, 1 / 3, 0], [-1 / 2, -1 / 2, 0],
+                   [1 / 2, 0, 0]])  # fmt: skip
+OF_STEPS = f64([[0, 0, 1 / 2], [-1 / 4, -1 / 2, 0], [1 / 4, 0, 0], [-1 / 3, -1 / 3, 0],
+                [2 / 3, 0, 0]])  # fmt: skip
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.25, 0.0])
+def test_steps(weight):
+    rule = CreditRule("steps", discount=0.5, step_weight=weight)
+
+    def got(**options):
+        pages = (PAGE_REWARDS, PAGE_GROUPS, PAGE_TURN_REWARDS, PAGES)
+        return turn_advantages(*pages, rule, **options)
+
+    torch.testing.assert_close(got(scale="none"), OF_EPISODES + weight * OF_STEPS)
+    # Deviations: of episodes sqrt(1/3) and sqrt(1/2), at p 1/4, at q 1/2, at the other p sqrt(1/3).
+    third, half = math.sqrt(1 / 3), math.sqrt(1 / 2)
+    episodes = OF_EPISODES / (f64([third] * 3 + [half] * 2)[:, None] + EPS)
+    at = {0: 1 / 4, 1: 1 / 2, 2: 1.0, -1: 1.0}  # the last two: nothing is compared there
+    stds = f64([[at[page] for page in row] for row in PAGES.tolist()])
+    stds[3:] = third
+    torch.testing.assert_close(got(), episodes + weight * OF_STEPS / (stds + EPS))
+    # 3/2 and 2 are n / (n - 1) of groups and pages; no other visit but one's own is left out.
+    size = f64([3 / 2] * 3 + [2] * 2)[:, None]
+    left_out = size * OF_EPISODES + weight * 3 / 2 * OF_STEPS
+    torch.testing.assert_close(got(scale="none", baseline="leave_one_out"), left_out)
+
+
+def test_episode():
+    """Bit for bit what an episode's advantage is."""
+    for options in ({}, {"scale": "none"}, {"scale": "batch", "baseline": "leave_one_out"}):
+        got = advantages(CreditRule(), **options)
+        of_episodes = group_advantages(REWARDS, GROUPS, **options)
+        assert torch.equal(got, torch.where(STATES >= 0, of_episodes[:, None], 0.0))
+
+
+def test_without_a_discount_and_with_rewards_at_the_end():
+    """Of equal lengths: every turn has its episode's advantage; of others: the first turns."""
+    rewards = torch.tensor([0.0, 0.3, 1.0, 0.1, 0.7])
+    groups, at_end = torch.tensor([0, 0, 0, 1, 1]), torch.zeros(5, 4)
+    at_end[:, 3] = rewards
+    rule = CreditRule("discounted", discount=1.0)
+    for scale in ("group", "none"):
+        episode = group_advantages(rewards, groups, scale=scale)
+        states = torch.arange(20).view(5, 4)
+        got = turn_advantages(rewards, groups, at_end, states, rule, scale=scale)
+        assert torch.equal(got, episode[:, None].expand(5, 4))
+    first, episode = advantages(rule)[:, 0], advantages(CreditRule())[:, 0]
+    assert torch.equal(first, episode)
+
+
+@pytest.mark.parametrize("kind", ["discounted", "steps"])
+@pytest.mark.parametrize("value", [0.1, 0.7, -1 / 3])
+def test_equal_returns_have_no_advantage(kind, value):
+    rewards = torch.full((7, 3), value)
+    states = torch.tensor([[0, 1, 2]]).repeat(7, 1)
+    groups = torch.tensor([0] * 3 + [1] * 4)
+    rule = CreditRule(kind)
+    got = turn_advantages(rewards.sum(1), groups, rewards, states, rule)
+    assert not got.any()
+
+
+def test_equal_rewards_teach_by_their_returns():
+    """Both succeed, one in two turns and one in three: the discount prefers the former."""
+    rewards, groups = torch.ones(2), torch.zeros(2, dtype=torch.long)
+    turn_rewards = torch.tensor([[0.0, 1, 0], [0, 0, 1]])
+    states = torch.tensor([[0, 1, -1], [0, 0, 1]])  # the second one's first answer did nothing
+
+    def of(*rule):
+        return turn_advantages(rewards, groups, turn_rewards, states, CreditRule(*rule))
+
+    assert not of("episode").any()
+    assert not of("steps", 1.0).any()
+    assert of("discounted", 0.9)[0, 0] > 0 > of("discounted", 0.9)[1, 0]
+    assert of("steps", 0.9)[0, 0] > 0 > of("steps", 0.9)[1, 0]
+    assert of("steps", 0.9)[0, 1] == of("steps", 0.9)[1, 2] == 0  # both succeeded from there
+
+
+def test_pages_that_nobody_shares_leave_the_episodes_advantage():
+    states = torch.arange(12).view(4, 3)
+    got = turn_advantages(REWARDS, GROUPS, TURN_REWARDS, states, CreditRule("steps"))
+    expected = turn_advantages(REWARDS, GROUPS, TURN_REWARDS, states, CreditRule())
+    assert torch.equal(got, expected)
+
+
+@st.composite
+def played(draw):
+    """Groups of 2 to 4 episodes of 1 to 4 turns at one of three pages."""
+    rewards, states, groups = [], [], []
+    for group in range(draw(st.integers(1, 3))):
+        for _ in range(draw(st.integers(2, 4))):
+            turns = draw(st.lists(st.tuples(st.integers(-8, 8), st.integers(0, 2)), min_size=1,
+                                  max_size=4))  # fmt: skip
+            pad = 4 - len(turns)
+            rewards.append([r / 8 for r, _ in turns] + [0] * pad)
+            states.append([s for _, s in turns] + [-1] * pad)
+            groups.append(group)
+    return f64(rewards), torch.tensor(states), torch.tensor(groups)
+
+
+kinds, discounts = st.sampled_from(["discounted", "steps"]), st.sampled_from([0.5, 0.95, 1.0])
+scales = st.sampled_from(["group", "batch", "none"])
+baselines = st.sampled_from(["mean", "leave_one_out"])
+
+
+@settings(deadline=None, max_examples=60)
+@given(played(), kinds, discounts, scales, baselines, st.randoms(use_true_random=False))
+def test_invariances(episodes, kind, discount, scale, baseline, random):
+    rewards, states, groups = episodes
+
+    def of(rewards, states, groups):
+        rule = CreditRule(kind, discount)
+        return turn_advantages(rewards.sum(1), groups, rewards, states, rule, scale=scale,
+                               baseline=baseline)  # fmt: skip
+
+    got = of(rewards, states, groups)
+    assert not got[states < 0].any()
+    order = random.sample(range(len(groups)), len(groups))
+    again = of(rewards[order], states[order], groups[order])
+    torch.testing.assert_close(again, got[order], rtol=1e-9, atol=1e-9)
+    renamed = torch.where(states < 0, -5, 9 - 3 * states)
+    again = of(rewards, renamed, 7 - 2 * groups)
+    torch.testing.assert_close(again, got, rtol=1e-9, atol=1e-9)
+    wider = [torch.nn.functional.pad(x, (0, 2), value=v) for x, v in ((rewards, 0), (states, -1))]
+    torch.testing.assert_close(of(*wider, groups)[:, :4], got, rtol=1e-9, atol=1e-9)
+    if scale != "batch":  # no group looks at another
+        for group in groups.unique():
+            own = groups == group
+            alone = of(rewards[own], states[own], groups[own])
+            torch.testing.assert_close(alone, got[own], rtol=1e-9, atol=1e-9)
+
+
+# A tabular task whose expected gradients are sums over everything that can happen. From s (three
+# actions): to t for 0, to u for 0.25, or the end for 0.4. From u: the end for 0, or to t for 0.1.
+# From t: the end for 1 or for -0.2. So episodes have one to three turns, t is reached as second or
+# third turn, and no episode is in a state twice.
+S, U, T = 0, 1, 2
+EPISODES = [  # of (state, action, reward)
+    [(S, 2, 0.4)],
+    [(S, 0, 0), (T, 0, 1.0)],
+    [(S, 0, 0), (T, 1, -0.2)],
+    [(S, 1, 0.25), (U, 0, 0)],
+    [(S, 1, 0.25), (U, 1, 0.1), (T, 0, 1.0)],
+    [(S, 1, 0.25), (U, 1, 0.1), (T, 1, -0.2)],
+]
+LOGITS = f64([[0.3, -0.2, 0.4], [0.5, -0.1, -math.inf], [-0.6, 0.2, -math.inf]])
+G = 3
+
+
+class Tabular:
+    """Every episode and every group of G of them, with their probabilities."""
+
+    def __init__(self):
+        self.logits = LOGITS.clone().requires_grad_()
+        logp = self.logits.log_softmax(-1)
+        pad = [(S, 0, 0)] * 3
+        rows = [(episode + pad)[:3] for episode in EPISODES]
+        self.lengths = torch.tensor([len(episode) for episode in EPISODES])
+        self.taken = torch.arange(3) < self.lengths[:, None]
+        states = torch.tensor([[s for s, _, _ in row] for row in rows])
+        actions = torch.tensor([[a for _, a, _ in row] for row in rows])
+        self.rewards = f64([[r for _, _, r in row] for row in rows])
+        self.states = torch.where(self.taken, states, -1)
+        self.logp = torch.where(self.taken, logp[states, actions], 0.0)  # [6, 3]
+        self.p = self.logp.sum(1).exp()
+        self.groups = torch.tensor(list(itertools.product(range(6), repeat=G)))  # [6^G, G]
+
+    def gradient(self, scalar):
+        (gradient,) = torch.autograd.grad(scalar, self.logits, retain_graph=True)
+        return gradient[LOGITS.isfinite()]
+
+    def of_reward(self):
+        """The gradient of the expected reward."""
+        return self.gradient((self.p * self.rewards.sum(1)).sum())
+
+    def of_returns(self, discount, weights=None):
+        """E[sum_k w(s_k) R_k grad log pi_k] over single episodes."""
+        returns = discounted_returns(self.rewards, discount)
+        weights = torch.ones(3) if weights is None else weights
+        terms = weights[self.states] * returns * self.logp
+        return self.gradient((self.p.detach()[:, None] * terms).sum())
+
+    def expected(self, rule, **options):
+        """E[mean over a group's episodes of sum_k A_k grad log pi_k] over all groups."""
+        flat = self.groups.flatten()
+        ids = torch.arange(len(self.groups)).repeat_interleave(G)
+        rewards = self.rewards[flat]
+        got = turn_advantages(rewards.sum(1), ids, rewards, self.states[flat], rule, **options)
+        p = self.p.detach()[self.groups].prod(1).repeat_interleave(G)
+        return self.gradient((p[:, None] * got * self.logp[flat]).sum() / G)
+
+    def visits(self):
+        """Probability that an episode comes to each state."""
+        seen = [(self.states == state).any(1) for state in (S, U, T)]
+        return torch.stack([(self.p.detach() * there).sum() for there in seen])
+
+
+@pytest.fixture(scope="module")
+def tabular():
+    return Tabular()
+
+
+def test_the_tabular_task(tabular):
+    assert tabular.p.sum().item() == pytest.approx(1)
+    torch.testing.assert_close(tabular.of_returns(1.0), tabular.of_reward())
+    assert tabular.of_reward().abs().min() > 5e-3
+    assert 0 < tabular.visits()[1:].min() < tabular.visits()[1:].max() < tabular.visits()[0] + EPS
+
+
+UNSCALED = [({"baseline": "leave_one_out", "scale": "none"}, 1.0), ({"scale": "none"}, 1 - 1 / G)]
+
+
+@pytest.mark.parametrize(("options", "factor"), UNSCALED)
+def test_episode_and_discounted_are_unbiased(tabular, options, factor):
+    gradient = tabular.of_reward()
+    torch.testing.assert_close(tabular.expected(CreditRule(), **options), factor * gradient)
+    got = tabular.expected(CreditRule("discounted", 1.0), **options)
+    torch.testing.assert_close(got, factor * gradient)
+    got = tabular.expected(CreditRule("discounted", 0.5), **options)
+    torch.testing.assert_close(got, factor * tabular.of_returns(0.5))
+    assert (got - factor * gradient).abs().max() > 0.01  # what a discount costs
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.5])
+@pytest.mark.parametrize("leave_one_out", [True, False])
+def test_steps_weigh_the_gradient_by_who_else_comes_there(tabular, discount, leave_one_out):
+    """A turn counts if one of the G - 1 others is in its state, who come there with chance d.
+
+    With the baseline "mean" it counts (n - 1) / n for n - 1 others, binomially distributed:
+    E[1 / n] = (1 - (1 - d)^G) / (G d).
+    """
+    d = tabular.visits()
+    weights = 1 - (1 - d) ** (G - 1) if leave_one_out else 1 - (1 - (1 - d) ** G) / (G * d)
+    options, factor = UNSCALED[0 if leave_one_out else 1]
+    got = tabular.expected(CreditRule("steps", discount, 0.5), **options)
+    expected = factor * tabular.of_reward() + 0.5 * tabular.of_returns(discount, weights)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("kind", ["episode", "discounted", "steps"])
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_scaled_gradients_point_uphill(tabular, kind, scale):
+    uphill, got = tabular.of_reward(), tabular.expected(CreditRule(kind), scale=scale)
+    assert torch.cosine_similarity(got, uphill, dim=0) > 0.8
+
+
+def test_credit_goes_to_the_turn_that_earned_it():
+    """Two turns, each with a reward of its own for action 0: what the first one did is no noise
+    for the second. The gradient is the same, the variance of the second turn's is not."""
+    choices = torch.tensor(list(itertools.product((0, 1), repeat=4)))  # two episodes of two turns
+    turn_rewards = (choices == 0).double().view(-1, 2)
+    groups = torch.arange(16).repeat_interleave(2)
+    states = torch.tensor([0, 1]).expand_as(turn_rewards)
+    sign = turn_rewards * 2 - 1  # of the derivative of log pi at pi = 1/2
+    means, variances = {}, {}
+    for kind in ("episode", "discounted"):
+        got = turn_advantages(turn_rewards.sum(1), groups, turn_rewards, states,
+                              CreditRule(kind, 1.0), scale="none")  # fmt: skip
+        second = (got * sign)[:, 1]
+        means[kind], variances[kind] = second.mean(), second.var(correction=0)
+    # Derived by hand: A = (x - x') / 2 + (y - y') / 2 against (y - y') / 2 with fair coins.
+    assert means["episode"].item() == means["discounted"].item() == 0.25
+    assert variances["discounted"].item() == 1 / 8 - 1 / 16
+    assert variances["episode"].item() == 2 / 8 - 1 / 16
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"credit": "gigpo"}, "credit must be one of .*'episode', 'discounted', 'steps'.* 'gigpo'"),
+        ({"discount": 0.0}, "discount must be above 0 and at most 1, got 0.0"),
+        ({"discount": 1.01}, "discount must be above 0 and at most 1, got 1.01"),
+        ({"discount": math.nan}, "discount must be above 0 and at most 1, got nan"),
+        ({"step_weight": -0.5}, "step_weight must not be negative, got -0.5"),
+    ],
+)
+def test_rules_that_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        CreditRule(**values)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"turn_rewards": torch.zeros(4)}, r"turn_rewards must be \[E, K\]=\[4, K\], got \[4\]"),
+        ({"turn_rewards": torch.zeros(3, 3)}, r"=\[4, K\], got \[3, 3\]"),
+        ({"states": torch.zeros(4, 2).long()}, r"states must be \[E, K\]=\[4, 3\], got \[4, 2\]"),
+        ({"states": torch.zeros(4, 3)}, "states must be integers, got torch.float32"),
+        ({"group_ids": torch.arange(4)}, "a group must have at least 2 rewards"),
+        ({"turn_rewards": torch.full((4, 3), math.nan)}, "must be finite"),
+    ],
+)
+def test_errors_say_what_came(changed, message):
+    given = {"rewards": REWARDS, "group_ids": GROUPS, "turn_rewards": TURN_REWARDS}
+    given |= {"states": STATES, **changed}
+    with pytest.raises(ValueError, match=message):
+        turn_advantages(**given, rule=CreditRule("steps"))

@@ -1,0 +1,139 @@
+"""A real vLLM server: weights over HTTP, a kill in mid-request, and an end to the waiting."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from grpo.generators.base import GeneratorError
+from grpo.generators.sync_check import check_sampler
+from grpo.generators.vllm.servers import VLLMServer
+
+ROOT = Path(__file__).resolve().parents[5]
+PROMPT = [*range(300, 440)]
+BOUND = 1e-3
+
+
+class Server:
+    """A server process that can be killed and started again at the same address."""
+
+    def __init__(self, model, log):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        self.model, self.log = model, log
+
+    def start(self):
+        command = [sys.executable, "-m", "grpo.generators.vllm.serve", "--model", str(self.model)]
+        command += ["--dtype", "float32", "--device", "cpu", "--vllm-url", self.url]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def wait(self):
+        end = time.monotonic() + 120
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                if httpx.get(f"{self.url}/health").is_success:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.2)
+        raise AssertionError(self.log.read_text(errors="replace")[-2000:])
+
+    def kill(self):
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)  # with its engine: the group is our own
+        self.process.wait()
+
+    async def until_running(self, number):
+        """Wait until the server says that it works on so many requests."""
+        async with httpx.AsyncClient() as client:
+            while True:
+                metrics = (await client.get(f"{self.url}/metrics")).text.splitlines()
+                lines = [line for line in metrics if line.startswith("vllm:num_requests_running{")]
+                if float(lines[0].split()[-1]) == number:
+                    return
+
+
+@pytest.fixture(scope="module")
+def server(lfm2_path, tmp_path_factory):
+    server = Server(lfm2_path, tmp_path_factory.mktemp("server") / "log")
+    server.start()
+    server.wait()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def policy(make_policy):
+    return make_policy("lfm2")
+
+
+async def test_adapters_reach_the_server(server, policy, changed, difference):
+    generator = VLLMServer(policy, [server.url], max_new_tokens=8, sync="adapter")
+    report = await check_sampler(policy, generator, temperature=0.8)
+    assert report.gap < BOUND
+    assert report.canary_gap < BOUND
+    with changed(policy):
+        stale = await generator.generate(PROMPT, seed=0)
+        await generator.sync()
+        fresh = await asyncio.gather(*(generator.generate(PROMPT, seed=i) for i in range(4)))
+        greedy = await generator.generate(PROMPT, seed=0, temperature=0)
+        assert difference(policy, fresh) < BOUND
+        assert difference(policy, [greedy]) < BOUND
+        assert difference(policy, [stale]) > 30 * BOUND
+        assert {c.policy_version for c in fresh} == {stale.policy_version + 1}
+        assert len({c.completion_ids for c in fresh}) == 4
+    await generator.close()
+    models = httpx.get(f"{server.url}/v1/models").json()["data"]
+    assert [model["id"] for model in models] == [policy.name]  # nothing is left behind
+
+
+async def test_cancelled_requests_end_on_the_server(server, policy):
+    generator = VLLMServer(policy, [server.url], sync="adapter")
+    asked = asyncio.create_task(generator.generate(PROMPT, seed=0, max_new_tokens=3000))
+    await server.until_running(1)
+    asked.cancel()
+    async with asyncio.timeout(20):
+        await server.until_running(0)
+    await generator.close()
+
+
+async def test_a_kill_in_mid_request_is_survived(server, policy, changed, difference):
+    generator = VLLMServer(policy, [server.url], sync="adapter", deadline_s=120)
+    with changed(policy):
+        await generator.sync()
+        asked = asyncio.create_task(generator.generate(PROMPT, seed=0, max_new_tokens=1000))
+        await server.until_running(1)
+        server.kill()
+        server.start()
+        completion = await asked
+        assert difference(policy, [completion]) < BOUND
+        assert len(completion.completion_ids) > 100
+    await generator.close()
+
+
+async def test_merged_weights_reach_the_server(server, policy):
+    generator = VLLMServer(policy, [server.url], max_new_tokens=8, sync="merged")
+    report = await check_sampler(policy, generator, temperature=0.8)
+    assert report.gap < BOUND
+    assert report.canary_gap < BOUND
+    await generator.close()
+
+
+async def test_a_server_that_stays_away_ends_the_run(server, policy):
+    generator = VLLMServer(policy, [server.url], sync="adapter", deadline_s=2)
+    await generator.sync()
+    server.kill()
+    with pytest.raises(GeneratorError, match=rf"{server.url} has been away for 2 s.*make serve"):
+        await generator.generate(PROMPT, seed=0)
+    await generator.close()

@@ -1,0 +1,119 @@
+import pytest
+import torch
+
+from grpo.config import Config, ConfigError
+from grpo.model.loading import load_model, load_policy
+
+
+@pytest.fixture
+def folder(base_model, tokenizer, tmp_path):
+    """A tiny Llama with its tokenizer, as a hub would hold it."""
+    base_model().float().save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def refused(config):
+    with pytest.raises(ConfigError) as error:
+        load_policy(config)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_folder(folder, make_policy, batch):
+    policy = load_policy(Config(model=str(folder), dtype="float32", device="cpu", lora_r=2))
+    assert policy.name == str(folder)
+    assert policy.parameters()[0].shape[0] == 2
+    assert policy.model.dtype == torch.float32
+    expected = make_policy(start=True).logprobs(batch).logprobs.float()
+    torch.testing.assert_close(policy.logprobs(batch).logprobs, expected, rtol=0, atol=1e-4)
+
+
+def test_the_default_is_bfloat16(folder):
+    policy = load_policy(Config(model=str(folder), device="cpu"))
+    assert policy.model.dtype == torch.bfloat16
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}
+
+
+def test_float16_is_warned_of(folder):
+    with pytest.warns(UserWarning, match="no headroom"):
+        load_model(str(folder), device="cpu", dtype=torch.float16)
+
+
+def test_the_seed_decides_the_adapters_start(folder):
+    one, same, other = (
+        load_policy(Config(model=str(folder), seed=seed)).parameters()[0] for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_an_adapter_to_start_from(folder, make_policy, tmp_path):
+    saved = make_policy(double=False)
+    saved.save(tmp_path / "adapter")
+    policy = load_policy(Config(model=str(folder), adapter=str(tmp_path / "adapter")))
+    for one, other in zip(policy.parameters(), saved.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "name", ["/no/such/folder", "./none", "no-such-model", "a/b/c", "none.gguf", "/none/model.gguf"]
+)
+def test_no_such_model(name):
+    assert refused(Config(model=name)).startswith(f"no model at {name!r}: expected a folder")
+
+
+def test_no_such_model_on_the_hub(monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert refused(Config(model="nobody/nothing")).startswith(
+        "cannot load model 'nobody/nothing': "
+    )
+
+
+@pytest.mark.parametrize("content", [None, "{}", "no json", '{"model_type": "no-such-type"}'])
+def test_a_folder_that_is_no_model(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    assert refused(Config(model=str(tmp_path))).startswith(f"cannot load model '{tmp_path}': ")
+
+
+def test_a_gguf_file_that_is_none(tmp_path):
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF" + bytes(60))
+    assert refused(Config(model=str(path))).startswith(f"cannot load model '{path}': ")
+
+
+def test_a_folder_without_weights(folder):
+    (folder / "model.safetensors").unlink()
+    assert refused(Config(model=str(folder))).startswith(f"cannot load model '{folder}': ")
+
+
+def test_a_model_without_chat_template(folder):
+    (folder / "chat_template.jinja").unlink()
+    assert refused(Config(model=str(folder))) == (
+        f"model '{folder}' has no chat template: expected an instruction-tuned model"
+    )
+
+
+def test_targets_that_match_nothing(folder):
+    message = refused(Config(model=str(folder), lora_target_modules="q_proj,nothing_like_this"))
+    assert message == (
+        "target_modules ['nothing_like_this'] match no nn.Linear; there are: "
+        "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+    )
+
+
+def test_target_names(folder):
+    policy = load_policy(Config(model=str(folder), lora_target_modules="q_proj,v_proj"))
+    assert policy.lora_modules == 4
+
+
+def test_no_such_adapter(folder, tmp_path):
+    assert "adapter_config.json" in refused(Config(model=str(folder), adapter=str(tmp_path / "no")))
+
+
+def test_an_adapter_of_another_model(folder, make_policy, tmp_path):
+    make_policy("lfm2", double=False).save(tmp_path / "adapter")
+    refused(Config(model=str(folder), adapter=str(tmp_path / "adapter")))

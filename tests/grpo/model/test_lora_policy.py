@@ -1,0 +1,332 @@
+import pytest
+import torch
+
+from grpo.algorithm.batch import make_batch, split_batch
+from grpo.algorithm.losses import policy_loss
+from grpo.model.lora_policy import LoRAPolicy
+from grpo.tree.layers import tree_attention
+from grpo.tree.layout import CHUNK, TreeLayout
+from grpo.tree.token_tree import build_tree, count_distinct
+
+pytestmark = pytest.mark.filterwarnings("ignore:the token tree does not fit")
+T = 0.8
+P = [3, 4, 5, 6]
+FAMILIES = {"llama": "tree", "lfm2": "tree", "mistral": "padded"}
+
+
+def close(one, other, atol=1e-10):
+    torch.testing.assert_close(one, other, rtol=0, atol=atol)
+
+
+def scalar(logprobs, entropy):
+    """A function of every log-probability and entropy, each with a factor of its own."""
+    factors = torch.linspace(-1, 2, logprobs.numel(), dtype=logprobs.dtype).view(logprobs.shape)
+    return (logprobs * factors).sum() + (entropy * factors.flip(0, 1)).sum()
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setitem(CHUNK, "cpu", 5)  # attention in several pieces on these small trees
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_road_is_chosen_by_the_layers(make_policy, family):
+    assert make_policy(family).road == FAMILIES[family]
+
+
+def test_a_window_in_the_configuration_alone(base_model, tokenizer):
+    for used, road in ((True, "padded"), (False, "tree")):
+        model = base_model()
+        model.config.sliding_window, model.config.use_sliding_window = 4096, used
+        assert LoRAPolicy(model, tokenizer).road == road
+
+
+@pytest.mark.parametrize(
+    ("family", "road"),
+    [(f, r) for f in ("llama", "lfm2") for r in ("tree", "padded")] + [("mistral", "padded")],
+)
+def test_both_roads_equal_the_models_own_rows(
+    make_policy, batch, row_by_row, gradient, family, road
+):
+    policy = make_policy(family, road=road)
+    got = policy.logprobs(batch, temperature=T)
+    expected = row_by_row(policy.model, batch, T)
+    close(got.logprobs, expected[0])
+    close(got.entropy, expected[1])
+    slope, other = gradient(policy, scalar(*got)), gradient(policy, scalar(*expected))
+    assert slope.abs().max() > 1  # the bound below is an absolute one
+    close(slope, other)
+
+
+def test_what_the_tree_does_not_support_is_said(base_model, tokenizer):
+    with pytest.warns(UserWarning, match=r"does not fit MistralForCausalLM.* sliding window"):
+        LoRAPolicy(base_model("mistral"), tokenizer)
+    with pytest.raises(ValueError, match=r"does not fit MistralForCausalLM.* sliding window"):
+        LoRAPolicy(base_model("mistral"), tokenizer, road="tree")
+    model = base_model()
+    model.config.layer_types = ["full_attention", "linear_attention"]
+    with pytest.warns(UserWarning, match="layers of kind linear_attention"):
+        LoRAPolicy(model, tokenizer)
+    model = base_model()
+    model.set_attn_implementation("eager")
+    with pytest.warns(UserWarning, match="attention implementation 'eager'"):
+        LoRAPolicy(model, tokenizer)
+
+
+def test_a_tree_that_goes_wrong_is_noticed(base_model, tokenizer, monkeypatch):
+    right = TreeLayout.__init__
+
+    def wrong(self, tree, *rest):
+        right(self, tree, *rest)
+        for chunk in self.chunks:
+            chunk.mask[-1, 0] = False  # one node does not see the first token
+
+    monkeypatch.setattr(TreeLayout, "__init__", wrong)
+    with pytest.warns(UserWarning, match="does not give the model's own logits"):
+        assert LoRAPolicy(base_model(), tokenizer).road == "padded"
+
+
+def test_attention_in_bfloat16_is_computed_in_float32():
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 15, 8, generator=random).bfloat16() for heads in (4, 2, 2))
+    layout = TreeLayout(build_tree([[1, 2, 3, n, n, n] for n in range(4)]), 0, q.device)
+    got, _ = tree_attention(None, q, k, v, None, seq_idx=layout)
+    assert got.dtype == torch.bfloat16
+    wide, _ = tree_attention(None, q.float(), k.float(), v.float(), None, seq_idx=layout)
+    torch.testing.assert_close(got, wide.bfloat16(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "lfm2"])
+@pytest.mark.parametrize("road", ["tree", "padded"])
+def test_activation_checkpointing_changes_nothing_but_the_work(
+    make_policy, batch, gradient, monkeypatch, family, road
+):
+    plain = make_policy(family, road=road)
+    policy = make_policy(family, road=road, activation_checkpointing=True)
+    linear, calls = torch.nn.functional.linear, []
+    monkeypatch.setattr(
+        torch.nn.functional, "linear", lambda *args: calls.append(1) or linear(*args)
+    )
+    got = policy.logprobs(batch, temperature=T)
+    forward = len(calls)
+    slope = gradient(policy, scalar(*got))
+    assert len(calls) > 1.8 * forward  # every layer again
+    calls.clear()
+    expected = plain.logprobs(batch, temperature=T)
+    other = gradient(plain, scalar(*expected))
+    assert len(calls) == forward
+    close(got.logprobs, expected.logprobs)
+    close(slope, other)
+    assert not any(module.training for module in policy.model.modules())
+    with torch.no_grad():  # nothing to recompute for
+        policy.logprobs(batch)
+
+
+def test_the_tree_computes_each_prefix_once(make_policy, batch, monkeypatch):
+    policy = make_policy()
+    seen = []
+    forward = policy.decoder.forward
+    monkeypatch.setattr(
+        policy.decoder, "forward", lambda **k: seen.append(k["input_ids"].shape) or forward(**k)
+    )
+    policy.logprobs(batch)
+    distinct = {tuple(row[: t + 1]) for row in batch.rows() for t in range(len(row))}
+    assert seen == [(1, len(distinct))]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_splitting_changes_neither_loss_nor_gradient(make_policy, groups, gradient, family):
+    policy = make_policy(family)
+    batch = make_batch(groups, aggregation="grpo")
+    with torch.no_grad(), policy.reference():
+        ref = policy.logprobs(batch).logprobs
+    noise = torch.sin(torch.arange(ref.numel())).view_as(ref)
+    old = policy.logprobs(batch).logprobs.detach() + 0.1 * noise
+
+    def loss(part, rows):
+        return policy_loss(
+            policy.logprobs(part, temperature=T).logprobs,
+            part.advantages,
+            part.completion_mask,
+            part.token_weights,
+            old_logprobs=old[rows],
+            ref_logprobs=ref[rows],
+            beta=0.3,
+        )[0]
+
+    whole = loss(batch, slice(None))
+    slope = gradient(policy, whole)
+    for max_tokens in (1, 9, 16):
+        parts = split_batch(batch, max_tokens)
+        losses = [loss(part, rows_of(batch, part)) for part in parts]
+        assert len(parts) > 1
+        close(sum(losses), whole)
+        close(sum(gradient(policy, one) for one in losses), slope)
+
+
+@pytest.mark.parametrize("family", ["llama", "lfm2"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("begins_with", ["two tokens", "a whole prompt"])
+def test_a_trunk_for_all_micro_batches_changes_neither_values_nor_gradient(
+    make_policy, groups, group_of, gradient, monkeypatch, family, checkpointing, begins_with
+):
+    policy = make_policy(family, activation_checkpointing=checkpointing)
+    if begins_with == "two tokens":
+        batch = make_batch(groups[:2])
+    else:  # and an answer: the first token that is sampled, and the hidden state before it
+        batch = make_batch([group_of((1, (P, [8, 9])), (0, (P, [8, 2, 0])), (0, (P, [8, 8])))])
+    whole = policy.logprobs(batch, temperature=T)
+    slope = gradient(policy, scalar(*whole))
+
+    seen = []
+    forward = policy.decoder.forward
+    monkeypatch.setattr(
+        policy.decoder, "forward", lambda **k: seen.append(k["input_ids"].shape[1]) or forward(**k)
+    )
+    parts = split_batch(batch, 9 if begins_with == "two tokens" else 1)
+    assert len(parts) > 1
+    trunk = policy.trunk(parts)
+    length = {"two tokens": 2, "a whole prompt": 5}[begins_with]
+    assert seen == [length]
+    for p in policy.parameters():
+        p.grad = None
+    factors = torch.linspace(-1, 2, whole.logprobs.numel(), dtype=torch.float64)
+    factors = factors.view(whole.logprobs.shape)
+    for part in parts:
+        rows = rows_of(batch, part)
+        got = policy.logprobs(part, temperature=T, trunk=trunk)
+        close(got.logprobs, whole.logprobs[rows])
+        close(got.entropy, whole.entropy[rows])
+        entropies = (got.entropy * factors.flip(0, 1)[rows]).sum()
+        ((got.logprobs * factors[rows]).sum() + entropies).backward()
+    trunk.backward()
+    close(torch.cat([p.grad.flatten() for p in policy.parameters()]), slope)
+    assert slope.abs().max() > 1
+    distinct = [count_distinct(part.rows()) - length for part in parts]
+    assert seen == [length, *distinct]  # the trunk once
+
+    with torch.no_grad():
+        trunk = policy.trunk(parts)
+        for part in parts:
+            got = policy.logprobs(part, temperature=T, trunk=trunk).logprobs
+            close(got, whole.logprobs[rows_of(batch, part)])
+
+
+def test_no_trunk(make_policy, groups, batch):
+    assert make_policy().trunk(split_batch(batch, 9)) is None  # the rows share nothing
+    shared = make_batch(groups[:2])
+    assert make_policy().trunk([shared]) is None
+    assert make_policy(road="padded").trunk(split_batch(shared, 9)) is None
+
+
+def rows_of(batch, part):
+    """Which rows of the batch a part holds; of equal rows each is taken once."""
+    free = list(range(len(batch)))
+    found = []
+    for n in range(len(part)):
+        row = next(
+            m
+            for m in free
+            if torch.equal(batch.input_ids[m], part.input_ids[n])
+            and torch.equal(batch.completion_mask[m], part.completion_mask[n])
+            and batch.advantages[m] == part.advantages[n]
+        )
+        free.remove(row)
+        found.append(row)
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reference_is_the_base(make_policy, base_model, batch, row_by_row, family):
+    policy = make_policy(family)
+    base, _ = row_by_row(base_model(family), batch, T)
+    with torch.no_grad():
+        with policy.reference():
+            close(policy.logprobs(batch, temperature=T).logprobs, base)
+        moved = policy.logprobs(batch, temperature=T).logprobs
+    assert (moved - base).abs().max() > 0.1
+
+
+def test_a_new_adapter_is_the_base(make_policy, base_model, batch, row_by_row):
+    policy = make_policy(start=True)
+    base, _ = row_by_row(base_model(), batch)
+    close(policy.logprobs(batch).logprobs, base)
+
+
+def test_columns_without_a_sampled_token_are_0(make_policy, batch):
+    got = make_policy().logprobs(batch)
+    assert (got.logprobs[~batch.completion_mask] == 0).all()
+    assert (got.entropy[~batch.completion_mask] == 0).all()
+    assert (got.logprobs[batch.completion_mask] < 0).all()
+
+
+def test_only_the_adapter_is_trained(make_policy):
+    policy = make_policy()
+    trained = {id(p) for p in policy.model.parameters() if p.requires_grad}
+    assert trained == {id(p) for p in policy.parameters()}
+    assert policy.lora_modules == 14  # seven linear layers in each of two blocks
+
+
+def test_save_and_load(make_policy, batch, tmp_path):
+    policy = make_policy(double=False)
+    policy.save(tmp_path)
+    other = make_policy(double=False, start=True)
+    other.load(tmp_path)
+    torch.testing.assert_close(
+        other.logprobs(batch).logprobs, policy.logprobs(batch).logprobs, rtol=0, atol=0
+    )
+    with pytest.raises(ValueError, match="r=4"):
+        make_policy(double=False, lora_r=4).load(tmp_path)
+    again = make_policy(double=False, start=True, adapter=tmp_path, lora_r=4)
+    assert again.parameters()[0].shape == policy.parameters()[0].shape
+
+
+def test_a_model_that_scales_its_logits_is_refused(make_policy, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    forward = LlamaForCausalLM.forward
+
+    def scaled(self, *args, **options):
+        output = forward(self, *args, **options)
+        output.logits = output.logits * 0.9
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", scaled)
+    with pytest.raises(ValueError, match="LlamaForCausalLM does more between"):
+        make_policy()
+
+
+@pytest.mark.model
+def test_bundled_model_in_float32(bundled_path, group_of, row_by_row):
+    from envs.browser.prompts import page_messages
+    from grpo.model.loading import load_model
+
+    model, tokenizer = load_model(str(bundled_path), device="cpu", dtype=torch.float32)
+    policy = LoRAPolicy(model, tokenizer)
+    for p in policy.parameters():
+        p.data += 0.02 * torch.sin(torch.arange(p.numel())).view_as(p)
+    assert policy.road == "tree"
+
+    def chat(page):
+        messages = list(page_messages("Click the button.", page, (), ""))
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False
+        )
+
+    def answer(text):
+        return [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+
+    one, two = chat("[13] button 'Go'"), chat("[57] button 'Stop'")
+    batch = make_batch(
+        [
+            group_of((1, (one, answer("click('13')"))), (0, (one, answer("click('9')")))),
+            group_of((1, (two, answer("click('57')"))), (0, (two, answer("noop()")))),
+        ]
+    )
+    with torch.no_grad():
+        expected, entropy = row_by_row(policy.model, batch, T)
+        for road in ("tree", "padded"):
+            policy.road = road
+            got = policy.logprobs(batch, temperature=T)
+            close(got.logprobs, expected, 1e-4)
+            close(got.entropy, entropy, 1e-4)

@@ -1,0 +1,113 @@
+import io
+import sys
+
+import pytest
+from rich.console import Console
+
+from grpo.reporting.progress import CURVES, Bars, plot_curves, step_line, success_table, time_line
+from grpo.training.metrics import METRICS
+
+RATE = {"success": 0.5, "low": 0.31, "high": 0.69, "n": 25, "steps": 2.04}
+RATES = {
+    "random": {"sampled": RATE},
+    "untrained": {"sampled": RATE, "greedy": RATE | {"success": 0.75}},
+    "blind": {"sampled": RATE, "greedy": RATE | {"success": 0.0}},
+    "trained": {"sampled": RATE | {"success": 1.0}, "greedy": RATE | {"success": 0.25}},
+}
+SUMMARY = {
+    "task": "click-test",
+    "steps": 3,
+    "episodes": 96,
+    "seconds": {"setup": 1.4, "eval": 20.2, "rollout": 30.0, "generate": 9, "env": 7, "update": 12},
+    "per_task": {"click-test": RATES},
+}
+
+
+def printed(renderable):
+    console = Console(file=io.StringIO(), width=150)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_step_line():
+    line = step_line(3, {"reward": 0.256, "entropy": 1.0, "seconds/rollout": 2.04, "other": 1})
+    assert line == "step   3  reward 0.26  entropy 1.00  rollout 2.0s"
+    assert step_line(12, {"update/skipped": 1.0}) == "step  12"
+
+
+def test_time_line():
+    line = time_line(SUMMARY)
+    assert "\n" not in line
+    for part in (
+        "3 steps",
+        "96 episodes",
+        "set-up 1",
+        "evaluation 20",
+        "rollouts 30",
+        "updates 12",
+    ):
+        assert part in line
+
+
+def test_success_table():
+    lines = [line.split("│") for line in printed(success_table(SUMMARY)).splitlines()]
+    (title,), _, header, _, sampled, greedy, *_ = lines
+    assert "success on 25 held-out seeds a task" in title
+    cells = [cell.strip() for cell in "".join(header).split("┃")[1:-1]]
+    assert cells == ["task", "answers", "random", "untrained", "blind", "trained", "steps"]
+    rates = ["0.50 [0.31, 0.69]"] * 3 + ["1.00 [0.31, 0.69]"]
+    assert [cell.strip() for cell in sampled[1:-1]] == ["click-test", "sampled", *rates, "2.0"]
+    rates = ["", "0.75 [0.31, 0.69]", "0.00 [0.31, 0.69]", "0.25 [0.31, 0.69]"]
+    assert [cell.strip() for cell in greedy[1:-1]] == ["", "greedy", *rates, "2.0"]
+
+
+def test_success_table_of_two_tasks_has_their_total():
+    tasks = {"click-test": RATES, "click-link": RATES}
+    total = {who: {"sampled": RATE | {"success": 0.125}} for who in RATES}
+    shown = printed(success_table(SUMMARY | total | {"per_task": tasks}))
+    assert shown.index("click-test") < shown.index("click-link") < shown.index("│ all")
+    assert shown.count("0.12 [0.31, 0.69]") == 4
+
+
+def test_curves_are_metrics_and_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    assert {name for name, _ in CURVES} <= set(METRICS)
+    steps = [{"step": i, "reward": i / 5, "completion_length": 4.0} for i in range(1, 4)]
+    steps[1]["entropy"] = 0.5  # a step that was skipped has none
+    for name, lines in (("some.png", steps), ("none.png", [])):
+        plot_curves(lines, tmp_path / name, title="a run")
+        assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert (tmp_path / "some.png").read_bytes() != (tmp_path / "none.png").read_bytes()
+
+
+def test_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match="install the extra 'tensorboard'"):
+        plot_curves([], tmp_path / "curves.png", title="")
+
+
+def test_nested_bars():
+    bars = Bars(Console(file=io.StringIO(), force_terminal=True, width=120))
+    progress = bars._progress
+    with bars.bar("steps", 3) as outer:
+        with bars.bar("episodes", 2) as inner:
+            inner(None)
+            inner("an episode")
+            outer()
+            assert [(t.description, t.completed, t.total) for t in progress.tasks] == [
+                ("steps", 1, 3),
+                ("episodes", 2, 2),
+            ]
+            inner.reset()
+            assert progress.tasks[1].completed == 0
+        assert [t.description for t in progress.tasks] == ["steps"]
+        assert progress.live.is_started
+    assert not progress.live.is_started
+
+
+def test_bars_end_with_an_error():
+    bars = Bars(Console(file=io.StringIO()))
+    with pytest.raises(KeyError), bars.bar("steps", 3):
+        raise KeyError
+    assert bars._progress.tasks == []
+    assert not bars._progress.live.is_started

@@ -1,0 +1,178 @@
+import json
+
+import pytest
+import torch
+
+from grpo.config import Config, ConfigError
+from grpo.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+
+
+@pytest.fixture
+def policy(make_policy):
+    return make_policy(double=False)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config(output=str(tmp_path), keep_checkpoints=2)
+
+
+def names(config):
+    return [path.name for path in checkpoints(config.folder)]
+
+
+def test_round_trip(policy, make_policy, config):
+    state = {"step": 3, "optimizer": {"state": {0: torch.arange(3.0)}}}
+    folder = save_checkpoint(config, 3, policy, state)
+    assert folder == config.folder / "checkpoints" / "step-000003"
+    other = make_policy(double=False, start=True)
+    loaded = load_checkpoint(config, other)
+    assert loaded["step"] == 3
+    assert torch.equal(loaded["optimizer"]["state"][0], torch.arange(3.0))
+    for one, two in zip(policy.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_the_newest_are_kept(policy, config):
+    for step in (1, 2, 9, 10, 11):
+        save_checkpoint(config, step, policy, {"step": step})
+    assert names(config) == ["step-000010", "step-000011"]
+    assert load_checkpoint(config, policy)["step"] == 11
+
+
+def test_the_same_step_again_replaces_it(policy, config):
+    for value in (1, 2):
+        save_checkpoint(config, 5, policy, {"value": value})
+    assert names(config) == ["step-000005"]
+    assert load_checkpoint(config, policy)["value"] == 2
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_new_run_in_an_old_runs_folder(policy, tmp_path, keep):
+    """Its first checkpoint is not taken for the oldest, nor the old run's for its newest."""
+    config = Config(output=str(tmp_path), keep_checkpoints=keep)
+    for step in (20, 30):
+        save_checkpoint(config, step, policy, {"run": "old"})
+    folder = save_checkpoint(config, 10, policy, {"run": "new"})
+    assert folder.is_dir()
+    assert load_checkpoint(config, policy)["run"] == "new"
+
+
+def test_unfinished_folders_are_ignored(policy, config, monkeypatch):
+    save_checkpoint(config, 1, policy, {"step": 1})
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", die)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(config, 2, policy, {"step": 2})
+    unfinished = config.folder / "checkpoints" / "step-000002.tmp"
+    assert unfinished.is_dir()
+    assert names(config) == ["step-000001"]
+    assert load_checkpoint(config, policy)["step"] == 1
+    save_checkpoint(config, 2, policy, {"step": 2})
+    assert names(config) == ["step-000001", "step-000002"]
+    assert not unfinished.exists()
+
+
+def test_a_run_without_a_checkpoint_begins_at_the_beginning(policy, config):
+    assert load_checkpoint(config, policy) is None
+
+
+def test_another_adapter(policy, make_policy, config):
+    save_checkpoint(config, 1, policy, {"step": 1})
+    with pytest.raises(ConfigError, match=r"cannot resume from step-000001: .*r=4") as error:
+        load_checkpoint(config, make_policy(double=False, lora_r=4))
+    assert "\n" not in str(error.value)
+
+
+TEARS = {
+    "half a state": lambda folder: cut(folder / "trainer.pt"),
+    "half an adapter": lambda folder: cut(folder / "adapter" / "adapter_model.safetensors"),
+    "another bit": lambda folder: flip(folder / "trainer.pt"),
+    "no adapter": lambda folder: (folder / "adapter" / "adapter_model.safetensors").unlink(),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "half a manifest": lambda folder: cut(folder / "manifest.json"),
+    "another manifest": lambda folder: (folder / "manifest.json").write_text("[1, 2]"),
+}
+
+
+def cut(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("tear", TEARS)
+def test_a_torn_checkpoint_is_named_and_passed_over(policy, config, caplog, perturb, tear):
+    save_checkpoint(config, 1, policy, {"step": 1})
+    before = [p.detach().clone() for p in policy.parameters()]
+    perturb(policy)
+    newest = save_checkpoint(config, 2, policy, {"step": 2})
+    TEARS[tear](newest)
+    assert load_checkpoint(config, policy)["step"] == 1
+    assert "checkpoint step-000002 is torn (" in caplog.text
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
+
+
+def test_when_all_are_torn_nothing_is_loaded(policy, config, perturb):
+    for step in (1, 2):
+        flip(save_checkpoint(config, step, policy, {"step": step}) / "trainer.pt")
+    perturb(policy)
+    before = [p.detach().clone() for p in policy.parameters()]
+    with pytest.raises(ConfigError, match=r"cannot resume: all 2 checkpoints in .* are torn"):
+        load_checkpoint(config, policy)
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 1e-3}, "learning_rate was 0.0002 and is 0.001. A run goes on"),
+        ({"task": "click-link", "seed": 4}, "task was 'click-test' and is 'click-link', seed was"),
+        ({"lora_r": 4}, "lora_r was 8 and is 4"),
+        ({"credit": "steps"}, "credit was 'episode' and is 'steps'"),
+        ({"discount": 0.9}, "discount was 0.95 and is 0.9"),
+        ({"step_weight": 0.5}, "step_weight was 1.0 and is 0.5"),
+        ({"model": "other/model"}, "model was '' and is 'other/model'"),
+    ],
+    ids=str,
+)
+def test_another_runs_checkpoint_is_refused(policy, config, change, message):
+    save_checkpoint(config, 1, policy, {"step": 1})
+    foreign = Config(output=config.output, **change)
+    with pytest.raises(ConfigError) as error:
+        load_checkpoint(foreign, policy)
+    assert str(error.value).startswith(f"cannot resume from step-000001: {message}")
+
+
+def test_a_longer_run_is_the_same_run(policy, config, make_policy):
+    save_checkpoint(config, 1, policy, {"step": 1})
+    longer = Config(output=config.output, steps=500, env_url="http://127.0.0.1:1", resume=True)
+    assert load_checkpoint(longer, policy)["step"] == 1
+
+
+def test_another_format_is_refused(policy, config):
+    folder = save_checkpoint(config, 1, policy, {"step": 1})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 7}))
+    with pytest.raises(ConfigError, match="its format is 7, expected 1"):
+        load_checkpoint(config, policy)
+
+
+def test_a_full_disk_costs_nothing_that_was_saved(policy, config, full_disk):
+    state = {"step": 1, "optimizer": torch.zeros(5000)}
+    save_checkpoint(config, 1, policy, state)
+    for size in (100, 3000, 20_000):  # in the adapter's config, in its weights, in the state
+        full_disk(size)
+        with pytest.raises(OSError, match="too large"):
+            save_checkpoint(config, 2, policy, state | {"step": 2})
+        assert [path.name for path in (config.folder / "checkpoints").iterdir()] == ["step-000001"]
+    assert load_checkpoint(config, policy)["step"] == 1

