@@ -82,7 +82,7 @@ check: setup ## ruff, mypy and the import rule
 # The container's own program: a tiny run, or the server, on which an environment is then checked.
 TINY := --steps 1 --group-size 2 --groups-per-step 2 --eval-episodes 2 --env-sessions 4
 CHECK_ENV := import asyncio; from envs.base import Task; from envs.checker import check_env; \
-             from envs.browser.env import BrowserGymEnv as Env; \
+             from envs.browser.env import BrowserEnv as Env; \
              asyncio.run(check_env(lambda: Env('http://127.0.0.1:7860'), Task('click-test', 0)))
 
 check-docker: setup ## both Dockerfiles' steps in a clean Debian (root, debootstrap; 5 GB for a while)

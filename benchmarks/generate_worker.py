@@ -23,7 +23,7 @@ import torch
 from grpo.generators.local import LocalGenerator
 from grpo.generators.sync_check import changed_adapter, logprob_gap
 from grpo.generators.vllm.engine import VLLMEngine
-from grpo.generators.vllm.servers import VLLMServer
+from grpo.generators.vllm.servers import VLLMServers
 from grpo.model.loading import load_model
 from grpo.model.lora_policy import LoRAPolicy
 from grpo.types import Completion
@@ -68,7 +68,7 @@ def make(arguments: argparse.Namespace, policy: LoRAPolicy) -> Any:
     if kind == "local":
         return LocalGenerator(policy, max_new_tokens=TOKENS, threads=1)
     if kind == "server":
-        return VLLMServer(policy, [URL], max_new_tokens=TOKENS, sync=sync, deadline_s=300)
+        return VLLMServers(policy, [URL], max_new_tokens=TOKENS, sync=sync, deadline_s=300)
     engine = TRLSync if sync == "trl" else VLLMEngine
     road = "merged" if sync == "trl" else sync
     return engine(policy, max_new_tokens=TOKENS, sync=road, memory=arguments.memory)

@@ -29,7 +29,7 @@ from rich.table import Table
 from envs.base import Task
 from grpo.algorithm.batch import make_batch
 from grpo.config import Config
-from grpo.distributed import Ranks
+from grpo.distributed import World
 from grpo.generators.local import LocalGenerator
 from grpo.model.bundled import bundled_model_path
 from grpo.model.loading import make_policy
@@ -68,7 +68,7 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
     config = replace(Config.from_yaml(arguments.config), **changes)
     tokenizer = AutoTokenizer.from_pretrained(bundled_model_path())
     policy = make_policy(config, make_lfm2(LFM2_350M, getattr(torch, config.dtype)), tokenizer)
-    updater = Updater(config, policy, Ranks({}))
+    updater = Updater(config, policy, World.single())
     generator = LocalGenerator(policy, max_new_tokens=config.max_new_tokens)
     for _ in range(arguments.steps):
         started = time.perf_counter()

@@ -24,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from envs.base import Observation, Task
-from envs.browser.env import BrowserGymEnv
+from envs.browser.env import BrowserEnv
 from envs.browser.miniwob.solvers import SOLVERS
 from envs.browser.miniwob.tasks import tasks
 from envs.browser.protocol import Answer
@@ -122,7 +122,7 @@ class Reader(Protocol):
     async def reset(self, task: Task) -> Observation: ...
 
 
-class PageReader(BrowserGymEnv):
+class PageReader(BrowserEnv):
     """A session with the server that keeps the tree, too."""
 
     tree = ""

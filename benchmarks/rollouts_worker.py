@@ -29,7 +29,7 @@ from envs.browser.server.local import LocalServer
 from envs.browser.server.processes import marked
 
 RESET: dict[str, Any] = {"final_page": False}
-"""What our server's reset is given beside the task and the seed, as `BrowserGymEnv` does."""
+"""What our server's reset is given beside the task and the seed, as `BrowserEnv` does."""
 
 MOST_STEPS = 30
 

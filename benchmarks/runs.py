@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from grpo.config import Config
-from grpo.distributed import Ranks
+from grpo.distributed import World
 from grpo.reporting.loggers import read_metrics
 from lora.checkpoint import WEIGHTS_NAME
 from tests.support.faults import chromiums
@@ -79,7 +79,7 @@ def live(config: Config, after: float | None = None) -> bool:
         code = 1
         try:
             torch.set_num_threads(1)
-            asyncio.run(run(config, Ranks({})))
+            asyncio.run(run(config, World.single()))
             code = 0
         finally:
             os._exit(code)  # nothing of the parent's is closed here
@@ -115,7 +115,7 @@ def soak(folder: Path, steps: int) -> dict[str, Any]:
             seen[step] = pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd"))
 
     config = Config(**SETTINGS, output=str(folder / "soak"), steps=steps)
-    asyncio.run(run(config, Ranks({}), on_step=look))
+    asyncio.run(run(config, World.single(), on_step=look))
     (memory, files), (memory_end, files_end) = seen[steps // 5], seen[steps]
     return {
         "steps": steps,

@@ -1,4 +1,4 @@
-"""Thousands of episodes through `EnvPool` and `BrowserGymEnv`: what is lost, wrong, or left.
+"""Thousands of episodes through `EnvPool` and `BrowserEnv`: what is lost, wrong, or left.
 
 The oracle of `envs.browser.miniwob.solvers` plays all the tasks that it solves, in turn, so an episode that is
 finished without reward 1 is `wrong`. An exception costs the attempt (`lost`); the second attempt,
@@ -31,7 +31,7 @@ from benchmarks.rollouts import slope
 from benchmarks.rollouts_worker import MOST_STEPS
 from envs.base import Env, EnvError, Task
 from envs.browser.actions import Action, format_action
-from envs.browser.env import BrowserGymEnv
+from envs.browser.env import BrowserEnv
 from envs.browser.miniwob.solvers import SOLVERS
 from envs.browser.prompts import Element
 from envs.browser.server.local import LocalServer
@@ -57,7 +57,7 @@ class Soak:
         self.arguments = arguments
         self.server = LocalServer(arguments.workers, max_sessions=4 * arguments.sessions)
         self.pool = EnvPool(self._connect, arguments.sessions)
-        self.playing: set[BrowserGymEnv] = set()
+        self.playing: set[BrowserEnv] = set()
         self.faults = Faults(
             arguments.faults or [],
             self.server,
@@ -113,9 +113,9 @@ class Soak:
             "processes_left": len(self.server.processes()),
         }
 
-    async def _connect(self) -> BrowserGymEnv:
+    async def _connect(self) -> BrowserEnv:
         url = await self.server.ensure()
-        return BrowserGymEnv(url, deadline_s=self.arguments.deadline)
+        return BrowserEnv(url, deadline_s=self.arguments.deadline)
 
     async def _session(self, tasks: Iterator[Task]) -> None:
         for task in tasks:
@@ -129,7 +129,7 @@ class Soak:
         begun = time.perf_counter()
         try:
             async with self.pool.lease(fresh=fresh) as env:
-                assert isinstance(env, BrowserGymEnv)
+                assert isinstance(env, BrowserEnv)
                 self.playing.add(env)
                 try:
                     outcome = await self._play(env, task)

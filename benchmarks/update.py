@@ -183,7 +183,7 @@ def sweep(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     """The cost over the group size and the prompt length, and of several turns."""
     cases = [("group size", g, Workload(group_size=g, completion=8)) for g in (2, 4, 8, 16, 32)]
     cases += [
-        ("prompt", p, Workload(groups=1, prompt=p, trunk=p // 2)) for p in (100, 317, 1000, 2000)
+        ("prompt", p, Workload(groups=1, prompt=p, prefix=p // 2)) for p in (100, 317, 1000, 2000)
     ]
     cases += [("turns", 3, MULTI_TURN)]
     workers = {name: Worker(name, arguments, folder) for name in ("tree", "padded")}

@@ -36,14 +36,14 @@ class Ours:
         dtype = getattr(torch, arguments.dtype)
         model, tokenizer = load_model(arguments.model, device=arguments.device, dtype=dtype)
         adapter = arguments.adapter if arguments.adapter.exists() else None
-        self.road = arguments.implementation
+        self.forward_mode = arguments.implementation
         self.policy = LoRAPolicy(
             model,
             tokenizer,
             lora_r=LORA["r"],
             lora_alpha=LORA["alpha"],
             adapter=adapter,
-            road=self.road,
+            forward=self.forward_mode,
             activation_checkpointing=arguments.checkpointing,
         )
         self.config = model.config
@@ -58,18 +58,18 @@ class Ours:
 
     def backward(self, batch: TokenBatch, rows: int) -> None:
         """Add up the gradient, `rows` rows of the padded road at a time."""
-        padded = self.road == "padded"
+        padded = self.forward_mode == "padded"
         tokens = rows * batch.input_ids.shape[1] if padded else rows
         parts = [p.to(self.policy.device) for p in split_batch(batch, tokens, padded=padded)]
-        trunk = self.policy.trunk(parts)
+        prefix = self.policy.shared_prefix(parts)
         for part in parts:
-            logprobs = self.policy.logprobs(part, trunk=trunk).logprobs
+            logprobs = self.policy.logprobs(part, prefix=prefix).logprobs
             loss, _ = policy_loss(
                 logprobs, part.advantages, part.completion_mask, part.token_weights
             )
             loss.backward()
-        if trunk:
-            trunk.backward()
+        if prefix:
+            prefix.backward()
 
 
 class Reference:
@@ -211,7 +211,7 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     torch.manual_seed(0)
     worker = (Reference if arguments.implementation == "trl" else Ours)(arguments)
-    small = Workload(groups=1, group_size=2, prompt=24, trunk=8, completion=4)
+    small = Workload(groups=1, group_size=2, prompt=24, prefix=8, completion=4)
     worker.backward(small.batch(worker.config.vocab_size), 2)  # the weights are in memory now
     memory = Memory(arguments.device)
     print("{}", file=answers, flush=True)

@@ -2,7 +2,7 @@
 
     python examples/click_test.py                       # the bundled model on click-test
     python examples/click_test.py --task click-button   # another MiniWoB task
-    python examples/click_test.py --model LiquidAI/LFM2-350M --max-steps 10
+    python examples/click_test.py --model LiquidAI/LFM2-350M --max-turns 10
 
 Evaluates, trains, evaluates again, and leaves in the run's folder: the adapter, TensorBoard
 events, metrics.jsonl, curves.png, pictures of an episode before and after, summary.json.

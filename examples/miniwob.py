@@ -20,7 +20,7 @@ from envs.browser.miniwob.solvers import SOLVERS
 from envs.browser.pool import browser_pool
 from grpo.config import Config
 from grpo.run import main
-from grpo.training.warm_start import demonstrated
+from grpo.training.warm_start import oracle_agent
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -42,4 +42,4 @@ def read_config() -> Config:
 
 
 if __name__ == "__main__":
-    sys.exit(main(read_config, browser_pool, {"oracle": demonstrated()}))
+    sys.exit(main(read_config, browser_pool, {"oracle": oracle_agent()}))

@@ -22,7 +22,7 @@ class ConfigError(ValueError):
 
 
 AT_LEAST_ONE = (
-    *("groups_per_step", "max_steps", "max_new_tokens", "env_sessions", "env_workers"),
+    *("groups_per_step", "max_turns", "max_new_tokens", "env_sessions", "env_workers"),
     *("updates_per_batch", "lora_r", "max_tokens_per_microbatch", "keep_checkpoints"),
     "max_bad_updates",
 )
@@ -57,7 +57,7 @@ class Config:
     # Rollouts.
     group_size: int = _option(8, "episodes of one task and seed, G; at least 2")
     groups_per_step: int = _option(4, "groups of one training step")
-    max_steps: int = _option(10, "browser actions an episode at most")
+    max_turns: int = _option(10, "browser actions an episode at most")
     max_new_tokens: int = _option(24, "tokens an answer at most")
     max_prompt_tokens: int = _option(
         0, "lines at a page's end are left out of longer prompts; 0: the model's limit"
@@ -115,7 +115,7 @@ class Config:
     importance_cap: float = _option(2.0, "bound of the weights")
     task_sampler: SamplerKind = _option(
         "uniform",
-        "middling: more of the tasks and seeds that succeed sometimes; curriculum: one task after "
+        "learnability: more of the tasks and seeds that succeed sometimes; curriculum: one task after "
         "the other",
     )
     warm_start_steps: int = _option(
@@ -140,7 +140,7 @@ class Config:
     # The machine.
     device: str = _option("auto", "auto, cpu, cuda, ...")
     dtype: Literal["bfloat16", "float32", "float16"] = _option("bfloat16", "of the model's weights")
-    road: Literal["auto", "tree", "padded"] = _option("auto", "how the update computes")
+    forward: Literal["auto", "tree", "padded"] = _option("auto", "how the update computes")
     activation_checkpointing: bool = _option(False, "less memory for a third more time")
     max_tokens_per_microbatch: int = _option(4096, "distinct tokens of one forward")
 

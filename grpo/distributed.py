@@ -1,13 +1,14 @@
-"""Data parallel training: one process a GPU, started by torchrun; without it one alone.
+"""Data-parallel training: one process per GPU, started by torchrun; otherwise a single process.
 
-Each rank plays its own groups and computes its own gradient; they meet three times a step: to
-stop together, to exchange what advantages and averages depend on, and to add up the gradients.
+Each rank plays its own groups and computes its own gradient. The ranks meet three times per step:
+to agree on whether to stop, to exchange what advantages and token weights depend on, and to sum
+the gradients.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -18,80 +19,84 @@ from torch import nn
 
 from grpo.types import Group
 
-PATIENCE = timedelta(hours=2)
-"""A rank whose pages are slow is waited for as long; one that dies ends the others at once."""
+TIMEOUT = timedelta(hours=2)
+"""How long to wait for a rank whose pages are slow. A rank that dies ends the others at once."""
 
 
-class Ranks:
+class World:
     """The processes that train together.
 
     Attributes:
-        rank: number of this one, from 0.
-        size: how many there are.
-        local_rank: number of this one on its machine: its GPU's.
+        rank: this process's number, from 0.
+        world_size: how many processes there are.
+        local_rank: this process's number on its machine, which is its GPU's number.
     """
 
-    def __init__(self, environ: dict[str, str] | None = None) -> None:
-        """Meet the others that torchrun started; by itself the process is the only one.
+    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+        """Join the processes that torchrun started; without torchrun the process is alone.
 
         Args:
-            environ: torchrun's RANK, WORLD_SIZE, LOCAL_RANK; None for the process's own.
+            environ: holds torchrun's RANK, WORLD_SIZE and LOCAL_RANK; None for `os.environ`.
         """
-        given = os.environ if environ is None else environ
-        self.size = int(given.get("WORLD_SIZE", 1))
-        self.rank = int(given.get("RANK", 0))
-        self.local_rank = int(given.get("LOCAL_RANK", 0))
-        if self.size > 1:
+        environ = os.environ if environ is None else environ
+        self.world_size = int(environ.get("WORLD_SIZE", 1))
+        self.rank = int(environ.get("RANK", 0))
+        self.local_rank = int(environ.get("LOCAL_RANK", 0))
+        if self.world_size > 1:
             if torch.cuda.is_available():
                 torch.cuda.set_device(self.local_rank)
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE
-            )
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=TIMEOUT)
+
+    @classmethod
+    def single(cls) -> World:
+        """Return a world of this process alone, whatever the environment says."""
+        return cls({})
 
     @property
-    def leads(self) -> bool:
-        """True for the one that logs and saves."""
+    def is_main(self) -> bool:
+        """True for rank 0, which logs and saves."""
         return self.rank == 0
 
-    def gather(self, value: Any) -> list[Any]:
-        """What every rank gave, in their order, on every rank."""
-        if self.size == 1:
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, in rank order, on every rank."""
+        if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.size
+        values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
-    def share_groups(self, groups: Sequence[Group]) -> tuple[list[Group], range]:
-        """All ranks' groups, in their order, and which of them are this rank's.
+    def all_gather_groups(self, groups: Sequence[Group]) -> tuple[list[Group], range]:
+        """Return all ranks' groups in rank order, and the positions of this rank's own.
 
-        The others' come without their prompts, which are most of their size.
+        The other ranks' groups come without their prompts, which are most of their size.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return list(groups), range(len(groups))
-        everyone = self.gather([without_prompts(group) for group in groups])
-        start = sum(map(len, everyone[: self.rank]))
-        shared = [group for each in everyone for group in each]
-        shared[start : start + len(groups)] = groups
-        return shared, range(start, start + len(groups))
+        per_rank = self.all_gather([without_prompts(group) for group in groups])
+        start = sum(map(len, per_rank[: self.rank]))
+        gathered = [group for of_rank in per_rank for group in of_rank]
+        gathered[start : start + len(groups)] = groups
+        return gathered, range(start, start + len(groups))
 
-    def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+    def all_reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace each gradient by its sum over the ranks, in one message."""
-        if self.size == 1:
+        if self.world_size == 1:
             return
-        with_none = (torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
-        total = torch.cat([gradient.flatten() for gradient in with_none])
+        gradients = (torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
+        total = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(total)
         for p, part in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
             p.grad = part.view_as(p)
 
     def close(self) -> None:
-        """Part from the others."""
-        if self.size > 1:
+        """Leave the process group."""
+        if self.world_size > 1:
             dist.destroy_process_group()
 
 
 def without_prompts(group: Group) -> Group:
-    """The group as far as rewards, lengths and metrics go."""
+    """Return the group without its prompt ids: enough for rewards, lengths and metrics."""
     return replace(
         group,
         episodes=tuple(

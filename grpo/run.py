@@ -11,15 +11,15 @@ from typing import Any
 
 from envs.base import EnvError, TaskError
 from grpo.config import Config, ConfigError
-from grpo.distributed import Ranks
+from grpo.distributed import World
 from grpo.generators.base import GeneratorError
 from grpo.reporting.hub import check_access, push_to_hub
 from grpo.reporting.loggers import MetricsLog, read_metrics
 from grpo.reporting.progress import plot_curves, sparkline, step_line, success_table, time_line
 from grpo.reporting.report import Report
-from grpo.rollouts.evaluation import blind, random_policy
+from grpo.rollouts.evaluation import blind, random_agent
 from grpo.rollouts.rollout import Act, Rollouts
-from grpo.runtime import OpenPool, Parts, open_parts
+from grpo.runtime import OpenPool, Runtime, open_runtime
 from grpo.shutdown import Stopped
 from grpo.training.trainer import Trainer
 from grpo.training.updater import TrainingError
@@ -33,7 +33,7 @@ async def run(
     config: Config,
     open_pool: OpenPool,
     baselines: Mapping[str, Act] | None = None,
-    ranks: Ranks | None = None,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Evaluate, train, evaluate again.
 
@@ -41,29 +41,29 @@ async def run(
         config: of the run.
         open_pool: the environment.
         baselines: policies to evaluate beside the random one.
-        ranks: the processes that train together; None for this one alone.
+        world: the processes that train together; None for this one alone.
 
     Returns:
         What `summary.json` holds: success of every policy, over all tasks and of each.
     """
     started = time.monotonic()
-    if config.push_to_hub and (ranks is None or ranks.leads):
+    if config.push_to_hub and (world is None or world.is_main):
         check_access(config.push_to_hub)
-    async with open_parts(config, open_pool, ranks) as parts:
+    async with open_runtime(config, open_pool, world) as parts:
         ways, bars, console = parts.ways, parts.bars, parts.console
         rollouts = Rollouts(
-            parts.pool, ways["sampled"], config.max_steps, config.valid_action_bonus
+            parts.pool, ways["sampled"], config.max_turns, config.valid_action_bonus
         )
         trainer = Trainer(
-            config, parts.policy, parts.generator, rollouts, parts.executor, parts.ranks
+            config, parts.policy, parts.generator, rollouts, parts.executor, parts.world
         )
         parts.stop.ask = trainer.stop
-        record = Record(parts, trainer.step)
+        record = TrainingReport(parts, trainer.step)
         if trainer.step:
             console.print(f"going on from step {trainer.step}")
         else:
             with record.timed("eval"):
-                for who, act in {"random": random_policy, **(baselines or {})}.items():
+                for who, act in {"random": random_agent, **(baselines or {})}.items():
                     await record.examine(who, {"sampled": act})
                 await record.examine("untrained", ways)
                 await record.pictures("untrained", "before")
@@ -97,34 +97,34 @@ async def run(
     return record.finish(trainer)
 
 
-class Record(Report):
+class TrainingReport(Report):
     """What a run leaves in its folder: beside its report the metrics of every step."""
 
-    def __init__(self, parts: Parts, step: int) -> None:
+    def __init__(self, parts: Runtime, step: int) -> None:
         config, path = parts.config, parts.config.folder / "summary.json"
         super().__init__(parts, path, resume=bool(step) and path.is_file())
         self.seconds = {"setup": 0.0, "eval": 0.0}
-        if parts.ranks.leads:
+        if parts.world.is_main:
             self._log = MetricsLog(config.folder, keep_before_step=step + 1, config=config)
             (config.folder / "config.yaml").write_text(config.to_yaml())
 
     def step(self, step: int, metrics: dict[str, float], groups: Sequence[Group]) -> None:
         """Log a training step."""
-        if self.parts.ranks.leads:
+        if self.runtime.world.is_main:
             self._log.log(step, metrics)
             self._log.completions(step, groups)
 
     def finish(self, trainer: Trainer) -> dict[str, Any]:
         """Save what was learned, draw the curves, print the summary; returns it."""
-        config, console = self.parts.config, self.parts.console
+        config, console = self.runtime.config, self.runtime.console
         seconds = {k: round(v, 1) for k, v in (self.seconds | trainer.seconds).items()}
         self.summary |= {"steps": trainer.step, "episodes": trainer.episodes, "seconds": seconds}
-        if not self.parts.ranks.leads:
+        if not self.runtime.world.is_main:
             return self.summary
         self._log.close()
-        folder, policy = config.folder, self.parts.policy
-        policy.save(folder / policy.saved_as)
-        policy.tokenizer.save_pretrained(folder / policy.saved_as)
+        folder, policy = config.folder, self.runtime.policy
+        policy.save(folder / policy.weights_dirname)
+        policy.tokenizer.save_pretrained(folder / policy.weights_dirname)
         self.write()
         steps = read_metrics(folder / "metrics.jsonl")
         title = f"{config.task}: {trainer.step} steps, {trainer.episodes} episodes"
@@ -134,7 +134,7 @@ class Record(Report):
             console.print(success_table(self.summary))
         console.print(time_line(self.summary), soft_wrap=True)
         console.print(
-            f"\n{folder}/  {policy.saved_as}, curves.png, media, metrics.jsonl, summary.json"
+            f"\n{folder}/  {policy.weights_dirname}, curves.png, media, metrics.jsonl, summary.json"
         )
         if config.logger == "tensorboard":
             console.print(f"tensorboard --logdir {folder}/tensorboard")
@@ -144,7 +144,7 @@ class Record(Report):
 
 
 Program = Callable[
-    [Config, OpenPool, Mapping[str, Act] | None, Ranks | None], Coroutine[Any, Any, object]
+    [Config, OpenPool, Mapping[str, Act] | None, World | None], Coroutine[Any, Any, object]
 ]
 
 
@@ -167,9 +167,9 @@ def main(
         saved), 128 and the signal's number if one ended it.
     """
     try:
-        config, ranks = read_config(), Ranks()
-        asyncio.run(program(config, open_pool, baselines, ranks))
-        ranks.close()
+        config, world = read_config(), World()
+        asyncio.run(program(config, open_pool, baselines, world))
+        world.close()
     except Stopped as stopped:
         hint = "; ARGS=--resume goes on" if program is run else ""
         print(f"{stopped}{hint}", file=sys.stderr, flush=True)

@@ -12,20 +12,20 @@ from rich.console import Console
 
 from envs.pool import EnvPool
 from grpo.config import Config
-from grpo.distributed import Ranks
+from grpo.distributed import World
 from grpo.generators.base import Generator
 from grpo.generators.factory import open_generator
 from grpo.model.loading import load_policy
 from grpo.model.policy import Policy
 from grpo.reporting.progress import Bars
-from grpo.rollouts.rollout import Act, sampled_by
-from grpo.shutdown import OrderlyStop
+from grpo.rollouts.rollout import Act, model_agent
+from grpo.shutdown import GracefulShutdown
 
 OpenPool = Callable[[Config, int], AbstractAsyncContextManager[EnvPool]]
 """`(config, rank)` -> a pool of the environment's sessions, e.g. `envs.browser.pool.browser_pool`."""
 
 
-class Parts(NamedTuple):
+class Runtime(NamedTuple):
     """The parts of a program.
 
     Attributes:
@@ -34,12 +34,12 @@ class Parts(NamedTuple):
     """
 
     config: Config
-    ranks: Ranks
+    world: World
     console: Console
     bars: Bars
     policy: Policy
     executor: Executor
-    stop: OrderlyStop
+    stop: GracefulShutdown
     generator: Generator
     pool: EnvPool
     ways: dict[str, Act]
@@ -47,37 +47,37 @@ class Parts(NamedTuple):
 
 
 @asynccontextmanager
-async def open_parts(
-    config: Config, open_pool: OpenPool, ranks: Ranks | None = None
-) -> AsyncIterator[Parts]:
+async def open_runtime(
+    config: Config, open_pool: OpenPool, world: World | None = None
+) -> AsyncIterator[Runtime]:
     """Load, start and connect what a configuration names; the block's end closes it.
 
     Args:
         config: of the program.
         open_pool: the environment.
-        ranks: the processes that work together; None for this one alone.
+        world: the processes that work together; None for this one alone.
 
     Raises:
         ConfigError: what is asked for cannot be done.
         GeneratorError: the sampler does not start.
         Stopped: a signal ended the block.
     """
-    ranks = ranks or Ranks({})
+    world = world or World.single()
     width = None if sys.stdout.isatty() else 120  # of a log: tables are not folded to 80
-    console = Console(highlight=False, quiet=not ranks.leads, width=width)
+    console = Console(highlight=False, quiet=not world.is_main, width=width)
     console.print(f"[bold]{', '.join(config.tasks)}[/]  loading the model")
     policy = load_policy(config)
     # One thread for all of torch's work: the event loop stays free for the browsers.
     executor = ThreadPoolExecutor(1, thread_name_prefix="torch")
     async with (
-        OrderlyStop() as stop,
-        open_generator(config, policy, executor, ranks) as generator,
-        open_pool(config, ranks.rank) as pool,
+        GracefulShutdown() as stop,
+        open_generator(config, policy, executor, world) as generator,
+        open_pool(config, world.rank) as pool,
     ):
         room = policy.max_length - config.max_new_tokens
         limit = min(room, config.max_prompt_tokens or room)
         ways = {
-            way: sampled_by(
+            way: model_agent(
                 generator,
                 policy.tokenizer,
                 temperature=temperature,
@@ -85,9 +85,9 @@ async def open_parts(
             )
             for way, temperature in (("sampled", config.temperature), ("greedy", 0.0))
         }
-        yield Parts(
+        yield Runtime(
             config,
-            ranks,
+            world,
             console,
             Bars(console),
             policy,

@@ -21,7 +21,7 @@ class Stopped(Exception):
         """What a shell expects of a program that a signal ended."""
 
 
-class OrderlyStop:
+class GracefulShutdown:
     """A block in which the signals that end a program are handled by the task that runs it.
 
     Attributes:
@@ -37,7 +37,7 @@ class OrderlyStop:
         self._last = -SAME_S
         self._cancelled = False
 
-    async def __aenter__(self) -> OrderlyStop:
+    async def __aenter__(self) -> GracefulShutdown:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         for number in SIGNALS:
             self._loop.add_signal_handler(number, self._handle, number)

@@ -66,7 +66,7 @@ class Episode:
         turns: the answers, in order.
         reward: the sum of the turns' rewards.
         success: True if a step solved the task.
-        stop_reason: "done" (the environment ended it) or "max_steps".
+        stop_reason: "done" (the environment ended it) or "max_turns".
         goal: the instruction in words, "" where the environment has none.
     """
 
@@ -74,7 +74,7 @@ class Episode:
     turns: tuple[Turn, ...]
     reward: float
     success: bool
-    stop_reason: Literal["done", "max_steps"]
+    stop_reason: Literal["done", "max_turns"]
     goal: str = ""
 
 

@@ -105,7 +105,9 @@ def venv_recipes(pythons: dict[str, Version], venv: str, apt: bool) -> list[Reci
     if apt:
         for name, version in pythons.items():
             package = "python{}.{}-venv".format(*version)
-            recipes.append(Recipe(f"{name}, {package} from apt", (apt_install(package), make[name])))
+            recipes.append(
+                Recipe(f"{name}, {package} from apt", (apt_install(package), make[name]))
+            )
     return recipes
 
 
@@ -128,7 +130,9 @@ def torch_recipes(python: str, version: str, constraints: str, gpu: bool) -> lis
         return [Recipe("CUDA build", (pip_install(python, torch, *limit),))]
     uv = (python, "-m", "uv", "pip", "install", "--python", python, "--torch-backend=cpu")
     return [
-        Recipe("CPU build, a local wheel", (pip_install(python, "--no-index", "--no-deps", torch),)),
+        Recipe(
+            "CPU build, a local wheel", (pip_install(python, "--no-index", "--no-deps", torch),)
+        ),
         Recipe("CPU build", (pip_install(python, "uv", *limit), (*uv, "--no-deps", torch))),
     ]
 

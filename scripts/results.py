@@ -74,7 +74,7 @@ def section(run: Path, hardware: str) -> str:
     )
     if config.adapter:
         how += f", from the adapter `{config.adapter}`, which is `untrained` here"
-    answers = f"{config.max_steps} answer{'s' * (config.max_steps > 1)}"
+    answers = f"{config.max_turns} answer{'s' * (config.max_turns > 1)}"
     lines = [
         f"## {run.name}",
         "",

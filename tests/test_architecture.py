@@ -102,7 +102,7 @@ def test_nobody_imports_examples(path: Path) -> None:
         ("lora/layers.py", "from envs.base import Env"),
         ("envs/pool.py", "def f():\n    from lora import apply_lora"),
         ("envs/pool.py", "from ..grpo import losses"),
-        ("grpo/rollouts/rollout.py", "from envs.browser.env import BrowserGymEnv"),
+        ("grpo/rollouts/rollout.py", "from envs.browser.env import BrowserEnv"),
         ("grpo/rollouts/rollout.py", "from envs.browser import prompts"),
         ("grpo/training/trainer.py", "from lora import apply_lora"),
         ("grpo/algorithm/losses.py", "from grpo.types import Turn"),

@@ -42,7 +42,7 @@ async def test_the_environment_of_forty_lines_keeps_the_contract():
 @pytest.mark.model
 async def test_it_trains(tmp_path):
     names = program("class Shortest")
-    options = {"task": "shortest", "max_steps": 1, "max_new_tokens": 5, "blind": False}
+    options = {"task": "shortest", "max_turns": 1, "max_new_tokens": 5, "blind": False}
     config = Config(output=str(tmp_path), **options, **TINY)
     summary = await run(config, names["pool"])
     assert (summary["steps"], summary["episodes"]) == (2, 16)

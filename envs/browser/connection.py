@@ -65,7 +65,7 @@ def client_class() -> type:
         from openenv.core.env_client import EnvClient  # takes seconds: it loads a web UI
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "BrowserGymEnv needs the package openenv: run `make setup`"
+            "BrowserEnv needs the package openenv: run `make setup`"
         ) from error
 
     class BrowserGymClient(EnvClient):

@@ -23,7 +23,7 @@ MAX_ERROR_LENGTH = 200
 _MENTIONED_BID = re.compile(r"""(bid[ =]|get_by_test_id\()(["'])(\w+)\2""")
 
 
-class BrowserGymEnv:
+class BrowserEnv:
     """One WebSocket session with a browser server, connected at the first reset.
 
     Element ids are renumbered for each (task, seed), see `envs.browser.element_ids`. An action that

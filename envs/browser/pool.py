@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from itertools import cycle, islice
 from typing import Protocol
 
-from envs.browser.env import BrowserGymEnv
+from envs.browser.env import BrowserEnv
 from envs.browser.server.local import LocalServer
 from envs.pool import EnvPool
 
@@ -35,7 +35,7 @@ class BrowserOptions(Protocol):
 
 @asynccontextmanager
 async def browser_pool(
-    options: BrowserOptions, rank: int = 0, session: type[BrowserGymEnv] = BrowserGymEnv
+    options: BrowserOptions, rank: int = 0, session: type[BrowserEnv] = BrowserEnv
 ) -> AsyncIterator[EnvPool]:
     """Lend browser sessions for the length of a block; a server started here is closed.
 
@@ -48,7 +48,7 @@ async def browser_pool(
     server = LocalServer(options.env_workers, max_sessions=2 * options.env_sessions)
     turns = islice(cycle(options.env_urls), rank, None)
 
-    async def connect() -> BrowserGymEnv:
+    async def connect() -> BrowserEnv:
         url = next(turns, "") or await server.ensure()
         return session(url, deadline_s=options.env_deadline)
 

@@ -97,7 +97,7 @@ def make_batch(
     )
 
 
-def teaches(group: Group, credit: CreditRule = EPISODE) -> bool:
+def has_learning_signal(group: Group, credit: CreditRule = EPISODE) -> bool:
     """Tell whether any turn of a group has an unscaled advantage other than 0."""
     return bool(_advantages([group], credit, "none", "mean").any())
 

@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 
 from grpo.config import Config, ConfigError
-from grpo.distributed import Ranks
+from grpo.distributed import World
 from grpo.generators.base import Generator
 from grpo.model.lora_policy import LoRAPolicy
 from grpo.model.policy import Policy
@@ -16,18 +16,18 @@ from grpo.model.policy import Policy
 
 @asynccontextmanager
 async def open_generator(
-    config: Config, policy: Policy, executor: Executor, ranks: Ranks | None = None
+    config: Config, policy: Policy, executor: Executor, world: World | None = None
 ) -> AsyncIterator[Generator]:
     """Open the generator that a configuration names; the block's end closes it.
 
-    One that holds the policy in a place of its own has passed `check_sampler` before it is
+    One that holds the policy in a place of its own has passed `check_sync` before it is
     handed out. A policy that is loaded from a checkpoint after that wants a `sync`.
 
     Args:
         config: of the run.
         policy: what is sampled from.
         executor: one thread, which does all of torch's work.
-        ranks: the processes that train together, which divide vLLM's servers among them.
+        world: the processes that train together, which divide vLLM's servers among them.
 
     Raises:
         ConfigError: what is asked for cannot be done, or a package is missing.
@@ -44,11 +44,11 @@ async def open_generator(
             threads=config.sampling_threads or None,
         )
         return
-    from grpo.generators.sync_check import check_sampler
+    from grpo.generators.sync_check import check_sync
 
-    generator = await _open_vllm(config, policy, ranks or Ranks({}))
+    generator = await _open_vllm(config, policy, world or World.single())
     try:
-        await check_sampler(
+        await check_sync(
             policy,
             generator,
             config.max_logp_difference,
@@ -60,7 +60,7 @@ async def open_generator(
         await generator.close()
 
 
-async def _open_vllm(config: Config, policy: Policy, ranks: Ranks) -> Generator:
+async def _open_vllm(config: Config, policy: Policy, world: World) -> Generator:
     if config.backend == "vllm":
         from grpo.generators.vllm.engine import VLLMEngine
 
@@ -73,20 +73,20 @@ async def _open_vllm(config: Config, policy: Policy, ranks: Ranks) -> Generator:
             sleep=config.vllm_sleep,
             seed=config.seed,
         )
-    from grpo.generators.vllm.servers import VLLMServer
+    from grpo.generators.vllm.servers import VLLMServers
 
     if not isinstance(policy, LoRAPolicy):
         raise ConfigError(
             "backend=vllm-server needs train=lora: servers know a version of the policy by its "
             "adapter; with train=full sample with local or vllm"
         )
-    urls = config.vllm_urls[ranks.rank :: ranks.size]  # each is given the policy by one rank
+    urls = config.vllm_urls[world.rank :: world.world_size]  # each is given the policy by one rank
     if not urls:
         raise ConfigError(
-            f"vllm_url must name at least one server a rank: {ranks.size} ranks, got "
+            f"vllm_url must name at least one server a rank: {world.world_size} world, got "
             f"{len(config.vllm_urls)}"
         )
-    return VLLMServer(
+    return VLLMServers(
         policy,
         urls,
         max_new_tokens=config.max_new_tokens,

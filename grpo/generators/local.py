@@ -125,7 +125,9 @@ class LocalGenerator(Generator):
         threads = torch.get_num_threads()
         torch.set_num_threads(self._threads or threads)
         try:
-            return self._step_tree() if self.policy.road == "tree" else self._step_repeated()
+            return (
+                self._step_tree() if self.policy.forward_mode == "tree" else self._step_repeated()
+            )
         finally:
             torch.set_num_threads(threads)
 
@@ -157,7 +159,7 @@ class LocalGenerator(Generator):
                 if self._active:
                     self._waiting.append(request)
                     continue
-                cache.keep_trunk()
+                cache.keep_shared_prefix()
                 if len(cache) + cache.missing(request.prompt_ids) + reserved > cache.capacity:
                     needed = max(self.cache_tokens, len(request.prompt_ids) + reserved)
                     self._cache = self._new_cache(needed)

@@ -37,28 +37,28 @@ PROBE = f"Goal: press Ok\n\nPage:\n{BUTTONS}\nbutton 'Ok' [47]\n\nWhat do you do
 Result = TypeVar("Result")
 
 
-class ProbeReport(NamedTuple):
+class SyncReport(NamedTuple):
     """Mean absolute differences of log-probabilities in nats.
 
     Attributes:
         gap: between sampler and trainer.
-        canary_gap: the same under a changed adapter.
-        canary_shift: between the sampler under the changed adapter and the trainer without.
+        changed_gap: the same under a changed adapter.
+        changed_shift: between the sampler under the changed adapter and the trainer without.
     """
 
     gap: float
-    canary_gap: float
-    canary_shift: float
+    changed_gap: float
+    changed_shift: float
 
 
-async def check_sampler(
+async def check_sync(
     policy: Policy,
     generator: Generator,
     bound: float = 0.0,
     *,
     temperature: float = 1.0,
     executor: Executor | None = None,
-) -> ProbeReport:
+) -> SyncReport:
     """Check that the generator samples from this policy, and from this policy's next version.
 
     What is trained is as it was when this returns or raises, bit for bit, and so is its version;
@@ -101,13 +101,13 @@ async def check_sampler(
         await run(_change_until, policy, change, before, temperature, moved)
         await generator.sync()
         during = await _sample(policy, generator, temperature)
-        canary_gap = await run(differs, during)
-    canary_shift = await run(differs, during)  # the trainer's policy is the old one again
-    if not canary_gap <= min(2 * bound, canary_shift / 2):
+        changed_gap = await run(differs, during)
+    changed_shift = await run(differs, during)  # the trainer's policy is the old one again
+    if not changed_gap <= min(2 * bound, changed_shift / 2):
         raise GeneratorError(
             "the sampler does not follow the adapter: after a change of it and a sync the "
-            f"log-probabilities are {canary_gap:.2g} nats a token from the trainer's and "
-            f"{canary_shift:.2g} from what they were before. The adapter did not reach the "
+            f"log-probabilities are {changed_gap:.2g} nats a token from the trainer's and "
+            f"{changed_shift:.2g} from what they were before. The adapter did not reach the "
             "sampler, or not every module: try the other --vllm-sync (adapter or merged)"
         )
     await generator.sync()
@@ -118,7 +118,7 @@ async def check_sampler(
             f"trainer's after a second sync, {gap:.2g} before: restart it, and if this stays try "
             "the other --vllm-sync (adapter or merged)"
         )
-    return ProbeReport(gap, canary_gap, canary_shift)
+    return SyncReport(gap, changed_gap, changed_shift)
 
 
 def logprob_gap(
@@ -166,7 +166,7 @@ def changed_adapter(policy: Policy) -> Iterator[Callable[[float], None]]:
     def change(std: float) -> None:
         for p, old, direction in zip(parameters, saved, noise, strict=True):
             p.copy_(old + std * direction)
-        policy.refresh()
+        policy.copy_masters_to_model()
         policy.version += 1
 
     try:
@@ -175,7 +175,7 @@ def changed_adapter(policy: Policy) -> Iterator[Callable[[float], None]]:
         with torch.no_grad():
             for p, old in zip(parameters, saved, strict=True):
                 p.copy_(old)
-        policy.refresh()
+        policy.copy_masters_to_model()
         policy.version = version
 
 

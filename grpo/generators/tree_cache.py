@@ -1,6 +1,6 @@
 """The sampler's cache as a token tree: every distinct prefix is computed and kept once.
 
-Prompts of one group are the same nodes, the system prompt of all groups is one trunk, equal
+Prompts of one group are the same nodes, the system prompt of all groups is one prefix, equal
 beginnings of sampled answers are one branch, and a later turn finds what an earlier one
 read. Nodes are appended as they come, so the ancestors of a node are a row of a boolean
 matrix instead of the range they are in `grpo.tree.token_tree`.
@@ -34,7 +34,7 @@ class NodeBuffers(Layout):
         self.ancestors = torch.empty(0, 0, dtype=torch.long)
         self.layers: dict[nn.Module, tuple[Tensor, ...]] = {}
 
-    def with_past(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
+    def prepend_cached(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
         """Store the new nodes' behind the others' and return all of it (see `Layout`)."""
         if layer not in self.layers:
             self.layers[layer] = tuple(
@@ -47,7 +47,7 @@ class NodeBuffers(Layout):
 
     def taps(self, layer: nn.Module, own: Tensor) -> list[Tensor]:
         """Gather along the parents (see `Layout`)."""
-        (inputs,) = self.with_past(layer, own, dim=0)
+        (inputs,) = self.prepend_cached(layer, own, dim=0)
         return [
             inputs.index_select(0, nodes.clamp(min=0)).masked_fill(nodes[:, None] < 0, 0)
             for nodes in self.ancestors.unbind(-1)
@@ -150,7 +150,7 @@ class TreeCache:
         assert self.hidden is not None, "compute() comes first"
         return self.hidden[torch.from_numpy(nodes).to(self.device)]
 
-    def keep_trunk(self) -> None:
+    def keep_shared_prefix(self) -> None:
         """Forget all but the chain of nodes from the root to the first branch."""
         counts = [0] * len(self)
         for parent, _ in self.children:

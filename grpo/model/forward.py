@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo.tree.layers import prepare, tree_forward
-from grpo.tree.layout import States, TreeLayout
+from grpo.tree.layout import LayerCache, TreeLayout
 from grpo.tree.token_tree import TokenTree, build_tree
 from grpo.types import TokenBatch
 
-Road = Literal["tree", "padded"]
+ForwardMode = Literal["tree", "padded"]
 
 
-class Trunk:
+class SharedPrefix:
     """The tokens that begin every row, computed once for all micro-batches of a step.
 
-    A micro-batch reads detached copies of what the trunk left in each layer, and its
-    backward adds to their gradients; `backward` then carries the sum through the trunk. The
+    A micro-batch reads detached copies of what the prefix left in each layer, and its
+    backward adds to their gradients; `backward` then carries the sum through the prefix. The
     gradient is that of one forward over all rows: every distinct token is computed once,
     however small the micro-batches are.
 
@@ -32,7 +32,7 @@ class Trunk:
     """
 
     def __init__(self, decoder: nn.Module, tokens: Tensor, conv_width: int) -> None:
-        """Compute the trunk.
+        """Compute the prefix.
 
         Args:
             decoder: the model without its output head, `prepare`d.
@@ -42,7 +42,7 @@ class Trunk:
         self.tokens = tokens
         tree = build_tree([tokens.tolist()])
         device = next(decoder.parameters()).device
-        left: States = {}
+        left: LayerCache = {}
         hidden = _forward(decoder, tree, TreeLayout(tree, conv_width, device, left=left))
         self._left = [hidden, *(x for states in left.values() for x in states)]
         self._copies = [x.detach().requires_grad_(x.requires_grad) for x in self._left]
@@ -51,14 +51,14 @@ class Trunk:
         self.past = {layer: tuple(next(copies) for _ in states) for layer, states in left.items()}
 
     def backward(self) -> None:
-        """Carry the gradient that the micro-batches left through the trunk; once."""
+        """Carry the gradient that the micro-batches left through the prefix; once."""
         read = [n for n, copy in enumerate(self._copies) if copy.grad is not None]
         gradients = [self._copies[n].grad for n in read]
         torch.autograd.backward([self._left[n] for n in read], gradients)
 
 
 def tree_hidden(
-    decoder: nn.Module, tree: TokenTree, conv_width: int, trunk: Trunk | None = None
+    decoder: nn.Module, tree: TokenTree, conv_width: int, prefix: SharedPrefix | None = None
 ) -> Tensor:
     """Last hidden states [M, D] of a tree's nodes, in one forward.
 
@@ -66,14 +66,14 @@ def tree_hidden(
         decoder: the model without its output head, `prepare`d.
         tree: on the CPU.
         conv_width: what `prepare` returned.
-        trunk: begins every row of the tree.
+        prefix: begins every row of the tree.
     """
     device = next(decoder.parameters()).device
-    if trunk is None:
+    if prefix is None:
         return _forward(decoder, tree, TreeLayout(tree, conv_width, device))
-    first = len(trunk.tokens)  # depth first: the trunk's nodes are the first ones
-    layout = TreeLayout(tree, conv_width, device, first=first, past=trunk.past)
-    return torch.cat([trunk.hidden, _forward(decoder, tree, layout)])
+    first = len(prefix.tokens)  # depth first: the prefix's nodes are the first ones
+    layout = TreeLayout(tree, conv_width, device, first=first, past=prefix.past)
+    return torch.cat([prefix.hidden, _forward(decoder, tree, layout)])
 
 
 def _forward(decoder: nn.Module, tree: TokenTree, layout: TreeLayout) -> Tensor:
@@ -112,7 +112,7 @@ def recomputed_layers(decoder: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def choose_road(model: Any, wanted: Road | Literal["auto"]) -> tuple[Road, int]:
+def choose_forward(model: Any, wanted: ForwardMode | Literal["auto"]) -> tuple[ForwardMode, int]:
     """Hold the roads against the model's own logits on a probe, and choose.
 
     Args:
@@ -128,8 +128,8 @@ def choose_road(model: Any, wanted: Road | Literal["auto"]) -> tuple[Road, int]:
     name = type(model).__name__
     decoder, head, device = model.get_decoder(), model.get_output_embeddings(), model.device
     ids = torch.arange(1, 25).mul(7919).remainder(model.config.vocab_size)
-    trunk, *tails = ids.view(4, 6).tolist()
-    rows = [trunk + tail for tail in tails] + [trunk[:3] + tail for tail in tails]
+    prefix, *tails = ids.view(4, 6).tolist()
+    rows = [prefix + tail for tail in tails] + [prefix[:3] + tail for tail in tails]
     alone = [torch.tensor([row], device=device) for row in rows]
     truth = torch.cat([model(input_ids=row, use_cache=False).logits[0] for row in alone]).float()
     bound = 0.1 if model.dtype in (torch.bfloat16, torch.float16) else 1e-3
@@ -157,5 +157,5 @@ def choose_road(model: Any, wanted: Road | Literal["auto"]) -> tuple[Road, int]:
     if wanted == "tree":
         raise ValueError(f"the token tree does not fit {name}: {reason}")
     warnings.warn(f"the token tree does not fit {name}: {reason}; it computes every row whole "
-                  "(road='padded')", stacklevel=4)  # fmt: skip
+                  "(forward='padded')", stacklevel=4)  # fmt: skip
     return "padded", 0

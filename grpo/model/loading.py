@@ -35,7 +35,7 @@ def make_policy(config: Config, model: Any, tokenizer: Any) -> Policy:
     """
     targets = config.lora_target_modules
     how: dict[str, Any] = {
-        "road": config.road,
+        "forward": config.forward,
         "activation_checkpointing": config.activation_checkpointing,
     }
     try:

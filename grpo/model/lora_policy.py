@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from grpo.model.forward import Road
+from grpo.model.forward import ForwardMode
 from grpo.model.policy import Policy
 from lora import (
     adapter_state,
@@ -34,7 +34,7 @@ class LoRAPolicy(Policy):
         lora_modules: number of linear layers that carry an adapter.
     """
 
-    saved_as = "adapter"
+    weights_dirname = "adapter"
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class LoRAPolicy(Policy):
         lora_alpha: float = 16,
         lora_target_modules: str | Sequence[str] = "all-linear",
         adapter: str | Path | None = None,
-        road: Road | Literal["auto"] = "auto",
+        forward: ForwardMode | Literal["auto"] = "auto",
         activation_checkpointing: bool = False,
         seed: int = 0,
     ) -> None:
@@ -59,7 +59,7 @@ class LoRAPolicy(Policy):
             lora_target_modules: "all-linear" (all but the output head) or module names.
             adapter: a folder with an adapter in PEFT's format to start from; its own
                 rank, alpha and modules then count.
-            road: as of `Policy`.
+            forward: as of `Policy`.
             activation_checkpointing: as of `Policy`.
             seed: of A's random start.
 
@@ -77,14 +77,14 @@ class LoRAPolicy(Policy):
                 generator=torch.Generator().manual_seed(seed),
             )
         super().__init__(
-            model, tokenizer, road=road, activation_checkpointing=activation_checkpointing
+            model, tokenizer, forward=forward, activation_checkpointing=activation_checkpointing
         )
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the adapter's parameters, float32: all that is trained."""
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
 
-    def refresh(self) -> None:
+    def copy_masters_to_model(self) -> None:
         """Nothing to do: the model computes with the parameters themselves."""
 
     def reference(self) -> AbstractContextManager[None]:
@@ -121,7 +121,7 @@ class FullPolicy(Policy):
     training, arXiv 1710.03740). Gradients are added up in the masters' precision.
     """
 
-    saved_as = "model"
+    weights_dirname = "model"
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class FullPolicy(Policy):
         tokenizer: Any,
         *,
         keep_reference: bool = True,
-        road: Road | Literal["auto"] = "auto",
+        forward: ForwardMode | Literal["auto"] = "auto",
         activation_checkpointing: bool = False,
     ) -> None:
         """Make every weight of a model trainable.
@@ -139,14 +139,14 @@ class FullPolicy(Policy):
             tokenizer: its tokenizer.
             keep_reference: hold a copy of the weights as they are now, in the model's dtype,
                 for `reference`.
-            road: as of `Policy`.
+            forward: as of `Policy`.
             activation_checkpointing: as of `Policy`.
 
         Raises:
             ValueError: the model does not fit the road.
         """
         super().__init__(
-            model, tokenizer, road=road, activation_checkpointing=activation_checkpointing
+            model, tokenizer, forward=forward, activation_checkpointing=activation_checkpointing
         )
         model.requires_grad_(True)
         self._masters = {p: _master(p) for p in model.parameters()}  # tied weights come once
@@ -157,7 +157,7 @@ class FullPolicy(Policy):
         return ((name, self._masters[p]) for name, p in self.model.named_parameters())
 
     @torch.no_grad()
-    def refresh(self) -> None:
+    def copy_masters_to_model(self) -> None:
         """Round the masters into the model."""
         for p, master in self._masters.items():
             if p is not master:
@@ -230,7 +230,7 @@ class FullPolicy(Policy):
             )
         for name, master in own.items():
             master.copy_(theirs[name])
-        self.refresh()
+        self.copy_masters_to_model()
 
 
 def _master(p: nn.Parameter) -> nn.Parameter:

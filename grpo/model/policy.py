@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from grpo.model.forward import (
-    Road,
-    Trunk,
-    choose_road,
+    ForwardMode,
+    SharedPrefix,
+    choose_forward,
     padded_hidden,
     recomputed_layers,
     tree_hidden,
@@ -40,17 +40,17 @@ class Policy(ABC):
         version: number of updates so far; generators drop their caches when it changes.
         road: "tree" computes every distinct prefix once, "padded" one row at a time.
         conv_width: taps of the model's short convolutions, 0 if it has none.
-        saved_as: name of the folder that `save` is given in a run or a checkpoint.
+        weights_dirname: name of the folder that `save` is given in a run or a checkpoint.
     """
 
-    saved_as: ClassVar[str]
+    weights_dirname: ClassVar[str]
 
     def __init__(
         self,
         model: Any,
         tokenizer: Any,
         *,
-        road: Road | Literal["auto"] = "auto",
+        forward: ForwardMode | Literal["auto"] = "auto",
         activation_checkpointing: bool = False,
     ) -> None:
         """Choose the road; a subclass has put its adapter on before.
@@ -58,7 +58,7 @@ class Policy(ABC):
         Args:
             model: a `transformers` causal language model.
             tokenizer: its tokenizer.
-            road: how the update computes log-probabilities; "auto" takes the tree where the
+            forward: how the update computes log-probabilities; "auto" takes the tree where the
                 model supports it, and says so where it does not.
             activation_checkpointing: keep only the layers' inputs for the backward pass and
                 compute the rest again: a third more time, a fraction of the memory.
@@ -70,7 +70,7 @@ class Policy(ABC):
         self.tokenizer = tokenizer
         self.version = 0
         self.activation_checkpointing = activation_checkpointing
-        self.road, self.conv_width = choose_road(model, road)
+        self.forward_mode, self.conv_width = choose_forward(model, forward)
 
     @abstractmethod
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -81,7 +81,7 @@ class Policy(ABC):
         return [parameter for _, parameter in self.named_parameters()]
 
     @abstractmethod
-    def refresh(self) -> None:
+    def copy_masters_to_model(self) -> None:
         """Let the model compute with the parameters as they are now, after a change of them."""
 
     @abstractmethod
@@ -140,23 +140,23 @@ class Policy(ABC):
         """Tokens of prompt and completion together that the model was made for."""
         return int(self.model.config.max_position_embeddings)
 
-    def trunk(self, batches: Sequence[TokenBatch]) -> Trunk | None:
+    def shared_prefix(self, batches: Sequence[TokenBatch]) -> SharedPrefix | None:
         """Compute what begins every row of the micro-batches, once for all of them.
 
         Returns:
             What `logprobs` takes for each of them; call its `backward` after theirs. None on
             the padded road, for a single micro-batch, and where the rows share nothing.
         """
-        if self.road == "padded" or len(batches) < 2:
+        if self.forward_mode == "padded" or len(batches) < 2:
             return None
         tokens = common_prefix([row for batch in batches for row in batch.rows()])
         if not tokens:
             return None
         with self._layers():
-            return Trunk(self.decoder, torch.tensor(tokens), self.conv_width)
+            return SharedPrefix(self.decoder, torch.tensor(tokens), self.conv_width)
 
     def logprobs(
-        self, batch: TokenBatch, *, temperature: float = 1.0, trunk: Trunk | None = None
+        self, batch: TokenBatch, *, temperature: float = 1.0, prefix: SharedPrefix | None = None
     ) -> TokenLogprobs:
         """Log-probability of every completion token, and the entropy it was drawn with.
 
@@ -166,17 +166,17 @@ class Policy(ABC):
         Args:
             batch: N rows of up to T tokens.
             temperature: of the sampling distribution.
-            trunk: of this batch and others, as `trunk` gave it.
+            prefix: of this batch and others, as `prefix` gave it.
 
         Returns:
             logprobs and entropy, [N, T] each, in nats.
         """
         batch = batch.to(self.device)
         mask = batch.completion_mask
-        if self.road == "tree":
+        if self.forward_mode == "tree":
             tree = build_tree(batch.rows())
             with self._layers():
-                hidden = tree_hidden(self.decoder, tree, self.conv_width, trunk)
+                hidden = tree_hidden(self.decoder, tree, self.conv_width, prefix)
             tree = tree.to(self.device)
             nodes, parents, tokens = tree.nodes, tree.parents, tree.tokens
         else:

@@ -18,7 +18,7 @@ GROUPS = 4
 """Groups of a step that are shown."""
 
 
-class Said(NamedTuple):
+class CompletionRow(NamedTuple):
     """One episode: a line of the table."""
 
     task: str
@@ -29,7 +29,7 @@ class Said(NamedTuple):
     advantage: float
 
 
-def said(groups: Sequence[Group], config: Config) -> list[Said]:
+def said(groups: Sequence[Group], config: Config) -> list[CompletionRow]:
     """The best and the worst episode of a step's first groups: what the update told apart.
 
     Args:
@@ -47,29 +47,31 @@ def said(groups: Sequence[Group], config: Config) -> list[Said]:
         for episode, advantage in (ordered[0], ordered[-1]):
             task, reward = episode.task, episode.reward
             lines.append(
-                Said(task.name, task.seed, episode.goal, _answers(episode), reward, advantage)
+                CompletionRow(
+                    task.name, task.seed, episode.goal, _answers(episode), reward, advantage
+                )
             )
     return lines
 
 
-def as_table(lines: Sequence[Said]) -> Table:
+def as_table(lines: Sequence[CompletionRow]) -> Table:
     """The lines for a terminal or a text file."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for name in Said._fields:
+    for name in CompletionRow._fields:
         table.add_column(name, justify="right" if name in ("reward", "advantage") else "left")
     for line in lines:
         table.add_row(*map(Text, _cells(line)))  # as text: an answer's [b] is no markup
     return table
 
 
-def as_markdown(lines: Sequence[Said]) -> str:
+def as_markdown(lines: Sequence[CompletionRow]) -> str:
     """The lines as a table of Markdown."""
-    rows = [Said._fields, ["---"] * len(Said._fields), *map(_cells, lines)]
+    rows = [CompletionRow._fields, ["---"] * len(CompletionRow._fields), *map(_cells, lines)]
     safe = ([cell.replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in rows)
     return "\n".join(f"| {' | '.join(row)} |" for row in safe)
 
 
-def _cells(line: Said) -> list[str]:
+def _cells(line: CompletionRow) -> list[str]:
     return [*map(str, line[:4]), f"{line.reward:g}", f"{line.advantage:+.2f}"]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import Box, Task
-from grpo.rollouts.rollout import Frame, Rollouts
+from grpo.rollouts.rollout import Rollouts, StepRecord
 from grpo.types import Episode
 
 OUTLINE = "#ff00d0"
@@ -29,7 +29,7 @@ async def record_episode(rollouts: Rollouts, task: Task, folder: Path, *, seed: 
         folder: made if it is not there.
         seed: fixes what is sampled.
     """
-    frames: list[Frame] = []
+    frames: list[StepRecord] = []
     episode = await rollouts.episode(task, [seed, task.seed], frames=frames)
     if episode is None:
         return
@@ -91,7 +91,7 @@ def write_gallery(media: Path, *, title: str) -> None:
     (media / "index.html").write_text(html.replace("DATA", data, 1), encoding="utf-8")
 
 
-def _described(episode: Episode, frames: Sequence[Frame]) -> dict[str, Any]:
+def _described(episode: Episode, frames: Sequence[StepRecord]) -> dict[str, Any]:
     """An episode as JSON: of every page what was read, what was said, what came of it."""
     pages: list[dict[str, Any]] = []
     for k, (observation, result) in enumerate(frames):

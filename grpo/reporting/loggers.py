@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from grpo.config import Config, ConfigError
-from grpo.reporting.completions import Said, as_markdown, as_table, said
+from grpo.reporting.completions import CompletionRow, as_markdown, as_table, said
 from grpo.reporting.progress import CURVES
 from grpo.types import Group
 
@@ -89,7 +89,7 @@ class MetricsLog:
 class _Dashboard(Protocol):
     def metrics(self, step: int, metrics: dict[str, float]) -> None: ...
 
-    def completions(self, step: int, lines: Sequence[Said]) -> None: ...
+    def completions(self, step: int, lines: Sequence[CompletionRow]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -105,7 +105,7 @@ class _TensorBoard:
             self._writer.add_scalar(f"Overview/{name}" if name in first else name, value, step)
         self._writer.flush()
 
-    def completions(self, step: int, lines: Sequence[Said]) -> None:
+    def completions(self, step: int, lines: Sequence[CompletionRow]) -> None:
         self._writer.add_text("completions", as_markdown(lines), step)
         self._writer.flush()
 
@@ -163,9 +163,11 @@ class _WandB:
         if step > self._seen:
             self._try(lambda: self._run.log(metrics, step=step))
 
-    def completions(self, step: int, lines: Sequence[Said]) -> None:
+    def completions(self, step: int, lines: Sequence[CompletionRow]) -> None:
         if step > self._seen:
-            table = self._table(columns=list(Said._fields), data=[list(line) for line in lines])
+            table = self._table(
+                columns=list(CompletionRow._fields), data=[list(line) for line in lines]
+            )
             self._try(lambda: self._run.log({"completions": table}, step=step))
 
     def close(self) -> None:

@@ -18,13 +18,13 @@ from typing import Any
 
 from envs.base import Task
 from grpo.config import Config, ConfigError
-from grpo.distributed import Ranks
+from grpo.distributed import World
 from grpo.reporting.gallery import record_episode, write_gallery
 from grpo.reporting.progress import success_table
-from grpo.rollouts.evaluation import Outcome, Success, blind, evaluate, random_policy
+from grpo.rollouts.evaluation import Outcome, Success, blind, evaluate, random_agent
 from grpo.rollouts.rollout import Act, Rollouts, gather
 from grpo.rollouts.task_sampler import HELD_OUT
-from grpo.runtime import OpenPool, Parts, open_parts
+from grpo.runtime import OpenPool, Runtime, open_runtime
 
 RECORDED = 4
 """Episodes of each task that are kept to look at."""
@@ -46,9 +46,9 @@ class Report:
         seconds: wall time by phase.
     """
 
-    def __init__(self, parts: Parts, path: Path, *, resume: bool = False) -> None:
+    def __init__(self, parts: Runtime, path: Path, *, resume: bool = False) -> None:
         config = parts.config
-        self.parts, self._path = parts, path
+        self.runtime, self._path = parts, path
         self.held_out = [
             Task(name, HELD_OUT + i)
             for i in range(config.eval_episodes)
@@ -79,16 +79,16 @@ class Report:
         """
         if not self.held_out:
             return
-        config, ranks, console = self.parts.config, self.parts.ranks, self.parts.console
-        tasks = self.held_out[ranks.rank :: ranks.size]
-        with self.parts.bars.bar(f"evaluate {who}", len(tasks) * len(ways)) as advance:
+        config, world, console = self.runtime.config, self.runtime.world, self.runtime.console
+        tasks = self.held_out[world.rank :: world.world_size]
+        with self.runtime.bars.bar(f"evaluate {who}", len(tasks) * len(ways)) as advance:
             plays = {
-                way: Rollouts(self.parts.pool, act, config.max_steps, on_episode=advance)
+                way: Rollouts(self.runtime.pool, act, config.max_turns, on_episode=advance)
                 for way, act in ways.items()
             }
             own = await evaluate(plays, tasks, seed=config.seed)
         loop = asyncio.get_running_loop()
-        everyone = await loop.run_in_executor(self.parts.executor, ranks.gather, own)
+        everyone = await loop.run_in_executor(self.runtime.executor, world.all_gather, own)
         for way in ways:
             outcomes = [outcome for part in everyone for outcome in part[way]]
             self._outcomes[who, way] = outcomes
@@ -110,25 +110,25 @@ class Report:
             who: a policy that `examine` evaluated, as it is now.
             when: what the episodes are filed under.
         """
-        config, media = self.parts.config, self.parts.config.folder / "media"
-        if not self.held_out or not self.parts.ranks.leads:
+        config, media = self.runtime.config, self.runtime.config.folder / "media"
+        if not self.held_out or not self.runtime.world.is_main:
             return
         shutil.rmtree(media / when, ignore_errors=True)  # an earlier program's
-        rollouts = Rollouts(self.parts.pool, self.parts.ways["sampled"], config.max_steps)
+        rollouts = Rollouts(self.runtime.pool, self.runtime.ways["sampled"], config.max_turns)
         await gather(
             record_episode(rollouts, task, media / when, seed=config.seed)
-            for task in worth_seeing(self._outcomes[who, "sampled"], RECORDED)
+            for task in pick_examples(self._outcomes[who, "sampled"], RECORDED)
         )
         write_gallery(media, title=f"{config.task}, {self.summary['model']}")
 
     def write(self) -> None:
         """Write the JSON file."""
-        if self.parts.ranks.leads:
+        if self.runtime.world.is_main:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.write_text(json.dumps(self.summary, indent=2) + "\n")
 
 
-def worth_seeing(outcomes: Sequence[Outcome], count: int) -> list[Task]:
+def pick_examples(outcomes: Sequence[Outcome], count: int) -> list[Task]:
     """Choose up to `count` episodes of each task: failures and successes in turn."""
     chosen = []
     for name in dict.fromkeys(outcome.task.name for outcome in outcomes):
@@ -143,7 +143,7 @@ async def examine(
     config: Config,
     open_pool: OpenPool,
     baselines: Mapping[str, Act] | None = None,
-    ranks: Ranks | None = None,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Evaluate a policy beside the random and the blind one, and keep some of its episodes.
 
@@ -151,7 +151,7 @@ async def examine(
         config: of the policy, the tasks and the environment.
         open_pool: the environment.
         baselines: policies to evaluate beside the random one.
-        ranks: the processes that evaluate together; None for this one alone.
+        world: the processes that evaluate together; None for this one alone.
 
     Returns:
         What `evaluation.json` holds: success of every policy, over all tasks and of each.
@@ -162,12 +162,12 @@ async def examine(
     if not config.eval_episodes:
         raise ConfigError("eval_episodes must be at least 1 to evaluate, got 0")
     started = time.monotonic()
-    async with open_parts(config, open_pool, ranks) as parts:
+    async with open_runtime(config, open_pool, world) as parts:
         report = Report(parts, config.folder / "evaluation.json")
         report.seconds["setup"] = time.monotonic() - started
-        names = ("adapter", "seed", "max_steps", "max_new_tokens", "temperature")
+        names = ("adapter", "seed", "max_turns", "max_new_tokens", "temperature")
         report.summary |= {name: getattr(config, name) for name in names}
-        policies: dict[str, Mapping[str, Act]] = {"random": {"sampled": random_policy}}
+        policies: dict[str, Mapping[str, Act]] = {"random": {"sampled": random_agent}}
         policies |= {who: {"sampled": act} for who, act in (baselines or {}).items()}
         if config.blind:
             policies["blind"] = {way: blind(act) for way, act in parts.ways.items()}

@@ -75,7 +75,7 @@ def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float,
     return low, high
 
 
-async def random_policy(observation: Observation, seed: int) -> tuple[str, Completion]:
+async def random_agent(observation: Observation, seed: int) -> tuple[str, Completion]:
     """Choose any action the page allows, each as likely as the others."""
     random = np.random.default_rng(seed)
     text = str(random.choice(observation.actions)) if observation.actions else "noop()"

@@ -23,7 +23,7 @@ Act = Callable[[Observation, int], Awaitable[tuple[str, Completion]]]
 """A policy as an episode sees it: (observation, seed) -> (text, how it was sampled)."""
 
 
-class Frame(NamedTuple):
+class StepRecord(NamedTuple):
     """One page of an episode: what was seen, and what came of the answer (None after the end)."""
 
     observation: Observation
@@ -62,7 +62,7 @@ def read_prompt(
     return prompt(observation.cut(fitting)), lines - fitting
 
 
-def sampled_by(
+def model_agent(
     generator: Generator, tokenizer: Any, *, temperature: float, max_prompt_tokens: int = 0
 ) -> Act:
     """The policy that asks a generator: chat template in, decoded text out.
@@ -88,10 +88,10 @@ async def run_episode(
     task: Task,
     act: Act,
     *,
-    max_steps: int,
+    max_turns: int,
     seed: Sequence[int],
     valid_action_bonus: float = 0.0,
-    frames: list[Frame] | None = None,
+    frames: list[StepRecord] | None = None,
 ) -> Episode:
     """Play one episode.
 
@@ -99,7 +99,7 @@ async def run_episode(
         env: a session that nobody else uses.
         task: what to start from.
         act: the policy.
-        max_steps: actions at most.
+        max_turns: actions at most.
         seed: numbers that fix what is sampled; the turn's number is added to them.
         valid_action_bonus: added to the reward for each valid action.
         frames: if given, screenshots are asked for and every turn is appended.
@@ -110,20 +110,20 @@ async def run_episode(
     observation = await env.reset(task, screenshot=frames is not None)
     turns: list[Turn] = []
     reward, success, done = 0.0, False, False
-    while not done and len(turns) < max_steps:
+    while not done and len(turns) < max_turns:
         turn_seed = int(np.random.SeedSequence([*seed, len(turns)]).generate_state(1)[0])
         text, completion = await act(observation, turn_seed)
         result = await env.step(text)
         if frames is not None:
-            frames.append(Frame(observation, result))
+            frames.append(StepRecord(observation, result))
         earned = result.reward + valid_action_bonus * result.valid_action
         state = page_state(observation)
         turns.append(Turn(completion, text, result.valid_action, earned, state))
         reward += earned
         success, done, observation = success or result.success, result.done, result.observation
     if frames is not None:
-        frames.append(Frame(observation))
-    stop_reason: Literal["done", "max_steps"] = "done" if done else "max_steps"
+        frames.append(StepRecord(observation))
+    stop_reason: Literal["done", "max_turns"] = "done" if done else "max_turns"
     return Episode(task, tuple(turns), reward, success, stop_reason, observation.goal)
 
 
@@ -150,7 +150,7 @@ class Rollouts:
     Attributes:
         pool: the sessions; its size bounds how many episodes run at once.
         act: the policy.
-        max_steps: actions an episode at most.
+        max_turns: actions an episode at most.
         valid_action_bonus: reward for each valid action.
         on_episode: called after each episode, with None for a dropped one.
         counters: `env_failures`, `episodes`, `episodes_dropped`, `groups_dropped`.
@@ -159,14 +159,14 @@ class Rollouts:
 
     pool: EnvPool
     act: Act
-    max_steps: int
+    max_turns: int
     valid_action_bonus: float = 0.0
     on_episode: Callable[[Episode | None], None] = lambda _: None
     counters: Counter[str] = field(default_factory=Counter)
     last_error: str = ""
 
     async def episode(
-        self, task: Task, seed: Sequence[int], *, frames: list[Frame] | None = None
+        self, task: Task, seed: Sequence[int], *, frames: list[StepRecord] | None = None
     ) -> Episode | None:
         """One episode, retried once; None if both tries failed."""
         for second_try in (False, True):
@@ -176,7 +176,7 @@ class Rollouts:
                         env,
                         task,
                         self.act,
-                        max_steps=self.max_steps,
+                        max_turns=self.max_turns,
                         seed=seed,
                         valid_action_bonus=self.valid_action_bonus,
                         frames=frames,

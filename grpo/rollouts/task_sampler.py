@@ -22,13 +22,13 @@ RECENT = 10
 MASTERED = 0.8
 """Success at which a curriculum goes on to the next task."""
 
-SamplerKind = Literal["uniform", "middling", "curriculum"]
+SamplerKind = Literal["uniform", "learnability", "curriculum"]
 
 
 class TaskSampler:
     """Draws the groups' tasks, each draw a function of the seed, the step and what was seen.
 
-    "uniform" takes every task and seed alike. "middling" weighs tasks by p (1 - p), where p is
+    "uniform" takes every task and seed alike. "learnability" weighs tasks by p (1 - p), where p is
     the success of a task's latest groups: the variance of the reward, and so the size of the
     signal (learnability, arXiv 2502.12272); and it replaces half of the draws by seeds that were
     solved sometimes, by the same weight. "curriculum" takes the tasks in the order given: half of
@@ -44,7 +44,7 @@ class TaskSampler:
         if kind not in get_args(SamplerKind):
             raise ValueError(f"kind must be one of {get_args(SamplerKind)}, got {kind!r}")
         self.names, self.kind, self.seed = list(names), kind, seed
-        self._success: dict[Task, float] = {}  # the middling ones, in the order of their play
+        self._success: dict[Task, float] = {}  # the learnability ones, in the order of their play
         self._rates = dict.fromkeys(self.names, (0.0, 0))  # success, groups seen
 
     def draw(self, step: int, count: int, attempt: int = 0) -> list[Task]:
@@ -64,7 +64,7 @@ class TaskSampler:
         if len(self.names) > 1:
             names = random.choice(self.names, count, p=self._weights()).tolist()
         tasks = [Task(name, int(seed)) for name, seed in zip(names, seeds, strict=True)]
-        if self.kind == "middling" and self._success:
+        if self.kind == "learnability" and self._success:
             known, success = list(self._success), np.array([*self._success.values()])
             replayed = min(int(count * REPLAYED), len(known))
             weights = success * (1 - success)
@@ -99,7 +99,7 @@ class TaskSampler:
         """How likely each task is drawn, in the order of the names."""
         rates = [self._rates[name] for name in self.names]
         weights = np.ones(len(rates))
-        if self.kind == "middling":
+        if self.kind == "learnability":
             # None dies out: what is never or always solved keeps a fifth of the highest weight.
             weights = np.array([max(p * (1 - p), 0.05) if seen else 0.25 for p, seen in rates])
         elif self.kind == "curriculum":

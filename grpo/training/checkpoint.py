@@ -22,7 +22,7 @@ STATE_FILE = "trainer.pt"
 MANIFEST = "manifest.json"
 """Written last: the format, the run's configuration, and each file's SHA-256."""
 
-MAY_CHANGE = frozenset(
+RESUMABLE = frozenset(
     {
         *("output", "adapter", "steps", "minutes", "eval_episodes", "groups_per_step"),
         *("save_every", "keep_checkpoints", "resume", "max_bad_updates"),
@@ -61,7 +61,7 @@ def save_checkpoint(config: Config, step: int, policy: Policy, state: dict[str, 
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
-        policy.save(unfinished / policy.saved_as)
+        policy.save(unfinished / policy.weights_dirname)
         buffer = io.BytesIO()  # torch's own writer would turn the disk's error into another
         torch.save(state, buffer)
         (unfinished / STATE_FILE).write_bytes(buffer.getbuffer())
@@ -111,10 +111,10 @@ def load_checkpoint(config: Config, policy: Policy) -> dict[str, Any] | None:
             _log.warning("checkpoint %s is torn (%s): it is passed over", folder.name, fault)
             continue
         manifest = json.loads((folder / MANIFEST).read_text())
-        if strange := _strange(manifest, config):
-            raise ConfigError(f"cannot resume from {folder.name}: {strange}")
+        if mismatch := config_mismatch(manifest, config):
+            raise ConfigError(f"cannot resume from {folder.name}: {mismatch}")
         try:
-            policy.load(folder / policy.saved_as)
+            policy.load(folder / policy.weights_dirname)
         except ValueError as error:
             raise ConfigError(f"cannot resume from {folder.name}: {error}") from error
         return torch.load(folder / STATE_FILE, weights_only=True)
@@ -138,12 +138,12 @@ def _fault(folder: Path) -> str:
     return ""
 
 
-def _strange(manifest: dict[str, Any], config: Config) -> str:
+def config_mismatch(manifest: dict[str, Any], config: Config) -> str:
     """Say in what a checkpoint is not of this run, "" if it is."""
     if manifest["format"] != FORMAT:
         return f"its format is {manifest['format']}, expected {FORMAT}"
     then, now = manifest["config"], asdict(config)
-    differ = [k for k in now if k not in MAY_CHANGE and then.get(k) != now[k]]
+    differ = [k for k in now if k not in RESUMABLE and then.get(k) != now[k]]
     if not differ:
         return ""
     changes = ", ".join(f"{k} was {then.get(k)!r} and is {now[k]!r}" for k in differ[:4])

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from envs.base import EnvError
-from grpo.algorithm.batch import make_batch, teaches
+from grpo.algorithm.batch import has_learning_signal, make_batch
 from grpo.config import Config, ConfigError
-from grpo.distributed import Ranks
+from grpo.distributed import World
 from grpo.generators.base import Generator, GeneratorError
 from grpo.model.policy import Policy
 from grpo.rollouts.rollout import Rollouts
@@ -47,7 +47,7 @@ class Trainer:
         generator: Generator,
         rollouts: Rollouts,
         executor: Executor,
-        ranks: Ranks | None = None,
+        world: World | None = None,
     ) -> None:
         """Set up the optimizer, and the state of the newest checkpoint if asked for.
 
@@ -57,11 +57,11 @@ class Trainer:
             generator: samples for the rollouts; told of each update.
             rollouts: plays the episodes.
             executor: one thread, which does all of torch's work.
-            ranks: the processes that train together; None for this one alone.
+            world: the processes that train together; None for this one alone.
         """
         self.config, self.policy, self.generator = config, policy, generator
-        self.rollouts, self.executor, self.ranks = rollouts, executor, ranks or Ranks({})
-        self.updater = Updater(config, policy, self.ranks)
+        self.rollouts, self.executor, self.world = rollouts, executor, world or World.single()
+        self.updater = Updater(config, policy, self.world)
         self.sampler = TaskSampler(config.tasks, config.task_sampler, config.seed)
         self.step = self.episodes = self.failed_saves = 0
         self.groups: list[Group] = []
@@ -70,7 +70,7 @@ class Trainer:
         if config.resume and (state := load_checkpoint(config, policy)):
             self.load_state(state)
         start = (self.step, sum(p.double().sum().item() for p in policy.parameters()))
-        if len(set(self.ranks.gather(start))) > 1:
+        if len(set(self.world.all_gather(start))) > 1:
             raise ConfigError("the ranks start from different adapters or checkpoints")
 
     async def train(self) -> AsyncIterator[dict[str, float]]:
@@ -122,7 +122,7 @@ class Trainer:
     async def is_over(self, started: float) -> bool:
         """Whether any rank is to stop before the next step."""
         late = self.config.minutes and time.monotonic() - started > self.config.minutes * 60
-        together = await self.in_executor(self.ranks.gather, self._stopping or bool(late))
+        together = await self.in_executor(self.world.all_gather, self._stopping or bool(late))
         return self.step >= self.config.steps or any(together)
 
     async def collect(self, step: int) -> tuple[list[Group], dict[str, float]]:
@@ -131,16 +131,18 @@ class Trainer:
         Groups without an advantage teach nothing: they are replaced by others, at most
         `max_resamples` times (dynamic sampling, DAPO, arXiv 2503.14476).
         """
-        config, ranks, count = self.config, self.ranks, self.config.groups_per_step
+        config, world, count = self.config, self.world, self.config.groups_per_step
         started, busy = time.monotonic(), self.generator.busy_seconds
         groups: list[Group] = []
         for attempt in range(config.max_resamples + 1):
-            missing = count - sum(teaches(group, config.credit_rule) for group in groups)
+            missing = count - sum(
+                has_learning_signal(group, config.credit_rule) for group in groups
+            )
             if not missing:
                 break
-            tasks = self.sampler.draw(step, count * ranks.size, attempt)
-            own = tasks[count * ranks.rank :][:missing]
-            first = count * (attempt * ranks.size + ranks.rank)
+            tasks = self.sampler.draw(step, count * world.world_size, attempt)
+            own = tasks[count * world.rank :][:missing]
+            first = count * (attempt * world.world_size + world.rank)
             groups += await self.rollouts.collect(
                 own, config.group_size, [config.seed, step], first=first
             )
@@ -151,11 +153,13 @@ class Trainer:
     def update(self, groups: Sequence[Group]) -> dict[str, float]:
         """Improve the policy by the policy gradient of the groups of all ranks."""
         config, started = self.config, time.monotonic()
-        played, own = self.ranks.share_groups(groups)
+        played, own = self.world.all_gather_groups(groups)
         self.sampler.observe(played)
         self.episodes += sum(len(group.episodes) for group in played)
         metrics = rollout_metrics(played, self.policy.version)
-        taught = [i for i, group in enumerate(played) if teaches(group, config.credit_rule)]
+        taught = [
+            i for i, group in enumerate(played) if has_learning_signal(group, config.credit_rule)
+        ]
         if not config.max_resamples or not taught:
             taught = list(range(len(played)))
         metrics["groups_replaced"] = float(len(played) - len(taught))
@@ -165,7 +169,7 @@ class Trainer:
             baseline=config.baseline,
             credit=config.credit_rule,
             aggregation=config.aggregation,
-            max_completion_length=config.max_steps * config.max_new_tokens,
+            max_completion_length=config.max_turns * config.max_new_tokens,
             drop_zero_advantages=config.beta == 0,
             own=[i in own for i in taught],
         )
@@ -181,7 +185,7 @@ class Trainer:
         """All that a checkpoint needs beside the adapter."""
         return {
             "step": self.step,
-            "groups": self.config.groups_per_step * self.ranks.size,
+            "groups": self.config.groups_per_step * self.world.world_size,
             "episodes": self.episodes,
             "version": self.policy.version,
             "seconds": self.seconds,
@@ -197,7 +201,7 @@ class Trainer:
         Raises:
             ConfigError: the ranks together do not play as many groups a step as then.
         """
-        groups = self.config.groups_per_step * self.ranks.size
+        groups = self.config.groups_per_step * self.world.world_size
         if state["groups"] != groups:
             raise ConfigError(
                 f"cannot resume: a step was of {state['groups']} groups over all ranks, and is of "
@@ -218,7 +222,7 @@ class Trainer:
         Args:
             last: True to raise the disk's OSError instead of going on.
         """
-        if not self.ranks.leads:
+        if not self.world.is_main:
             return
         try:
             save_checkpoint(self.config, self.step, self.policy, self.state())

@@ -14,8 +14,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from grpo.algorithm.batch import sort_batch, split_batch
 from grpo.algorithm.losses import importance_weights, mean_stats, policy_loss
 from grpo.config import Config
-from grpo.distributed import Ranks
-from grpo.model.forward import Trunk
+from grpo.distributed import World
+from grpo.model.forward import SharedPrefix
 from grpo.model.policy import Policy
 from grpo.types import TokenBatch
 
@@ -35,15 +35,15 @@ class Updater:
         bad_updates: updates in a row that were not finite and were left out.
     """
 
-    def __init__(self, config: Config, policy: Policy, ranks: Ranks) -> None:
+    def __init__(self, config: Config, policy: Policy, world: World) -> None:
         """Make the optimizer: AdamW on what is trained, a linear warm-up.
 
         Args:
             config: of the run.
             policy: what is improved.
-            ranks: who else has a part of each batch.
+            world: who else has a part of each batch.
         """
-        self.config, self.policy, self.ranks = config, policy, ranks
+        self.config, self.policy, self.world = config, policy, world
         self.max_tokens = config.max_tokens_per_microbatch
         self.bad_updates = self.halvings = 0
         self.optimizer = torch.optim.AdamW(  # fused: no second tensor of a weight's size
@@ -69,14 +69,14 @@ class Updater:
         batch = sort_batch(batch)
         if config.uses_reference:
             with policy.reference():
-                batch = replace(batch, ref_logprobs=self.fitting(self.logprobs, batch))
+                batch = replace(batch, ref_logprobs=self.with_oom_retry(self.logprobs, batch))
         if config.updates_per_batch > 1:  # at a single one the ratio is 1 by definition
-            batch = replace(batch, old_logprobs=self.fitting(self.logprobs, batch))
+            batch = replace(batch, old_logprobs=self.with_oom_retry(self.logprobs, batch))
 
         for _ in range(config.updates_per_batch):
-            own = self.fitting(self.accumulate, batch)
-            sums = [part for parts in self.ranks.gather(own) for part in parts]
-            self.ranks.add_gradients(policy.parameters())
+            own = self.with_oom_retry(self.accumulate, batch)
+            sums = [part for parts in self.world.all_gather(own) for part in parts]
+            self.world.all_reduce_gradients(policy.parameters())
             loss = sum(part.pop("loss").item() for part in sums)
             learning_rate = self.scheduler.get_last_lr()[0]
             grad_norm = get_total_norm([p.grad for p in policy.parameters() if p.grad is not None])
@@ -86,7 +86,7 @@ class Updater:
                     clip_grads_with_norm_(policy.parameters(), config.max_grad_norm, grad_norm)
                 self.optimizer.step()
                 self.scheduler.step()
-                policy.refresh()
+                policy.copy_masters_to_model()
                 policy.version += 1
             self.bad_updates = 0 if finite else self.bad_updates + 1
         if self.bad_updates >= config.max_bad_updates:
@@ -105,8 +105,8 @@ class Updater:
     def logprobs(self, batch: TokenBatch) -> Tensor:
         """Log-probabilities [N, T] of a sorted batch under the policy as it is, on the CPU."""
         parts = self.micro_batches(batch)
-        trunk = self.policy.trunk(parts)
-        options: dict[str, Any] = {"temperature": self.config.temperature, "trunk": trunk}
+        prefix = self.policy.shared_prefix(parts)
+        options: dict[str, Any] = {"temperature": self.config.temperature, "prefix": prefix}
         rows = [self.policy.logprobs(part, **options).logprobs.cpu() for part in parts]
         return torch.cat(rows) if rows else torch.zeros_like(batch.token_weights)
 
@@ -114,16 +114,16 @@ class Updater:
         """Set the gradient to that of the batch's loss; returns a dict of sums a micro-batch."""
         self.optimizer.zero_grad()
         parts = self.micro_batches(batch)
-        trunk = self.policy.trunk(parts)
-        sums = [self.backward(part, trunk) for part in parts]
-        if trunk:
-            trunk.backward()
+        prefix = self.policy.shared_prefix(parts)
+        sums = [self.backward(part, prefix) for part in parts]
+        if prefix:
+            prefix.backward()
         return [{name: value.cpu() for name, value in each.items()} for each in sums]
 
-    def backward(self, batch: TokenBatch, trunk: Trunk | None = None) -> dict[str, Tensor]:
+    def backward(self, batch: TokenBatch, prefix: SharedPrefix | None = None) -> dict[str, Tensor]:
         """Add a micro-batch's gradient to the parameters'; returns its loss and metric sums."""
         config, mask = self.config, batch.completion_mask
-        now = self.policy.logprobs(batch, temperature=config.temperature, trunk=trunk)
+        now = self.policy.logprobs(batch, temperature=config.temperature, prefix=prefix)
         old = now.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         level = config.importance_level
         weights, gap = importance_weights(
@@ -165,9 +165,9 @@ class Updater:
 
     def slices(self, batch: TokenBatch) -> list[TokenBatch]:
         """The same, where the batch is."""
-        return split_batch(batch, self.max_tokens, padded=self.policy.road == "padded")
+        return split_batch(batch, self.max_tokens, padded=self.policy.forward_mode == "padded")
 
-    def fitting(self, work: Callable[[TokenBatch], Result], batch: TokenBatch) -> Result:
+    def with_oom_retry(self, work: Callable[[TokenBatch], Result], batch: TokenBatch) -> Result:
         """Do a pass over the batch; out of memory, do it again in micro-batches half as large.
 
         Raises:

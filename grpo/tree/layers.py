@@ -109,7 +109,7 @@ def tree_attention(
     if grouped and dtype in (torch.bfloat16, torch.float16):
         # The CPU's kernel is slower in bfloat16 than in float32, backward most of all.
         query, key, value = query.float(), key.float(), value.float()
-    key, value = seq_idx.with_past(module, key, value, dim=2)
+    key, value = seq_idx.prepend_cached(module, key, value, dim=2)
 
     def seen(x: Tensor, keys: Tensor) -> Tensor:
         x = x.index_select(2, keys)

@@ -21,7 +21,7 @@ from grpo.tree.token_tree import TokenTree
 CHUNK = {"cpu": 128, "cuda": 1024}
 
 
-States = dict[nn.Module, tuple[Tensor, ...]]
+LayerCache = dict[nn.Module, tuple[Tensor, ...]]
 
 
 class Chunk(NamedTuple):
@@ -43,7 +43,7 @@ class Layout(ABC):
     chunks: Sequence[Chunk]
 
     @abstractmethod
-    def with_past(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
+    def prepend_cached(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
         """Put what earlier nodes left in a layer before what is the new ones' own.
 
         Args:
@@ -112,8 +112,8 @@ class TreeLayout(Layout):
         device: torch.device,
         *,
         first: int = 0,
-        past: States | None = None,
-        left: States | None = None,
+        past: LayerCache | None = None,
+        left: LayerCache | None = None,
     ) -> None:
         """Lay out a tree.
 
@@ -129,7 +129,7 @@ class TreeLayout(Layout):
         self.ancestors = tree.ancestors(width)[first:].to(device)
         self.first, self.past, self.left = first, past or {}, left
 
-    def with_past(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
+    def prepend_cached(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
         """Put the past nodes' before the others' own (see `Layout`)."""
         if self.left is not None:
             self.left[layer] = own
@@ -140,6 +140,6 @@ class TreeLayout(Layout):
 
     def taps(self, layer: nn.Module, own: Tensor) -> list[Tensor]:
         """Gather along the parents (see `Layout`)."""
-        (inputs,) = self.with_past(layer, own, dim=0)
+        (inputs,) = self.prepend_cached(layer, own, dim=0)
         inputs = F.pad(inputs, (0, 0, 0, 1))  # row M: the zeros above a root
         return [inputs.index_select(0, nodes) for nodes in self.ancestors.unbind(-1)]

@@ -10,7 +10,7 @@ import torch
 from benchmarks.update import Worker, distance
 from tests.support.workloads import Workload, floor_operations
 
-SMALL = Workload(groups=2, group_size=3, prompt=20, trunk=8, completion=4, pages=(1, 2))
+SMALL = Workload(groups=2, group_size=3, prompt=20, prefix=8, completion=4, pages=(1, 2))
 
 
 def test_rows_share_their_trunk_and_their_pages():
@@ -27,7 +27,7 @@ def test_rows_share_their_trunk_and_their_pages():
 
 def test_the_floor_by_hand():
     # Two rows of three tokens that share two; the third was sampled.
-    batch = Workload(groups=1, group_size=2, prompt=2, trunk=1, completion=1).batch(10**6)
+    batch = Workload(groups=1, group_size=2, prompt=2, prefix=1, completion=1).batch(10**6)
     config = SimpleNamespace(
         hidden_size=4,
         intermediate_size=6,

@@ -75,7 +75,7 @@ def test_a_task_that_is_not_there(tmp_path, bundled_path):
 @pytest.mark.browser
 @pytest.mark.model
 def test_a_run_leaves_what_it_promises(tmp_path, bundled_path):
-    done = click_test(tmp_path, *TINY, "--max-steps", "2")
+    done = click_test(tmp_path, *TINY, "--max-turns", "2")
     assert done.returncode == 0, done.stderr
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert {"config.yaml", "metrics.jsonl", "summary.json", "curves.png"} <= files
@@ -111,7 +111,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, bundled_path):
 @pytest.mark.model
 def test_several_tasks_with_an_oracle_a_warm_start_and_one_that_is_held_out(tmp_path, bundled_path):
     tasks = ("--tasks", "click-test,enter-text", "--held-out-tasks", "click-test-2")
-    options = (*TINY, "--eval-episodes", "1", "--max-steps", "2", "--warm-start-steps", "1")
+    options = (*TINY, "--eval-episodes", "1", "--max-turns", "2", "--warm-start-steps", "1")
     done = click_test(tmp_path, *tasks, *options, "--no-blind", program="miniwob")
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -129,25 +129,25 @@ def test_several_tasks_with_an_oracle_a_warm_start_and_one_that_is_held_out(tmp_
 @pytest.mark.browser
 @pytest.mark.parametrize("victim", ["browser", "server"])
 async def test_a_death_in_mid_run_costs_retries_and_not_the_run(victim, browsers):
-    from envs.browser.env import BrowserGymEnv
+    from envs.browser.env import BrowserEnv
     from envs.browser.server.local import LocalServer
-    from grpo.rollouts.evaluation import random_policy
+    from grpo.rollouts.evaluation import random_agent
     from grpo.rollouts.rollout import Rollouts
 
     server, killed = LocalServer(workers=1, max_sessions=8), []
 
     async def session():
-        return BrowserGymEnv(await server.ensure())
+        return BrowserEnv(await server.ensure())
 
     async def act(observation, seed):
         if not killed:  # while a page is open and waits for this answer
             killed.extend(browsers(server) if victim == "browser" else [server.pid])
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
-        return await random_policy(observation, seed)
+        return await random_agent(observation, seed)
 
     pool = EnvPool(session, size=3)
-    play = Rollouts(pool, act, max_steps=1)
+    play = Rollouts(pool, act, max_turns=1)
     try:
         tasks = [Task("click-test", seed) for seed in range(3)]
         groups = await play.collect(tasks, 3, [0])

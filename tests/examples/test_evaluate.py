@@ -35,7 +35,7 @@ def read_config(monkeypatch):
 @pytest.fixture
 def finished(tmp_path):
     """The folder of a run, without what it learned."""
-    config = Config(task="click-button", model="some/model", output="elsewhere", max_steps=3,
+    config = Config(task="click-button", model="some/model", output="elsewhere", max_turns=3,
                     lora_r=4, max_prompt_tokens=99, temperature=0.7, adapter="started/from",
                     eval_episodes=7)  # fmt: skip
     (tmp_path / "config.yaml").write_text(config.to_yaml())
@@ -45,7 +45,7 @@ def finished(tmp_path):
 def test_without_an_adapter_it_is_the_tasks_own_configuration(read_config):
     config = read_config("--task", "click-test", "--episodes", "9")
     assert (config.task, config.adapter, config.eval_episodes) == ("click-test", "", 9)
-    assert config.max_steps == 1  # of examples/configs/click-test.yaml
+    assert config.max_turns == 1  # of examples/configs/click-test.yaml
     assert config.folder == Path("runs/click-test")
 
 
@@ -61,13 +61,13 @@ def test_a_run_brings_its_options(read_config, finished):
     config = read_config("--adapter", finished)
     assert config.adapter == str(finished / "adapter")
     assert config.folder == finished
-    options = (config.task, config.model, config.max_steps, config.lora_r, config.temperature)
+    options = (config.task, config.model, config.max_turns, config.lora_r, config.temperature)
     assert options == ("click-button", "some/model", 3, 4, 0.7)
     assert (config.max_prompt_tokens, config.eval_episodes) == (99, 7)
     other = finished / "other"
-    given = ("--max-steps", "5", "--task", "click-link", "--episodes", "2", "--output", other)
+    given = ("--max-turns", "5", "--task", "click-link", "--episodes", "2", "--output", other)
     config = read_config("--adapter", finished, *given)
-    assert (config.max_steps, config.task, config.eval_episodes) == (5, "click-link", 2)
+    assert (config.max_turns, config.task, config.eval_episodes) == (5, "click-link", 2)
     assert (config.folder, config.temperature) == (other, 0.7)
 
 
@@ -86,7 +86,7 @@ def test_a_run_that_has_not_ended(read_config, finished):
 @pytest.mark.browser
 @pytest.mark.model
 def test_an_evaluation_of_a_run_leaves_what_it_promises(tmp_path):
-    config = Config(max_new_tokens=8, max_steps=2, blind=False)
+    config = Config(max_new_tokens=8, max_turns=2, blind=False)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     (tmp_path / "adapter").mkdir()
     settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}

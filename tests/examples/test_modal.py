@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "modal_click_test.py"
 TINY = "--steps 1 --group-size 2 --groups-per-step 2 --eval-episodes 0 --env-sessions 4 \
-        --env-workers 1 --max-new-tokens 8 --max-steps 1"
+        --env-workers 1 --max-new-tokens 8 --max-turns 1"
 
 pytestmark = pytest.mark.filterwarnings("ignore:The train function is executing locally")
 

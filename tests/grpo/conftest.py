@@ -14,7 +14,7 @@ from grpo.algorithm.batch import make_batch
 from grpo.config import Config
 from grpo.generators.local import LocalGenerator
 from grpo.model.lora_policy import LoRAPolicy
-from grpo.rollouts.rollout import Rollouts, sampled_by
+from grpo.rollouts.rollout import Rollouts, model_agent
 from grpo.training.trainer import Trainer
 from grpo.types import Completion, Episode, Group, Turn
 from tests.support.scripted import SIZES, TASK, OnePage, make_llama, make_tokenizer
@@ -188,7 +188,7 @@ def make_trainer(make_policy, executor, tmp_path):
             "task": TASK.name,
             "group_size": 8,
             "groups_per_step": 2,
-            "max_steps": 1,
+            "max_turns": 1,
             "max_new_tokens": 1,
             "learning_rate": 0.03,
             "warmup_steps": 0,
@@ -197,8 +197,8 @@ def make_trainer(make_policy, executor, tmp_path):
         config = Config(**(settings | options))
         policy = policy or make_policy(double=False, start=True)
         generator = LocalGenerator(policy, max_new_tokens=config.max_new_tokens, executor=executor)
-        act = sampled_by(generator, policy.tokenizer, temperature=config.temperature)
-        rollouts = Rollouts(EnvPool(env, size), act, config.max_steps, config.valid_action_bonus)
+        act = model_agent(generator, policy.tokenizer, temperature=config.temperature)
+        rollouts = Rollouts(EnvPool(env, size), act, config.max_turns, config.valid_action_bonus)
         trainer = Trainer(config, policy, generator, rollouts, executor)
         trainer.sampler = OnePage([TASK.name])
         return trainer

@@ -33,7 +33,7 @@ def test_yaml_round_trip(tmp_path):
         ({"beta": -1}, "beta must not be negative, got -1.0"),
         ({"loss": "ppo"}, "loss must be one of grpo, gspo, cispo, got 'ppo'"),
         ({"kl": "k4"}, "kl must be one of k1, k2, k3, unbiased, got 'k4'"),
-        ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
+        ({"max_turns": 0}, "max_turns must be at least 1, got 0"),
         ({"credit": "gigpo"}, "credit must be one of episode, discounted, steps, got 'gigpo'"),
         ({"discount": 0}, "discount must be above 0 and at most 1, got 0.0"),
         ({"discount": 1.5}, "discount must be above 0 and at most 1, got 1.5"),

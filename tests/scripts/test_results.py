@@ -20,7 +20,7 @@ def rate(success, n=100):
 def a_run(folder, success=(0, 0), **options):
     (folder / "adapter").mkdir(parents=True)
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
-    (folder / "config.yaml").write_text(Config(max_steps=2, **options).to_yaml())
+    (folder / "config.yaml").write_text(Config(max_turns=2, **options).to_yaml())
     rates = {
         "random": {"sampled": rate(0.5)},
         "untrained": {"sampled": rate(0.25), "greedy": rate(0.75)},

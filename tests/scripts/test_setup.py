@@ -89,9 +89,13 @@ def test_venv_falls_back_to_an_older_python_then_to_apt(recipes: ModuleType) -> 
     run, _ = runner(lambda command: command.startswith("python3.11"))
     assert recipes.take_first(recipes.venv_recipes(pythons, "V", apt=True), run, "") == "python3.11"
     run, asked = runner(lambda command: "apt-get" in command or len(asked) > 3)
-    assert "python3.13-venv" in recipes.take_first(recipes.venv_recipes(pythons, "V", apt=True), run, "")
+    assert "python3.13-venv" in recipes.take_first(
+        recipes.venv_recipes(pythons, "V", apt=True), run, ""
+    )
     assert all(
-        "apt-get" not in c for r in recipes.venv_recipes(pythons, "V", apt=False) for c in r.commands
+        "apt-get" not in c
+        for r in recipes.venv_recipes(pythons, "V", apt=False)
+        for c in r.commands
     )
 
 
@@ -110,7 +114,9 @@ def test_no_gpu_gets_a_cpu_build(
     recipes: ModuleType, works: Callable[[str], bool], name: str
 ) -> None:
     run, asked = runner(works)
-    assert recipes.take_first(recipes.torch_recipes("py", "2.13.0", "c", gpu=False), run, "") == name
+    assert (
+        recipes.take_first(recipes.torch_recipes("py", "2.13.0", "c", gpu=False), run, "") == name
+    )
     # PyPI's own torch, gigabytes of CUDA, is never asked for
     torch = [command for command in asked if "torch==2.13.0" in command]
     assert all("--no-index" in command or "--torch-backend=cpu" in command for command in torch)
@@ -180,7 +186,9 @@ def test_chromium_is_found_in_order(
 
 def test_wrong_chromium_is_named_not_replaced(recipes: ModuleType) -> None:
     with pytest.raises(recipes.SetupError, match=r"GRPO_CHROMIUM .* got /gone: no file"):
-        recipes.find_chromium({"GRPO_CHROMIUM": "/gone"}, {}.get, {SHELL}.__contains__, lambda _: [])
+        recipes.find_chromium(
+            {"GRPO_CHROMIUM": "/gone"}, {}.get, {SHELL}.__contains__, lambda _: []
+        )
 
 
 def test_chromium_comes_from_apt_else_from_playwright(recipes: ModuleType) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from envs.base import EnvError
-from envs.browser.env import BrowserGymEnv
+from envs.browser.env import BrowserEnv
 from envs.browser.server.local import LocalServer
 
 FAULTS = (
@@ -44,7 +44,7 @@ class Faults:
         self,
         kinds: Sequence[str],
         server: LocalServer,
-        playing: Collection[BrowserGymEnv],
+        playing: Collection[BrowserEnv],
         *,
         gap_s: float,
         hang_s: float,

@@ -24,13 +24,13 @@ from envs.base import Env, Task
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
 from grpo.config import Config
-from grpo.distributed import Ranks
+from grpo.distributed import World
 from grpo.generators.factory import open_generator
 from grpo.model.loading import make_policy
 from grpo.reporting.loggers import MetricsLog
-from grpo.rollouts.rollout import Rollouts, sampled_by
+from grpo.rollouts.rollout import Rollouts, model_agent
 from grpo.rollouts.task_sampler import TaskSampler
-from grpo.shutdown import OrderlyStop, Stopped
+from grpo.shutdown import GracefulShutdown, Stopped
 from grpo.training.trainer import Trainer
 
 # The one page: its four clicks are four of the words, so that chance is 1 in 16.
@@ -54,7 +54,7 @@ SETTINGS = {
     "task": TASK.name,
     "group_size": 8,
     "groups_per_step": 2,
-    "max_steps": 1,
+    "max_turns": 1,
     "max_new_tokens": 1,
     "learning_rate": 0.01,
     "warmup_steps": 0,
@@ -97,7 +97,7 @@ def make_tokenizer() -> Any:
 
 async def run(
     config: Config,
-    ranks: Ranks,
+    world: World,
     *,
     env: Callable[[], Env] = ScriptedEnv,
     on_step: Callable[[int], None] = lambda step: None,
@@ -105,17 +105,20 @@ async def run(
     """Train, from the newest checkpoint if the configuration says so."""
     policy = make_policy(config, make_llama(), make_tokenizer())
     with ThreadPoolExecutor(1) as executor:
-        async with OrderlyStop() as stop, open_generator(config, policy, executor) as generator:
-            act = sampled_by(generator, policy.tokenizer, temperature=config.temperature)
+        async with (
+            GracefulShutdown() as stop,
+            open_generator(config, policy, executor) as generator,
+        ):
+            act = model_agent(generator, policy.tokenizer, temperature=config.temperature)
             pool = EnvPool(env, config.env_sessions)
-            rollouts = Rollouts(pool, act, config.max_steps, config.valid_action_bonus)
-            trainer = Trainer(config, policy, generator, rollouts, executor, ranks)
+            rollouts = Rollouts(pool, act, config.max_turns, config.valid_action_bonus)
+            trainer = Trainer(config, policy, generator, rollouts, executor, world)
             trainer.sampler = OnePage([TASK.name])
             stop.ask = trainer.stop
-            if ranks.leads:
+            if world.is_main:
                 log = MetricsLog(config.folder, keep_before_step=trainer.step + 1)
             async for metrics in trainer.train():
-                if ranks.leads:
+                if world.is_main:
                     log.log(trainer.step, metrics)
                     if trainer.step == 1:
                         gradient = [p.grad for p in policy.parameters()]
@@ -123,8 +126,8 @@ async def run(
                 on_step(trainer.step)
             if stop.received:
                 raise Stopped(stop.received[0])
-    if ranks.leads:
-        policy.save(config.folder / policy.saved_as)
+    if world.is_main:
+        policy.save(config.folder / policy.weights_dirname)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,13 +137,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = Config.from_command_line(
         [*arguments, *given], description=str(__doc__), configs=Path(__file__).parent
     )
-    ranks = Ranks()
+    world = World()
     try:
-        asyncio.run(run(config, ranks))
+        asyncio.run(run(config, world))
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
-    ranks.close()
+    world.close()
     return 0
 
 

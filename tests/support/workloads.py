@@ -79,7 +79,7 @@ class Workload:
         groups: tasks in the step.
         group_size: episodes of a task.
         prompt: tokens of a prompt.
-        trunk: of them, what all prompts share (system prompt and worked examples).
+        prefix: of them, what all prompts share (system prompt and worked examples).
         completion: most tokens of a completion; a quarter of it is the fewest.
         pages: for each turn of an episode the number of different pages of a group there;
             an episode sees one of them.
@@ -88,7 +88,7 @@ class Workload:
     groups: int = 4
     group_size: int = 8
     prompt: int = 317
-    trunk: int = 170
+    prefix: int = 170
     completion: int = 16
     pages: tuple[int, ...] = (1,)
 
@@ -102,12 +102,12 @@ class Workload:
         def number(low: int, high: int) -> int:
             return int(torch.randint(low, high, (), generator=random))
 
-        trunk, prompts, completions = ids(min(self.trunk, self.prompt)), [], []
+        prefix, prompts, completions = ids(min(self.prefix, self.prompt)), [], []
         for _ in range(self.groups):
-            pages = [[ids(self.prompt - len(trunk)) for _ in range(n)] for n in self.pages]
+            pages = [[ids(self.prompt - len(prefix)) for _ in range(n)] for n in self.pages]
             for _ in range(self.group_size):
                 for turn in pages:
-                    prompts.append(trunk + turn[number(0, len(turn))])
+                    prompts.append(prefix + turn[number(0, len(turn))])
                     shortest = max(1, self.completion // 4)
                     completions.append(ids(number(shortest, self.completion + 1)))
         shape = (len(prompts), self.prompt + max(map(len, completions)))

@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 
 
-class Lost(Exception):
+class ServerUnavailable(Exception):
     """The server did not answer, answered that it is broken, or has lost the policy."""
 
 
 @dataclass(frozen=True)
-class Given:
+class PolicySnapshot:
     """A version of the policy, as servers are given it."""
 
     folder: Path
@@ -39,7 +39,7 @@ class Given:
         return self.folder.name
 
 
-class Replica:
+class VLLMClient:
     """A vLLM server, started by `make serve` or with the same options.
 
     On the adapter road a server that was started again knows no adapter of that name and says
@@ -67,7 +67,7 @@ class Replica:
             limits=httpx.Limits(max_connections=None),
         )
 
-    async def ready(self, newest: Callable[[], Given]) -> Given:
+    async def ready(self, newest: Callable[[], PolicySnapshot]) -> PolicySnapshot:
         """Return the newest version once the server has it, waiting for a server that is gone.
 
         Raises:
@@ -83,22 +83,22 @@ class Replica:
                     await self._give(given)
                     self.lost_at = None
                     return given
-                except Lost as reason:
+                except ServerUnavailable as reason:
                     await self._wait(reason)
 
-    def lose(self, reason: Lost) -> None:
+    def lose(self, reason: ServerUnavailable) -> None:
         """Count the server as gone until it has been given the policy anew."""
         if self.lost_at is None:
             self.lost_at = time.monotonic()
             logger.warning("vLLM at %s: %s; waiting for it", self.url, reason)
 
     async def complete(
-        self, given: Given, prompt_ids: tuple[int, ...], n: int, **options: Any
+        self, given: PolicySnapshot, prompt_ids: tuple[int, ...], n: int, **options: Any
     ) -> list[dict[str, Any]]:
         """Ask for n samples; closing the connection (a cancelled task) ends them.
 
         Raises:
-            Lost: the server is gone, or was started again since.
+            ServerUnavailable: the server is gone, or was started again since.
             GeneratorError: it refuses.
         """
         body = {"prompt": list(prompt_ids), "n": n, **options}
@@ -113,7 +113,7 @@ class Replica:
             if not self._in_flight:
                 self._idle.set()
         if response.status_code == 404:
-            raise Lost(f"it does not know {given.name}")
+            raise ServerUnavailable(f"it does not know {given.name}")
         self._require(response)
         return response.json()["choices"]
 
@@ -122,12 +122,12 @@ class Replica:
         try:
             while self._loaded:
                 await self._unload()
-        except Lost as reason:
+        except ServerUnavailable as reason:
             logger.info("vLLM at %s was gone before the end: %s", self.url, reason)
         finally:
             await self._client.aclose()
 
-    async def _give(self, given: Given) -> None:
+    async def _give(self, given: PolicySnapshot) -> None:
         models = await self._request("GET", "/v1/models")
         self._require(models)
         if given.name not in {model["id"] for model in models.json()["data"]}:
@@ -162,7 +162,7 @@ class Replica:
                 "has requests in flight there, which the merged road does not allow"
             )
 
-    async def _wait(self, reason: Lost) -> None:
+    async def _wait(self, reason: ServerUnavailable) -> None:
         """Return when the server answers again.
 
         Raises:
@@ -175,7 +175,7 @@ class Replica:
             try:
                 if (await self._request("GET", "/health")).is_success:
                     return
-            except Lost as still:
+            except ServerUnavailable as still:
                 reason = still
         raise GeneratorError(
             f"vLLM at {self.url} has been away for {self.deadline_s:.0f} s (vllm_deadline): "
@@ -189,9 +189,9 @@ class Replica:
         try:
             response = await self._client.request(method, path, **options)
         except httpx.TransportError as error:
-            raise Lost(f"{type(error).__name__} {error}".strip()) from error
+            raise ServerUnavailable(f"{type(error).__name__} {error}".strip()) from error
         if response.is_server_error:
-            raise Lost(f"HTTP {response.status_code} of {path}: {_reason(response)}")
+            raise ServerUnavailable(f"HTTP {response.status_code} of {path}: {_reason(response)}")
         return response
 
     def _require(self, response: httpx.Response) -> None:

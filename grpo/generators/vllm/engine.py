@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from grpo.config import ConfigError
 from grpo.generators.base import Generator, GeneratorError, answer_limit
-from grpo.generators.vllm.engine_thread import EngineLoop, Request
+from grpo.generators.vllm.engine_thread import EngineThread, Request
 from grpo.generators.vllm.engine_weights import EngineWeights, adapter_config
 from grpo.generators.vllm.options import (
     choose_sync,
@@ -67,7 +67,7 @@ class VLLMEngine(Generator):
             raise ConfigError("vllm_sleep needs a GPU: on a CPU there is no memory to give back")
         set_environment(policy.device.type)
         self.policy, self.max_new_tokens = policy, max_new_tokens
-        self.road = choose_sync(sync, policy.device)
+        self.weight_sync = choose_sync(sync, policy.device)
         self.busy_seconds, self.tokens_sampled = 0.0, 0
         self._sleep = sleep
         self._arrived: list[Request] = []
@@ -77,7 +77,7 @@ class VLLMEngine(Generator):
             from vllm import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
-            adapter = adapter_config(policy) if self.road == "adapter" else {}
+            adapter = adapter_config(policy) if self.weight_sync == "adapter" else {}
             options = engine_options(
                 policy.name,
                 model_type=policy.model.config.model_type,
@@ -89,9 +89,9 @@ class VLLMEngine(Generator):
                 sleep=sleep,
             )
             engine = LLMEngine.from_engine_args(EngineArgs(**options, disable_log_stats=True))
-            return EngineWeights(engine, policy, self.road, adapter)
+            return EngineWeights(engine, policy, self.weight_sync, adapter)
 
-        self._loop = EngineLoop(make_weights)
+        self._loop = EngineThread(make_weights)
         limit = self._loop.weights.engine.model_config.max_model_len
         self.max_length = min(policy.max_length, limit)
 

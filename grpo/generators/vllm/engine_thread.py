@@ -51,7 +51,7 @@ class _Running:
     children: bool  # whether vLLM made a request of its own of each sample
 
 
-class EngineLoop:
+class EngineThread:
     """Steps an engine on its own thread.
 
     Attributes:

@@ -12,7 +12,7 @@ from typing import Any
 
 from grpo.config import ConfigError
 from grpo.generators.base import Generator, GeneratorError, answer_limit
-from grpo.generators.vllm.client import Given, Lost, Replica
+from grpo.generators.vllm.client import PolicySnapshot, ServerUnavailable, VLLMClient
 from grpo.generators.vllm.options import (
     PolicyFolders,
     choose_sync,
@@ -30,7 +30,7 @@ class _Sampling:
     max_new_tokens: int
 
 
-class VLLMServer(Generator):
+class VLLMServers(Generator):
     """Samples with vLLM servers (see `grpo.generators.base.Generator`).
 
     Requests of one tick of the event loop with equal prompt, temperature and limit become one
@@ -71,14 +71,14 @@ class VLLMServer(Generator):
         if not urls:
             raise ConfigError("vllm_url must name at least one server, got none")
         self.policy, self.max_new_tokens = policy, max_new_tokens
-        self._road = choose_sync(sync, policy.device)
+        self._weight_sync = choose_sync(sync, policy.device)
         self.busy_seconds, self.tokens_sampled = 0.0, 0
-        self._replicas = [Replica(url, deadline_s) for url in urls]
+        self._replicas = [VLLMClient(url, deadline_s) for url in urls]
         self._folders = PolicyFolders(folder)
-        self._given: Given | None = None
+        self._given: PolicySnapshot | None = None
         self._arrived: dict[_Sampling, list[asyncio.Future[Completion]]] = defaultdict(list)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._at_work: dict[tuple[int, ...], Replica] = {}
+        self._at_work: dict[tuple[int, ...], VLLMClient] = {}
         self._busy_since = 0.0
         self._closed = False
 
@@ -105,8 +105,8 @@ class VLLMServer(Generator):
     async def sync(self) -> None:
         """Give every server the trainer's weights (see `Generator.sync`)."""
         self._require_open()
-        folder = await asyncio.to_thread(self._folders.write, self.policy, self._road)
-        self._given = Given(folder, self.policy.version, self._road)
+        folder = await asyncio.to_thread(self._folders.write, self.policy, self._weight_sync)
+        self._given = PolicySnapshot(folder, self.policy.version, self._weight_sync)
         await asyncio.gather(*(replica.ready(self._newest) for replica in self._replicas))
 
     async def sleep(self) -> None:
@@ -160,7 +160,7 @@ class VLLMServer(Generator):
                     done.set_exception(error)
 
     async def _sample(self, sampling: _Sampling, n: int) -> list[Completion]:
-        """Ask a replica, and again when it was gone; `Replica.ready` holds the deadline."""
+        """Ask a replica, and again when it was gone; `VLLMClient.ready` holds the deadline."""
         if self._given is None:
             await self.sync()
         while True:
@@ -179,7 +179,7 @@ class VLLMServer(Generator):
                     logprobs=0,  # of the sampled token alone
                     return_token_ids=True,
                 )
-            except Lost as reason:
+            except ServerUnavailable as reason:
                 replica.lose(reason)
                 continue
             finally:
@@ -187,18 +187,20 @@ class VLLMServer(Generator):
                 self._at_work.pop(sampling.prompt_ids, None)
             return [self._completion(sampling, given, choice) for choice in choices]
 
-    def _newest(self) -> Given:
+    def _newest(self) -> PolicySnapshot:
         assert self._given is not None
         return self._given
 
-    def _choose(self, prompt_ids: tuple[int, ...]) -> Replica:
+    def _choose(self, prompt_ids: tuple[int, ...]) -> VLLMClient:
         """The replica that works on this prompt, else the one with the least to do."""
         same = self._at_work.get(prompt_ids)
         if same is not None and same.lost_at is None:
             return same
         return min(self._replicas, key=lambda r: (r.lost_at is not None, r.load))
 
-    def _completion(self, sampling: _Sampling, given: Given, choice: dict[str, Any]) -> Completion:
+    def _completion(
+        self, sampling: _Sampling, given: PolicySnapshot, choice: dict[str, Any]
+    ) -> Completion:
         ids = tuple(choice["token_ids"])
         return Completion(
             prompt_ids=sampling.prompt_ids,

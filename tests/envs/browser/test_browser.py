@@ -1,4 +1,4 @@
-"""BrowserGymEnv against the real server and a real Chromium."""
+"""BrowserEnv against the real server and a real Chromium."""
 
 import asyncio
 import io
@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from envs.base import EnvError, Task, TaskError
-from envs.browser.env import BrowserGymEnv
+from envs.browser.env import BrowserEnv
 from envs.checker import check_env
 from envs.pool import EnvPool
 
@@ -29,7 +29,7 @@ def id_of(page, line_start):
 
 @pytest.fixture
 async def env(server):
-    env = BrowserGymEnv(server.url)
+    env = BrowserEnv(server.url)
     yield env
     await env.close()
 
@@ -137,7 +137,7 @@ async def test_what_was_acted_on(env):
 
 async def test_sessions_at_once_do_not_meet(server):
     async def play(seed):
-        env = BrowserGymEnv(server.url)
+        env = BrowserEnv(server.url)
         try:
             observation = await env.reset(Task("click-button", seed))
             name = re.search(r'"(.+)"', observation.goal)[1]
@@ -153,7 +153,7 @@ async def test_sessions_at_once_do_not_meet(server):
 
 
 async def test_seeds(server, env):
-    other = BrowserGymEnv(server.url)
+    other = BrowserEnv(server.url)
     try:
         first = await env.reset(Task("click-button", 5))
         await env.step(first.actions[0])
@@ -193,7 +193,7 @@ async def test_screenshot_only_where_asked_for(env):
 
 
 async def test_hidden_page(server):
-    env = BrowserGymEnv(server.url)
+    env = BrowserEnv(server.url)
     try:
         observation = await env.reset(CLICK)
     finally:
@@ -207,13 +207,13 @@ async def test_hidden_page(server):
 
 
 async def test_contract(server):
-    observation = await (probe := BrowserGymEnv(server.url)).reset(CLICK)
+    observation = await (probe := BrowserEnv(server.url)).reset(CLICK)
     await probe.close()
-    await check_env(lambda: BrowserGymEnv(server.url), CLICK, good_actions=[observation.actions[0]])
+    await check_env(lambda: BrowserEnv(server.url), CLICK, good_actions=[observation.actions[0]])
 
 
 async def test_more_sessions_than_the_server_takes(server):
-    envs = [BrowserGymEnv(server.url) for _ in range(server.max_sessions + 1)]
+    envs = [BrowserEnv(server.url) for _ in range(server.max_sessions + 1)]
     try:
         replies = await asyncio.gather(*(env.reset(CLICK) for env in envs), return_exceptions=True)
         refused = [reply for reply in replies if isinstance(reply, Exception)]
@@ -225,7 +225,7 @@ async def test_more_sessions_than_the_server_takes(server):
 
 
 async def test_a_browser_that_dies_costs_its_sessions_only(server, browsers):
-    pool = EnvPool(lambda: BrowserGymEnv(server.url), size=2)
+    pool = EnvPool(lambda: BrowserEnv(server.url), size=2)
     with pytest.raises(EnvError, match="session is lost"):  # noqa: PT012
         async with pool.lease() as env:
             await env.reset(CLICK)
@@ -244,7 +244,7 @@ async def test_a_browser_that_dies_costs_its_sessions_only(server, browsers):
 
 
 async def test_a_browser_that_hangs_meets_the_deadline(server, browsers):
-    env = BrowserGymEnv(server.url, deadline_s=1.0)
+    env = BrowserEnv(server.url, deadline_s=1.0)
     await env.reset(CLICK)
     stopped = browsers(server)
     try:
@@ -259,7 +259,7 @@ async def test_a_browser_that_hangs_meets_the_deadline(server, browsers):
 
 
 async def test_a_server_that_dies_is_replaced(server):
-    env = BrowserGymEnv(server.url)
+    env = BrowserEnv(server.url)
     await env.reset(CLICK)
     old = server.processes()
     os.kill(server.pid, signal.SIGKILL)
@@ -269,7 +269,7 @@ async def test_a_server_that_dies_is_replaced(server):
     urls = await asyncio.gather(*(server.ensure() for _ in range(3)))
     assert len(set(urls)) == 1
     assert not set(old) & set(server.processes())
-    env = BrowserGymEnv(server.url)
+    env = BrowserEnv(server.url)
     observation = await env.reset(CLICK)
     assert (await env.step(observation.actions[0])).success
     await env.close()
@@ -285,13 +285,13 @@ async def test_a_server_that_does_not_answer_is_replaced(server, port):
     await server.ensure()
     listener.close()
     assert server.pid != old
-    env = BrowserGymEnv(server.url)
+    env = BrowserEnv(server.url)
     await env.reset(CLICK)
     await env.close()
 
 
 async def test_no_server():
-    env = BrowserGymEnv("http://127.0.0.1:9")
+    env = BrowserEnv("http://127.0.0.1:9")
     with pytest.raises(EnvError, match="ConnectionError"):
         await env.reset(CLICK)
     await env.close()
@@ -300,7 +300,7 @@ async def test_no_server():
 
 # Last, for it takes the server down.
 async def test_close_leaves_no_process(server, browsers):
-    env = BrowserGymEnv(server.url)
+    env = BrowserEnv(server.url)
     await env.reset(CLICK)
     assert len(browsers(server)) == 2
     folder = server._folder

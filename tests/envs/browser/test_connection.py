@@ -13,7 +13,7 @@ from websockets.http11 import Response
 import envs.browser.connection
 from envs.base import EnvError, Task
 from envs.browser.connection import server_url, token_headers
-from envs.browser.env import BrowserGymEnv
+from envs.browser.env import BrowserEnv
 
 CLICK = Task("click-test", 0)
 TOKEN = {"HF_TOKEN": "hf_secret"}
@@ -33,7 +33,7 @@ BEARER = {"X-HF-Authorization": "Bearer hf_secret"}
 def test_a_spaces_page_stands_for_its_server(page):
     assert server_url(page) == "https://some-owner-my-env-v2.hf.space"
     assert server_url(page) == f"https://{hf_space_subdomain('Some-Owner/My_Env.v2')}.hf.space"
-    assert BrowserGymEnv(page).base_url == server_url(page)
+    assert BrowserEnv(page).base_url == server_url(page)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ async def test_the_handshake_carries_the_token(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     async with serving() as (url, handshakes):
         for headers in (None, {}, {"Authorization": "Bearer mine"}):
-            env = BrowserGymEnv(url, headers=headers)
+            env = BrowserEnv(url, headers=headers)
             await env.reset(CLICK)
             await env.close()
     assert [h.get("X-HF-Authorization") for h in handshakes] == ["Bearer hf_secret", None, None]
@@ -138,7 +138,7 @@ async def test_a_redirect_is_not_followed(monkeypatch):
     async with serving() as (elsewhere, strangers):
         location = elsewhere.replace("http:", "ws:") + "/ws"
         async with serving(refusal(307, Location=location)) as (url, handshakes):
-            env = BrowserGymEnv(url)
+            env = BrowserEnv(url)
             with pytest.raises(EnvError, match=f"HTTP 307, a redirect to {location}") as error:
                 await env.reset(CLICK)
             await env.close()
@@ -150,7 +150,7 @@ async def test_a_redirect_is_not_followed(monkeypatch):
 async def test_a_space_that_wakes_up_is_waited_for(monkeypatch):
     monkeypatch.setattr(envs.browser.connection, "RETRY_S", 0.05)
     async with serving(refusal(503), refusal(502), refusal(503)) as (url, handshakes):
-        env = BrowserGymEnv(url)
+        env = BrowserEnv(url)
         assert (await env.reset(CLICK)).goal == "Click the button."
         assert len(handshakes) == 4
         await env.close()
@@ -159,7 +159,7 @@ async def test_a_space_that_wakes_up_is_waited_for(monkeypatch):
 async def test_a_space_that_sleeps_on(monkeypatch):
     monkeypatch.setattr(envs.browser.connection, "RETRY_S", 0.2)
     async with serving(*[refusal(503)] * 100) as (url, handshakes):
-        env = BrowserGymEnv(url, deadline_s=1.0)
+        env = BrowserEnv(url, deadline_s=1.0)
         with pytest.raises(EnvError, match=r"HTTP 503 until the deadline: .* sleeps"):
             await env.reset(CLICK)
         assert 1 <= len(handshakes) <= 5
@@ -179,7 +179,7 @@ async def test_a_space_that_sleeps_on(monkeypatch):
 )
 async def test_other_refusals_are_final(status, message):
     async with serving(refusal(status)) as (url, handshakes):
-        env = BrowserGymEnv(url)
+        env = BrowserEnv(url)
         with pytest.raises(EnvError, match=message):
             await env.reset(CLICK)
         assert len(handshakes) == 1

@@ -1,4 +1,4 @@
-"""BrowserGymEnv against OpenEnv's own wire format, and against servers that go wrong."""
+"""BrowserEnv against OpenEnv's own wire format, and against servers that go wrong."""
 
 import asyncio
 import copy
@@ -16,7 +16,7 @@ from websockets.asyncio.server import serve
 
 from envs.base import EnvError, Task, TaskError
 from envs.browser.element_ids import page_id
-from envs.browser.env import BrowserGymEnv
+from envs.browser.env import BrowserEnv
 
 CLICK = Task("click-test", 0)
 CLICK_TREE = "RootWebArea 'Click Test Task', focused\n\t[13] button 'Click Me!'"
@@ -48,7 +48,7 @@ class UpstreamState(State):
     task_id: str | None = None
     goal: str = ""
     current_url: str = ""
-    max_steps: int | None = None
+    max_turns: int | None = None
     cum_reward: float = 0.0
 
 
@@ -137,7 +137,7 @@ async def test_openenv_0_10_as_recorded():
     task = Task("choose-list", 0)
     names = {bid: page_id(task, bid) for bid in ("13", "14", "18", "19")}
     async with replaying("openenv-0.10.json") as url:
-        env = BrowserGymEnv(url)
+        env = BrowserEnv(url)
         observation = await env.reset(task)
         assert observation.goal == "Select Ertha from the list and click Submit."
         assert observation.url == "http://127.0.0.1:8888/miniwob/choose-list.html"
@@ -165,7 +165,7 @@ async def test_openenv_0_10_as_recorded():
 
 async def test_openenv_core_0_3_as_recorded():
     async with replaying("openenv-core-0.3.json") as url:
-        env = BrowserGymEnv(url)
+        env = BrowserEnv(url)
         with pytest.raises(TaskError, match=r"'click-button', got the page .*click-test\.html"):
             await env.reset(Task("click-button", 0))
         observation = await env.reset(CLICK, screenshot=True)
@@ -184,7 +184,7 @@ async def test_openenv_core_0_3_as_recorded():
 
 
 async def test_upstreams_models_through_openenvs_server(upstream):
-    env = BrowserGymEnv(upstream)
+    env = BrowserEnv(upstream)
     observation = await env.reset(Task("miniwob.click-test", 3))
     assert len(observation.actions) == 1
     assert observation.screenshot is None  # nobody asked
@@ -200,7 +200,7 @@ async def test_upstreams_models_through_openenvs_server(upstream):
 
 
 async def test_an_exception_in_upstreams_step_is_no_reward_of_zero(upstream):
-    env = BrowserGymEnv(upstream)
+    env = BrowserEnv(upstream)
     await env.reset(CLICK)
     with pytest.raises(EnvError, match="no axtree_txt: Target crashed"):
         await env.step("noop()")
@@ -327,7 +327,7 @@ async def fails_and_is_dead(env, call, message):
 )
 async def test_a_step_whose_answer_is_no_outcome(path, value, message):
     async with serving(answering(GOOD, changed(path, value))) as url:
-        env = BrowserGymEnv(url)
+        env = BrowserEnv(url)
         await env.reset(CLICK, screenshot=True)
         await fails_and_is_dead(env, env.step("noop()"), message)
 
@@ -342,7 +342,7 @@ async def test_a_step_whose_answer_is_no_outcome(path, value, message):
 )
 async def test_a_reset_whose_answer_begins_no_episode(path, value, message):
     async with serving(answering(changed(path, value))) as url:
-        env = BrowserGymEnv(url)
+        env = BrowserEnv(url)
         await fails_and_is_dead(env, env.reset(CLICK), message)
 
 
@@ -352,7 +352,7 @@ async def test_the_finished_page_alone_may_be_left_out():
     ours = copy.deepcopy(finished)
     ours["observation"]["metadata"] = {"success": True, "raw_reward": 0.8}
     async with serving(answering(GOOD, ours)) as url:
-        env = BrowserGymEnv(url)
+        env = BrowserEnv(url)
         await env.reset(CLICK)
         result = await env.step("noop()")
         assert (result.reward, result.done, result.info) == (1.0, True, {"raw_reward": 0.8})
@@ -360,14 +360,14 @@ async def test_the_finished_page_alone_may_be_left_out():
         await env.close()
     for broken in (finished, ours | {"done": False}):
         async with serving(answering(GOOD, broken)) as url:
-            env = BrowserGymEnv(url)
+            env = BrowserEnv(url)
             await env.reset(CLICK)
             await fails_and_is_dead(env, env.step("noop()"), "no axtree_txt")
 
 
 async def test_a_reset_may_have_no_reward():
     async with serving(answering(changed("reward", None))) as url:
-        env = BrowserGymEnv(url)
+        env = BrowserEnv(url)
         assert (await env.reset(CLICK)).goal == "Click the button."
         await env.close()
 
@@ -382,7 +382,7 @@ async def test_a_reset_may_have_no_reward():
 async def test_a_late_action_that_was_done_or_refused(log, error):
     metadata = {"browsergym_obs": {"last_action_error": SLOW + log}}
     async with serving(answering(GOOD, changed("observation.metadata", metadata))) as url:
-        env = BrowserGymEnv(url)
+        env = BrowserEnv(url)
         await env.reset(CLICK)
         assert (await env.step("noop()")).observation.error == error
         await env.close()
@@ -401,7 +401,7 @@ async def test_a_late_action_that_was_done_or_refused(log, error):
 )
 async def test_garbage(answer, message):
     async with serving(answering(GOOD, answer)) as url:
-        env = BrowserGymEnv(url)
+        env = BrowserEnv(url)
         await env.reset(CLICK)
         await fails_and_is_dead(env, env.step("noop()"), message)
 
@@ -420,7 +420,7 @@ async def test_a_late_answer_is_never_the_next_ones():
             await connection.send(json.dumps(answer))
 
     async with serving(handler) as url:
-        env = BrowserGymEnv(url)
+        env = BrowserEnv(url)
         await env.reset(CLICK)
         env.deadline_s = 0.2
         with pytest.raises(EnvError, match=r"no answer within 0\.2 s"):
@@ -447,7 +447,7 @@ async def test_a_server_that_closes_in_mid_episode(when):
             await connection.recv()
 
     async with serving(handler) as url:
-        env = BrowserGymEnv(url)
+        env = BrowserEnv(url)
         await env.reset(CLICK)
         await asyncio.sleep(0.05 if when == "before the step" else 0.0)
         await fails_and_is_dead(env, env.step("noop()"), "it closed the connection: .*1000")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from grpo.algorithm.batch import make_batch, sort_batch, split_batch, teaches
+from grpo.algorithm.batch import has_learning_signal, make_batch, sort_batch, split_batch
 from grpo.algorithm.credit import CreditRule
 from grpo.algorithm.losses import policy_loss
 from grpo.distributed import without_prompts
@@ -90,12 +90,14 @@ def test_pages_that_are_shared_are_counted_group_by_group(two_pages):
 
 def test_groups_of_equal_rewards_may_teach(two_pages):
     good, equal = two_pages
-    assert all(teaches(good, CreditRule(kind)) for kind in ("episode", "discounted", "steps"))
-    assert not teaches(equal)
-    assert teaches(equal, CreditRule("discounted", 1.0))  # one episode had ended
-    assert not teaches(equal, CreditRule("steps", 1.0))
-    assert teaches(equal, CreditRule("discounted", 0.5))
-    assert teaches(equal, CreditRule("steps", 0.5))
+    assert all(
+        has_learning_signal(good, CreditRule(kind)) for kind in ("episode", "discounted", "steps")
+    )
+    assert not has_learning_signal(equal)
+    assert has_learning_signal(equal, CreditRule("discounted", 1.0))  # one episode had ended
+    assert not has_learning_signal(equal, CreditRule("steps", 1.0))
+    assert has_learning_signal(equal, CreditRule("discounted", 0.5))
+    assert has_learning_signal(equal, CreditRule("steps", 0.5))
 
     def rows(*rule):
         batch = make_batch([equal], credit=CreditRule(*rule), drop_zero_advantages=True)

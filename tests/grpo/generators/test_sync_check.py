@@ -11,7 +11,7 @@ from grpo.generators import sync_check as probe
 from grpo.generators.base import GeneratorError
 from grpo.generators.factory import open_generator
 from grpo.generators.local import LocalGenerator
-from grpo.generators.sync_check import changed_adapter, check_sampler, completion_logprobs
+from grpo.generators.sync_check import changed_adapter, check_sync, completion_logprobs
 
 
 @pytest.fixture
@@ -39,10 +39,10 @@ def bits(policy):
 async def test_a_sampler_that_follows_passes(policy, temperature):
     before, version = bits(policy), policy.version
     for generator in (LocalGenerator(policy), Apart(policy)):
-        report = await check_sampler(policy, generator, temperature=temperature)
+        report = await check_sync(policy, generator, temperature=temperature)
         assert report.gap < 1e-5
-        assert report.canary_gap < 1e-5
-        assert report.canary_shift > 0.05
+        assert report.changed_gap < 1e-5
+        assert report.changed_shift > 0.05
         assert policy.version == version
         assert all(map(torch.equal, bits(policy), before))
 
@@ -59,14 +59,14 @@ def half(own, trained):
 async def test_a_sampler_that_is_never_given_the_adapter_is_caught(policy):
     before, version = bits(policy), policy.version
     with pytest.raises(GeneratorError, match=r"does not follow the adapter.*vllm-sync"):
-        await check_sampler(policy, Apart(policy, nothing))
+        await check_sync(policy, Apart(policy, nothing))
     assert policy.version == version
     assert all(map(torch.equal, bits(policy), before))
 
 
 async def test_a_sampler_that_is_given_half_of_it_is_caught(policy):
     with pytest.raises(GeneratorError, match="does not follow the adapter"):
-        await check_sampler(policy, Apart(policy, half))
+        await check_sync(policy, Apart(policy, half))
 
 
 async def test_a_sampler_that_keeps_an_older_cache_is_caught(policy):
@@ -79,7 +79,7 @@ async def test_a_sampler_that_keeps_an_older_cache_is_caught(policy):
                 await super().sync()
 
     with pytest.raises(GeneratorError, match="kept something of an older adapter"):
-        await check_sampler(policy, Cached(policy))
+        await check_sync(policy, Cached(policy))
 
 
 async def test_another_model_is_caught(policy):
@@ -88,7 +88,7 @@ async def test_another_model_is_caught(policy):
 
     torch.manual_seed(0)
     with pytest.raises(GeneratorError, match="does not compute the same model"):
-        await check_sampler(policy, Apart(policy, noisy))
+        await check_sync(policy, Apart(policy, noisy))
 
 
 async def test_log_probabilities_without_the_temperature_are_caught(policy):
@@ -96,14 +96,14 @@ async def test_log_probabilities_without_the_temperature_are_caught(policy):
         async def generate(self, prompt_ids, *, temperature, **options):
             return await super().generate(prompt_ids, temperature=1.0, **options)
 
-    await check_sampler(policy, Raw(policy))
+    await check_sync(policy, Raw(policy))
     with pytest.raises(GeneratorError, match="does not compute the same model"):
-        await check_sampler(policy, Raw(policy), temperature=0.5)
+        await check_sync(policy, Raw(policy), temperature=0.5)
 
 
 async def test_a_bound_that_noise_breaks_is_broken(policy):
     with pytest.raises(GeneratorError, match="at most 1e-12 was expected"):
-        await check_sampler(policy, Apart(policy), 1e-12)
+        await check_sync(policy, Apart(policy), 1e-12)
 
 
 async def test_the_adapter_is_put_back_after_a_failure(policy):
@@ -132,7 +132,7 @@ async def test_recomputed_logprobs_are_in_the_order_of_the_tokens(policy):
 
 
 async def test_the_local_generator_needs_no_test(policy, executor, monkeypatch):
-    monkeypatch.setattr(probe, "check_sampler", None)
+    monkeypatch.setattr(probe, "check_sync", None)
     async with open_generator(Config(max_new_tokens=5), policy, executor) as generator:
         assert isinstance(generator, LocalGenerator)
         assert len((await generator.generate([3], seed=0)).completion_ids) <= 5

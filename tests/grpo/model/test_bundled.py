@@ -41,7 +41,9 @@ def test_the_cache_is_the_checkouts_or_the_users(tmp_path, monkeypatch):
 
     root = Path(grpo.model.bundled.__file__).parents[2]
     assert grpo.model.bundled._cache() == root / ".cache"
-    monkeypatch.setattr(grpo.model.bundled, "__file__", str(tmp_path / "grpo" / "model" / "bundled.py"))
+    monkeypatch.setattr(
+        grpo.model.bundled, "__file__", str(tmp_path / "grpo" / "model" / "bundled.py")
+    )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     assert grpo.model.bundled._cache() == tmp_path / "user" / "grpo-browser"
 

@@ -11,7 +11,7 @@ from grpo.algorithm.batch import make_batch, split_batch
 from grpo.config import Config, ConfigError
 from grpo.generators.factory import open_generator
 from grpo.generators.local import LocalGenerator
-from grpo.generators.sync_check import check_sampler
+from grpo.generators.sync_check import check_sync
 from grpo.model.loading import load_policy
 from grpo.model.lora_policy import FullPolicy
 from grpo.training.updater import TrainingError
@@ -52,7 +52,7 @@ async def run(trainer):
 
 
 @pytest.mark.parametrize("family", ["llama", "lfm2"])  # LFM2's embeddings are tied
-def test_both_roads_have_the_gradient_of_the_models_own_rows(
+def test_both_forwards_have_the_gradient_of_the_models_own_rows(
     make_full, groups, row_by_row, gradient, family
 ):
     batch = make_batch(groups[:2])
@@ -60,16 +60,16 @@ def test_both_roads_have_the_gradient_of_the_models_own_rows(
     assert len(policy.parameters()) == len(list(policy.model.parameters()))
     expected = gradient(policy, scalar(*row_by_row(policy.model, batch, T)))
     assert expected.abs().max() > 1  # the bound is an absolute one
-    for road in ("tree", "padded"):
-        policy.road = road
+    for forward in ("tree", "padded"):
+        policy.forward_mode = forward
         close(gradient(policy, scalar(*policy.logprobs(batch, temperature=T))), expected)
 
-    policy.road = "tree"  # and in parts, the trunk for all of them
+    policy.forward_mode = "tree"  # and in parts, the prefix for all of them
     parts = split_batch(batch, 9)
-    trunk = policy.trunk(parts)
+    prefix = policy.shared_prefix(parts)
     for part in parts:
-        policy.logprobs(part, temperature=T, trunk=trunk).logprobs.sum().backward()
-    trunk.backward()
+        policy.logprobs(part, temperature=T, prefix=prefix).logprobs.sum().backward()
+    prefix.backward()
     whole = gradient(policy, policy.logprobs(batch, temperature=T).logprobs.sum())
     close(torch.cat([p.grad.flatten() for p in policy.parameters()]), whole)
 
@@ -89,7 +89,7 @@ def test_steps_that_bfloat16_would_round_away_add_up(make_full):
             optimizer.step()
 
     step(masters)
-    policy.refresh()
+    policy.copy_masters_to_model()
     step(list(plain.parameters()))
     shares = [
         sum((p.float() != s).sum() for p, s in zip(model.parameters(), start, strict=True))
@@ -127,7 +127,7 @@ def test_the_reference_is_the_start(make_full, batch, perturb, dtype):
     policy = make_full(dtype=dtype)
     base = policy.logprobs(batch).logprobs.detach()
     perturb(policy)
-    policy.refresh()
+    policy.copy_masters_to_model()
     before, model = bits(policy), [p.detach().clone() for p in policy.model.parameters()]
     with torch.no_grad():
         with policy.reference():
@@ -157,7 +157,7 @@ def test_a_saved_policy_is_a_model(make_full, tokenizer, batch, perturb, tmp_pat
 
     policy = make_full(family, dtype=torch.bfloat16)
     perturb(policy)
-    policy.refresh()
+    policy.copy_masters_to_model()
     policy.save(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert len(file.keys()) == len(policy.parameters())  # tied ones once
@@ -233,8 +233,8 @@ async def test_a_full_disk_costs_a_checkpoint(make_trainer, make_full, full_disk
 async def test_the_start_up_test_of_a_sampler_moves_the_weights_and_puts_them_back(make_full):
     policy = make_full(dtype=torch.bfloat16)
     before = bits(policy)
-    report = await check_sampler(policy, LocalGenerator(policy, max_new_tokens=8))
-    assert report.canary_shift > 0.1
+    report = await check_sync(policy, LocalGenerator(policy, max_new_tokens=8))
+    assert report.changed_shift > 0.1
     assert equal(before, bits(policy))
     assert equal(policy.model.parameters(), [p.bfloat16() for p in before])
 

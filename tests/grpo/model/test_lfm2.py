@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 from grpo.config import Config
-from grpo.distributed import Ranks
+from grpo.distributed import World
 from grpo.model.lora_policy import LoRAPolicy
 from grpo.training.updater import Updater
 from tests.support.workloads import LFM2_350M, Workload, make_lfm2
@@ -84,13 +84,13 @@ def test_an_update_of_the_real_shape(tokenizer, tmp_path):
     model = make_lfm2(LFM2_350M, torch.bfloat16)
     assert sum(p.numel() for p in model.parameters()) == 354_483_968
     policy = LoRAPolicy(model, tokenizer)
-    assert policy.road == "tree"
+    assert policy.forward_mode == "tree"
     assert policy.lora_modules == 16 * 3 + 10 * 2 + 6 * 4
     assert sum(p.numel() for p in policy.parameters()) == 2_998_272
 
-    rows = Workload(groups=2, group_size=2, prompt=24, trunk=12, completion=4)
+    rows = Workload(groups=2, group_size=2, prompt=24, prefix=12, completion=4)
     start = policy.adapter()
-    metrics = Updater(Config(warmup_steps=0), policy, Ranks({})).update(rows.batch(65536))
+    metrics = Updater(Config(warmup_steps=0), policy, World.single()).update(rows.batch(65536))
     assert metrics["update/skipped"] == 0
     assert metrics["kl"] == 0
     assert 10 < metrics["update/entropy"] < 11.1  # of 65,536 tokens: at most log of it, 11.09

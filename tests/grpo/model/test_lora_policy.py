@@ -30,25 +30,25 @@ def small_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_road_is_chosen_by_the_layers(make_policy, family):
-    assert make_policy(family).road == FAMILIES[family]
+def test_the_forward_is_chosen_by_the_layers(make_policy, family):
+    assert make_policy(family).forward_mode == FAMILIES[family]
 
 
 def test_a_window_in_the_configuration_alone(base_model, tokenizer):
-    for used, road in ((True, "padded"), (False, "tree")):
+    for used, forward in ((True, "padded"), (False, "tree")):
         model = base_model()
         model.config.sliding_window, model.config.use_sliding_window = 4096, used
-        assert LoRAPolicy(model, tokenizer).road == road
+        assert LoRAPolicy(model, tokenizer).forward_mode == forward
 
 
 @pytest.mark.parametrize(
-    ("family", "road"),
+    ("family", "forward"),
     [(f, r) for f in ("llama", "lfm2") for r in ("tree", "padded")] + [("mistral", "padded")],
 )
-def test_both_roads_equal_the_models_own_rows(
-    make_policy, batch, row_by_row, gradient, family, road
+def test_both_forwards_equal_the_models_own_rows(
+    make_policy, batch, row_by_row, gradient, family, forward
 ):
-    policy = make_policy(family, road=road)
+    policy = make_policy(family, forward=forward)
     got = policy.logprobs(batch, temperature=T)
     expected = row_by_row(policy.model, batch, T)
     close(got.logprobs, expected[0])
@@ -62,7 +62,7 @@ def test_what_the_tree_does_not_support_is_said(base_model, tokenizer):
     with pytest.warns(UserWarning, match=r"does not fit MistralForCausalLM.* sliding window"):
         LoRAPolicy(base_model("mistral"), tokenizer)
     with pytest.raises(ValueError, match=r"does not fit MistralForCausalLM.* sliding window"):
-        LoRAPolicy(base_model("mistral"), tokenizer, road="tree")
+        LoRAPolicy(base_model("mistral"), tokenizer, forward="tree")
     model = base_model()
     model.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.warns(UserWarning, match="layers of kind linear_attention"):
@@ -83,7 +83,7 @@ def test_a_tree_that_goes_wrong_is_noticed(base_model, tokenizer, monkeypatch):
 
     monkeypatch.setattr(TreeLayout, "__init__", wrong)
     with pytest.warns(UserWarning, match="does not give the model's own logits"):
-        assert LoRAPolicy(base_model(), tokenizer).road == "padded"
+        assert LoRAPolicy(base_model(), tokenizer).forward_mode == "padded"
 
 
 def test_attention_in_bfloat16_is_computed_in_float32():
@@ -97,12 +97,12 @@ def test_attention_in_bfloat16_is_computed_in_float32():
 
 
 @pytest.mark.parametrize("family", ["llama", "lfm2"])
-@pytest.mark.parametrize("road", ["tree", "padded"])
+@pytest.mark.parametrize("forward", ["tree", "padded"])
 def test_activation_checkpointing_changes_nothing_but_the_work(
-    make_policy, batch, gradient, monkeypatch, family, road
+    make_policy, batch, gradient, monkeypatch, family, forward
 ):
-    plain = make_policy(family, road=road)
-    policy = make_policy(family, road=road, activation_checkpointing=True)
+    plain = make_policy(family, forward=forward)
+    policy = make_policy(family, forward=forward, activation_checkpointing=True)
     linear, calls = torch.nn.functional.linear, []
     monkeypatch.setattr(
         torch.nn.functional, "linear", lambda *args: calls.append(1) or linear(*args)
@@ -185,7 +185,7 @@ def test_a_trunk_for_all_micro_batches_changes_neither_values_nor_gradient(
     )
     parts = split_batch(batch, 9 if begins_with == "two tokens" else 1)
     assert len(parts) > 1
-    trunk = policy.trunk(parts)
+    prefix = policy.shared_prefix(parts)
     length = {"two tokens": 2, "a whole prompt": 5}[begins_with]
     assert seen == [length]
     for p in policy.parameters():
@@ -194,29 +194,29 @@ def test_a_trunk_for_all_micro_batches_changes_neither_values_nor_gradient(
     factors = factors.view(whole.logprobs.shape)
     for part in parts:
         rows = rows_of(batch, part)
-        got = policy.logprobs(part, temperature=T, trunk=trunk)
+        got = policy.logprobs(part, temperature=T, prefix=prefix)
         close(got.logprobs, whole.logprobs[rows])
         close(got.entropy, whole.entropy[rows])
         entropies = (got.entropy * factors.flip(0, 1)[rows]).sum()
         ((got.logprobs * factors[rows]).sum() + entropies).backward()
-    trunk.backward()
+    prefix.backward()
     close(torch.cat([p.grad.flatten() for p in policy.parameters()]), slope)
     assert slope.abs().max() > 1
     distinct = [count_distinct(part.rows()) - length for part in parts]
-    assert seen == [length, *distinct]  # the trunk once
+    assert seen == [length, *distinct]  # the prefix once
 
     with torch.no_grad():
-        trunk = policy.trunk(parts)
+        prefix = policy.shared_prefix(parts)
         for part in parts:
-            got = policy.logprobs(part, temperature=T, trunk=trunk).logprobs
+            got = policy.logprobs(part, temperature=T, prefix=prefix).logprobs
             close(got, whole.logprobs[rows_of(batch, part)])
 
 
 def test_no_trunk(make_policy, groups, batch):
-    assert make_policy().trunk(split_batch(batch, 9)) is None  # the rows share nothing
+    assert make_policy().shared_prefix(split_batch(batch, 9)) is None  # the rows share nothing
     shared = make_batch(groups[:2])
-    assert make_policy().trunk([shared]) is None
-    assert make_policy(road="padded").trunk(split_batch(shared, 9)) is None
+    assert make_policy().shared_prefix([shared]) is None
+    assert make_policy(forward="padded").shared_prefix(split_batch(shared, 9)) is None
 
 
 def rows_of(batch, part):
@@ -305,7 +305,7 @@ def test_bundled_model_in_float32(bundled_path, group_of, row_by_row):
     policy = LoRAPolicy(model, tokenizer)
     for p in policy.parameters():
         p.data += 0.02 * torch.sin(torch.arange(p.numel())).view_as(p)
-    assert policy.road == "tree"
+    assert policy.forward_mode == "tree"
 
     def chat(page):
         messages = list(page_messages("Click the button.", page, (), ""))
@@ -325,8 +325,8 @@ def test_bundled_model_in_float32(bundled_path, group_of, row_by_row):
     )
     with torch.no_grad():
         expected, entropy = row_by_row(policy.model, batch, T)
-        for road in ("tree", "padded"):
-            policy.road = road
+        for forward in ("tree", "padded"):
+            policy.forward_mode = forward
             got = policy.logprobs(batch, temperature=T)
             close(got.logprobs, expected, 1e-4)
             close(got.entropy, entropy, 1e-4)

@@ -99,8 +99,8 @@ def answering(*texts, lines_cut=0):
     return act
 
 
-def playing(act, *, max_steps=4, env=Photographed):
-    return Rollouts(EnvPool(env, 1), act, max_steps)
+def playing(act, *, max_turns=4, env=Photographed):
+    return Rollouts(EnvPool(env, 1), act, max_turns)
 
 
 async def test_record_episode(tmp_path):
@@ -133,17 +133,17 @@ async def test_record_episode_keeps_nothing_of_a_session_that_died(tmp_path):
 
 
 async def test_record_episode_without_pictures_shows_refusals(tmp_path):
-    await record_episode(playing(answering("hello"), max_steps=2, env=ScriptedEnv), TASK, tmp_path)
+    await record_episode(playing(answering("hello"), max_turns=2, env=ScriptedEnv), TASK, tmp_path)
     (path,) = [path for path in tmp_path.rglob("*") if path.is_file()]
     episode = json.loads(path.read_text())
     assert [page.get("said") for page in episode["pages"]] == ["hello", "hello", None]
     assert [page.get("valid") for page in episode["pages"]] == [False, False, None]
     assert episode["pages"][0]["error"].startswith("expected one action")
-    assert (episode["solved"], episode["end"]) == (False, "max_steps")
+    assert (episode["solved"], episode["end"]) == (False, "max_turns")
 
 
 async def test_record_episode_shows_what_was_read_of_a_long_page(tmp_path):
-    play = playing(answering("noop()", lines_cut=3), max_steps=1)
+    play = playing(answering("noop()", lines_cut=3), max_turns=1)
     await record_episode(play, TASK, tmp_path)
     episode = json.loads((tmp_path / "click-word" / "3" / "episode.json").read_text())
     read = episode["pages"][0]["read"]
@@ -158,7 +158,7 @@ async def test_record_episode_of_a_dropped_one_writes_nothing(tmp_path):
 
 
 async def test_the_page_holds_all_and_asks_for_nothing(tmp_path):
-    await record_episode(playing(answering(EVIL), max_steps=1), TASK, tmp_path / "before")
+    await record_episode(playing(answering(EVIL), max_turns=1), TASK, tmp_path / "before")
     await record_episode(playing(answering("right")), TASK, tmp_path / "after")
     write_gallery(tmp_path, title="a <b>run</b>")
     html = (tmp_path / "index.html").read_text()

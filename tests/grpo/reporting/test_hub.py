@@ -250,7 +250,7 @@ async def test_one_run_leaves_adapter_pictures_dashboard_and_repository(
 ):
     monkeypatch.setattr("grpo.runtime.load_policy", lambda _: policy)
     folder, small = tmp_path / "run", {"group_size": 2, "groups_per_step": 1, "eval_episodes": 2}
-    config = Config(task="click-word", output=str(folder), push_to_hub=REPO, max_steps=1,
+    config = Config(task="click-word", output=str(folder), push_to_hub=REPO, max_turns=1,
                     max_new_tokens=2, steps=1, env_sessions=4, **small)  # fmt: skip
     await grpo.run.run(config, lambda config, rank: EnvPool(Photographed, config.env_sessions))
     pictures = [f"media/after/click-word/{HELD_OUT + i}/0.png" for i in range(2)]

@@ -14,11 +14,11 @@ from envs.base import Task
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
 from grpo.config import Config
-from grpo.reporting.report import RECORDED, examine, worth_seeing
+from grpo.reporting.report import RECORDED, examine, pick_examples
 from grpo.rollouts.evaluation import Outcome, wilson_interval
 from grpo.rollouts.task_sampler import HELD_OUT
 from grpo.run import main, run
-from grpo.training.warm_start import demonstrated
+from grpo.training.warm_start import oracle_agent
 
 ROOT = Path(__file__).resolve().parents[3]
 TWO = "click-word,click-two-words"
@@ -38,7 +38,7 @@ def tiny(make_policy, monkeypatch):
 
 @pytest.fixture
 def config(tmp_path):
-    return Config(output=str(tmp_path), task=TWO, eval_episodes=6, max_steps=3, max_new_tokens=2,
+    return Config(output=str(tmp_path), task=TWO, eval_episodes=6, max_turns=3, max_new_tokens=2,
                   steps=1, group_size=2, groups_per_step=1, env_sessions=4)  # fmt: skip
 
 
@@ -53,16 +53,16 @@ def test_failures_and_successes_are_worth_seeing():
     a, b = ([Task(name, seed) for seed in range(9)] for name in "ab")
     outcomes = [Outcome(task, task.seed > 1, 1) for task in a]  # two failures
     outcomes += [Outcome(task, False, 1) for task in b]
-    assert worth_seeing(outcomes, 3) == [a[0], a[2], a[1], *b[:3]]
-    assert worth_seeing(outcomes, 6) == [a[0], a[2], a[1], a[3], a[4], a[5], *b[:6]]
-    assert worth_seeing(outcomes[:1], 6) == a[:1]
-    assert worth_seeing([], 6) == []
+    assert pick_examples(outcomes, 3) == [a[0], a[2], a[1], *b[:3]]
+    assert pick_examples(outcomes, 6) == [a[0], a[2], a[1], a[3], a[4], a[5], *b[:6]]
+    assert pick_examples(outcomes[:1], 6) == a[:1]
+    assert pick_examples([], 6) == []
 
 
 async def test_an_evaluation(config, tiny, tmp_path, capsys):
-    result = await examine(config, scripted, {"oracle": demonstrated()})
+    result = await examine(config, scripted, {"oracle": oracle_agent()})
     assert result == json.loads((tmp_path / "evaluation.json").read_text())
-    assert (result["task"], result["adapter"], result["max_steps"]) == (TWO, "", 3)
+    assert (result["task"], result["adapter"], result["max_turns"]) == (TWO, "", 3)
     assert list(result["per_task"]) == config.tasks
     for name, steps in (("click-word", 1.0), ("click-two-words", 2.0)):
         rates = result["per_task"][name]
@@ -90,7 +90,7 @@ async def test_a_run_shows_before_and_after_also_when_it_is_resumed(config, tiny
     stale.mkdir(parents=True)
     (stale / "episode.json").write_text("{}")
     config = replace(config, task="click-word", eval_episodes=2)
-    first = await run(config, scripted, {"oracle": demonstrated()})
+    first = await run(config, scripted, {"oracle": oracle_agent()})
     seeds = [HELD_OUT, HELD_OUT + 1]
     both = [(when, "click-word", seed) for when in ("after", "before") for seed in seeds]
     assert [entry[:3] for entry in recorded(tmp_path)] == both

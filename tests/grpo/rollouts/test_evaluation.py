@@ -11,7 +11,7 @@ from grpo.rollouts.evaluation import (
     Success,
     blind,
     evaluate,
-    random_policy,
+    random_agent,
     wilson_interval,
 )
 from grpo.rollouts.rollout import Rollouts
@@ -67,17 +67,17 @@ def test_wilson_interval_of_no_proportion(successes, n):
 
 async def test_random_policy_is_uniform():
     actions = [f"click('{i}')" for i in range(5)]
-    counts = Counter([(await random_policy(seeing(*actions), seed))[0] for seed in range(5000)])
+    counts = Counter([(await random_agent(seeing(*actions), seed))[0] for seed in range(5000)])
     assert set(counts) == set(actions)
     # Hoeffding and a union of ten tails: a share is 0.043 off with probability 1e-7 at most.
     assert max(abs(count / 5000 - 1 / 5) for count in counts.values()) < 0.043
 
 
 async def test_random_policy_needs_no_tokens():
-    text, completion = await random_policy(seeing(), 0)
+    text, completion = await random_agent(seeing(), 0)
     assert text == "noop()"
     assert completion.completion_ids == ()
-    assert await random_policy(seeing("a", "b"), 3) == await random_policy(seeing("a", "b"), 3)
+    assert await random_agent(seeing("a", "b"), 3) == await random_agent(seeing("a", "b"), 3)
 
 
 async def right(observation, seed):
@@ -96,11 +96,11 @@ async def test_evaluate_a_policy_that_is_right():
 
 
 async def test_evaluate_chance():
-    outcomes = await played(act=random_policy)
+    outcomes = await played(act=random_agent)
     rate = Success.of(outcomes)
     assert rate.low < 0.25 < rate.high  # four words, one of them right
-    assert outcomes == await played(act=random_policy)
-    assert outcomes != await played(act=random_policy, seed=1)
+    assert outcomes == await played(act=random_agent)
+    assert outcomes != await played(act=random_agent, seed=1)
 
 
 async def test_ways_share_a_pool_side_by_side():

@@ -9,8 +9,8 @@ from envs.base import EnvError, Observation, StepResult, Task, TaskError
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
 from grpo.generators.local import LocalGenerator
-from grpo.rollouts.evaluation import random_policy
-from grpo.rollouts.rollout import Rollouts, gather, page_state, run_episode, sampled_by
+from grpo.rollouts.evaluation import random_agent
+from grpo.rollouts.rollout import Rollouts, gather, model_agent, page_state, run_episode
 from grpo.types import Completion
 
 TASK, TWO = Task("click-word", 0), Task("click-two-words", 0)
@@ -39,12 +39,12 @@ def failing(*fail_at):
     return lambda: ScriptedEnv(fail_at=left.pop(0) if left else 0)
 
 
-def rollouts(factory=ScriptedEnv, act=solve, *, size=1, max_steps=3, **options):
-    return Rollouts(EnvPool(factory, size), act, max_steps, **options)
+def rollouts(factory=ScriptedEnv, act=solve, *, size=1, max_turns=3, **options):
+    return Rollouts(EnvPool(factory, size), act, max_turns, **options)
 
 
 async def test_an_episode():
-    episode = await run_episode(ScriptedEnv(), TWO, solve, max_steps=5, seed=[0])
+    episode = await run_episode(ScriptedEnv(), TWO, solve, max_turns=5, seed=[0])
     assert (episode.reward, episode.success, episode.stop_reason) == (1.0, True, "done")
     assert [turn.valid_action for turn in episode.turns] == [True, True]
     assert episode.task == TWO
@@ -52,15 +52,15 @@ async def test_an_episode():
 
 
 async def test_an_episode_ends_at_max_steps():
-    episode = await run_episode(ScriptedEnv(), TASK, talk, max_steps=4, seed=[0])
-    assert (episode.reward, episode.success, episode.stop_reason) == (0.0, False, "max_steps")
+    episode = await run_episode(ScriptedEnv(), TASK, talk, max_turns=4, seed=[0])
+    assert (episode.reward, episode.success, episode.stop_reason) == (0.0, False, "max_turns")
     assert [turn.valid_action for turn in episode.turns] == [False] * 4
-    one = await run_episode(ScriptedEnv(), TWO, solve, max_steps=1, seed=[0])
-    assert (len(one.turns), one.success, one.stop_reason) == (1, False, "max_steps")
+    one = await run_episode(ScriptedEnv(), TWO, solve, max_turns=1, seed=[0])
+    assert (len(one.turns), one.success, one.stop_reason) == (1, False, "max_turns")
 
 
 async def test_valid_action_bonus():
-    play = {"max_steps": 3, "seed": [0], "valid_action_bonus": 0.1}
+    play = {"max_turns": 3, "seed": [0], "valid_action_bonus": 0.1}
     episode = await run_episode(ScriptedEnv(), TWO, solve, **play)
     assert episode.reward == pytest.approx(1.2)
     assert (await run_episode(ScriptedEnv(), TWO, talk, **play)).reward == 0.0
@@ -70,7 +70,7 @@ async def test_turns_have_their_own_rewards():
     async def talk_first(observation, seed):
         return await (solve if observation.error else talk)(observation, seed)
 
-    play = {"max_steps": 3, "seed": [0], "valid_action_bonus": 0.1}
+    play = {"max_turns": 3, "seed": [0], "valid_action_bonus": 0.1}
     episode = await run_episode(ScriptedEnv(), TASK, talk_first, **play)
     assert [turn.reward for turn in episode.turns] == [0.0, 1.1]
     episode = await run_episode(ScriptedEnv(), TWO, solve, **play)
@@ -100,7 +100,7 @@ async def test_a_turns_state_is_the_page_that_it_answers_to():
         seen.append(page_state(observation))
         return left.pop(0), NOTHING
 
-    episode = await run_episode(Book(), TASK, act, max_steps=5, seed=[0])
+    episode = await run_episode(Book(), TASK, act, max_turns=5, seed=[0])
     assert [turn.state for turn in episode.turns] == seen
     assert seen[0] == seen[1] != seen[2]
 
@@ -124,14 +124,14 @@ async def test_every_turn_has_a_seed_of_its_own():
         return "hello", NOTHING
 
     for seed in ([0, 0], [0, 1], [0, 0]):
-        await run_episode(ScriptedEnv(), TASK, act, max_steps=3, seed=seed)
+        await run_episode(ScriptedEnv(), TASK, act, max_turns=3, seed=seed)
     assert len(set(seeds)) == 6
     assert seeds[:3] == seeds[6:]
 
 
 async def test_frames_are_what_was_seen_and_said():
     frames = []
-    await run_episode(ScriptedEnv(), TWO, solve, max_steps=5, seed=[0], frames=frames)
+    await run_episode(ScriptedEnv(), TWO, solve, max_turns=5, seed=[0], frames=frames)
     assert [bool(text) for _, text in frames] == [True, True, False]
     assert all(observation.page for observation, _ in frames)
 
@@ -154,7 +154,7 @@ async def test_a_retry_samples_what_the_first_try_did():
         seeds.append(seed)
         return "hello", NOTHING
 
-    await rollouts(failing(3), act, max_steps=2).episode(TASK, [4])
+    await rollouts(failing(3), act, max_turns=2).episode(TASK, [4])
     assert seeds[:2] == seeds[2:]
 
 
@@ -274,7 +274,7 @@ async def test_a_slow_page_holds_nobody_up():
         if len(seen) == 3:
             finished.set()
 
-    play = rollouts(factory, size=4, on_episode=on_episode, act=random_policy)
+    play = rollouts(factory, size=4, on_episode=on_episode, act=random_agent)
     group = asyncio.create_task(play.group(TASK, 4, [0]))
     await finished.wait()  # the other three, while the first one's step waits
     assert not group.done()
@@ -285,7 +285,7 @@ async def test_a_slow_page_holds_nobody_up():
 
 async def test_sampled_by_encodes_once_and_keeps_the_sampled_ids(make_policy):
     policy = make_policy()
-    act = sampled_by(LocalGenerator(policy, max_new_tokens=4), policy.tokenizer, temperature=1.0)
+    act = model_agent(LocalGenerator(policy, max_new_tokens=4), policy.tokenizer, temperature=1.0)
     observation = await ScriptedEnv().reset(Task("click-word", 7))
     stopped = Counter()
     for seed in range(40):
@@ -339,7 +339,7 @@ def long_page():
 @pytest.mark.parametrize("limit", [200, 100, 57, 56, 55, 40, 25])
 async def test_a_page_too_long_is_cut_between_elements(limit):
     reader, observation = Reader(), long_page()
-    act = sampled_by(reader, Tokens(), temperature=1.0, max_prompt_tokens=limit)
+    act = model_agent(reader, Tokens(), temperature=1.0, max_prompt_tokens=limit)
     _, completion = await act(observation, 0)
     (prompt,) = reader.prompts
     text = " ".join(prompt)
@@ -363,7 +363,7 @@ async def test_a_page_too_long_is_cut_between_elements(limit):
 
 async def test_without_room_for_a_single_element_the_goal_stays():
     reader = Reader()
-    act = sampled_by(reader, Tokens(), temperature=1.0, max_prompt_tokens=1)
+    act = model_agent(reader, Tokens(), temperature=1.0, max_prompt_tokens=1)
     _, completion = await act(long_page(), 0)
     assert completion.lines_cut == 40
     assert "Goal: Find it." in " ".join(reader.prompts[0])

@@ -29,7 +29,7 @@ def test_several_tasks_are_drawn_alike():
 def test_what_was_solved_sometimes_is_replayed_by_its_variance():
     never, half, rarely, always = (Task("t", seed) for seed in range(4))
     outcomes = {never: [0, 0], half: [1, 0], rarely: [0] * 9 + [1], always: [1, 1]}
-    sampler = TaskSampler(["t"], "middling")
+    sampler = TaskSampler(["t"], "learnability")
     plain = sampler.draw(0, 2)
     assert plain == TaskSampler(["t"]).draw(0, 2)  # nothing is known yet
     sampler.observe(group(task, *rewards) for task, rewards in outcomes.items())
@@ -42,7 +42,7 @@ def test_what_was_solved_sometimes_is_replayed_by_its_variance():
 
 
 def test_no_seed_is_replayed_twice_in_a_step():
-    sampler = TaskSampler(["t"], "middling")
+    sampler = TaskSampler(["t"], "learnability")
     sampler.observe(group(Task("t", seed), 0, 1) for seed in range(3))
     tasks = sampler.draw(0, 20)
     assert sum(task.seed < 3 for task in tasks) == 3
@@ -50,7 +50,7 @@ def test_no_seed_is_replayed_twice_in_a_step():
 
 
 def test_a_seed_that_has_been_learned_is_forgotten_and_so_are_the_oldest():
-    sampler = TaskSampler(["t"], "middling")
+    sampler = TaskSampler(["t"], "learnability")
     sampler.observe([group(Task("t", 5), 0, 1)])
     assert sampler.state()["seeds"] == [["t", 5, 0.5]]
     sampler.observe([group(Task("t", 5), 1, 1)])
@@ -74,7 +74,7 @@ def near(expected):
 
 
 def test_middling_tasks_are_drawn_by_their_variance_and_none_dies_out():
-    sampler = TaskSampler(["never", "always", "tenth", "new"], "middling")
+    sampler = TaskSampler(["never", "always", "tenth", "new"], "learnability")
     play(sampler, "never", 0, 0)
     play(sampler, "always", 1, 1)
     play(sampler, "tenth", *[1] + [0] * 9)
@@ -85,7 +85,7 @@ def test_middling_tasks_are_drawn_by_their_variance_and_none_dies_out():
 
 
 def test_a_tasks_success_is_that_of_its_latest_groups():
-    sampler = TaskSampler(["a", "b"], "middling")
+    sampler = TaskSampler(["a", "b"], "learnability")
     play(sampler, "a", 0, 0)
     play(sampler, "a", 1, 0, times=1)
     rate, _ = sampler.state()["rates"]["a"]
@@ -115,7 +115,7 @@ def test_an_unknown_kind():
         TaskSampler(["t"], "hardest")
 
 
-@pytest.mark.parametrize("kind", ["uniform", "middling", "curriculum"])
+@pytest.mark.parametrize("kind", ["uniform", "learnability", "curriculum"])
 def test_state_round_trip(kind):
     one, other = TaskSampler(["t", "u"], kind), TaskSampler(["t", "u"], kind)
     one.observe(group(Task("t", seed), 0, 1, 1) for seed in range(30))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from grpo.generators.base import GeneratorError
-from grpo.shutdown import SAME_S, OrderlyStop, Stopped
+from grpo.shutdown import SAME_S, GracefulShutdown, Stopped
 from grpo.training.checkpoint import checkpoints
 from grpo.training.updater import TrainingError
 
@@ -40,15 +40,15 @@ def small_memory(trainer, monkeypatch, rows):
     monkeypatch.setattr(trainer.policy, "logprobs", limited)
 
 
-@pytest.mark.parametrize("options", [{}, {"updates_per_batch": 2}, {"road": "padded"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"updates_per_batch": 2}, {"forward": "padded"}], ids=str)
 async def test_out_of_memory_halves_the_micro_batches(
     make_trainer, make_policy, monkeypatch, caplog, options
 ):
     options = dict(options)
-    road = options.pop("road", "tree")
+    forward = options.pop("forward", "tree")
 
     def make():
-        policy = make_policy(double=False, start=True, road=road)
+        policy = make_policy(double=False, start=True, forward=forward)
         return make_trainer(steps=1, policy=policy, **WORKS, **options)
 
     roomy, tight = make(), make()
@@ -176,7 +176,7 @@ async def test_the_first_signal_asks(number):
     asked = []
 
     async def work():
-        async with OrderlyStop() as stop:
+        async with GracefulShutdown() as stop:
             stop.ask = lambda: asked.append(1) or True
             sender = send(number)
             while not asked:
@@ -193,7 +193,7 @@ async def test_a_signal_that_nothing_answers_cancels_and_what_is_open_is_closed(
     closed, received = [], []
 
     async def work():
-        async with OrderlyStop() as stop:
+        async with GracefulShutdown() as stop:
             stop.ask = lambda: waits
             sender = send(signal.SIGINT, times=2)
             try:
@@ -213,7 +213,7 @@ async def test_a_signal_that_nothing_answers_cancels_and_what_is_open_is_closed(
 
 async def test_the_two_signals_of_one_ctrl_c_are_one():
     async def work():
-        async with OrderlyStop() as stop:
+        async with GracefulShutdown() as stop:
             stop.ask = lambda: True
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
                 os.kill(os.getpid(), number)
@@ -225,7 +225,7 @@ async def test_the_two_signals_of_one_ctrl_c_are_one():
 
 async def test_a_cancellation_that_is_not_a_signals_stays_one():
     async def work():
-        async with OrderlyStop():
+        async with GracefulShutdown():
             await asyncio.sleep(60)
 
     task = asyncio.create_task(work())

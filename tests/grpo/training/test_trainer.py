@@ -87,8 +87,8 @@ async def test_a_run(make_trainer, tmp_path):
         {"loss": "gspo", "epsilon_low": 3e-4, "epsilon_high": 4e-4},
         {"loss": "cispo"},
         {"aggregation": "dr_grpo", "scale_rewards": "none", "baseline": "leave_one_out"},
-        {"credit": "discounted", "max_steps": 3},
-        {"credit": "steps", "max_steps": 3},
+        {"credit": "discounted", "max_turns": 3},
+        {"credit": "steps", "max_turns": 3},
     ],
     ids=str,
 )
@@ -374,7 +374,7 @@ async def test_credit_decides_what_a_turn_learns(make_trainer):
     """An answer that is no action changes nothing: three turns on the same page."""
     seen = {}
     for credit in ("episode", "discounted", "steps"):
-        options = {"credit": credit, "discount": 0.5, "step_weight": 2.0, "max_steps": 3}
+        options = {"credit": credit, "discount": 0.5, "step_weight": 2.0, "max_turns": 3}
         trainer = make_trainer(steps=1, valid_action_bonus=0.5, **options)
         update, accumulate = trainer.update, trainer.updater.accumulate
 

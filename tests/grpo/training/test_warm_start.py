@@ -9,11 +9,11 @@ from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
 from grpo.algorithm.batch import sort_batch
 from grpo.config import Config
-from grpo.distributed import Ranks
+from grpo.distributed import World
 from grpo.rollouts.evaluation import Success, evaluate
 from grpo.rollouts.rollout import Rollouts
 from grpo.training.updater import Updater
-from grpo.training.warm_start import demonstrated, imitate, imitation_batch
+from grpo.training.warm_start import imitate, imitation_batch, oracle_agent
 from tests.grpo.conftest import P, Q, R
 from tests.support.scripted import TASK, OnePage
 
@@ -27,7 +27,7 @@ def test_its_gradient_is_that_of_maximum_likelihood(
         (1, (P, [8, 9, 0]), ([*P, 8], [2, 0])), (1, (Q, [10, 0]), (R, [3, 4, 5, 6]))
     ).episodes
     batch = sort_batch(imitation_batch([one, other], ranks))
-    Updater(Config(), policy, Ranks({})).accumulate(batch)
+    Updater(Config(), policy, World.single()).accumulate(batch)
     ours = torch.cat([p.grad.flatten() for p in policy.parameters()])
     logprobs, _ = row_by_row(policy.model, batch)
     likelihood = logprobs.sum() / batch.completion_mask.sum()
@@ -46,7 +46,7 @@ def test_an_episode_alone_is_the_average_of_itself(group_of):
 
 async def test_the_oracle_solves_what_is_demonstrated():
     tasks = [Task(name, seed) for seed in range(5) for name in ("click-word", "click-two-words")]
-    play = Rollouts(EnvPool(ScriptedEnv, 4), demonstrated(), 2)
+    play = Rollouts(EnvPool(ScriptedEnv, 4), oracle_agent(), 2)
     outcomes = (await evaluate({"oracle": play}, tasks))["oracle"]
     assert Success.of(outcomes).solved == 10
     assert {(outcome.task.name, outcome.steps) for outcome in outcomes} == {
@@ -70,7 +70,7 @@ def start(make_policy, executor, monkeypatch):
             policy=policy,
             pool=EnvPool(env, 4),
             executor=executor,
-            ranks=Ranks({}),
+            ranks=World.single(),
             max_prompt_tokens=0,
         )
         count = await imitate(parts, lambda: steps.append(1))
@@ -124,6 +124,6 @@ async def test_demonstrations_of_which_some_fail(start, monkeypatch):
         grpo.training.warm_start, "imitation_batch",
         lambda episodes, ranks: imitated.extend(episodes) or imitation_batch(episodes, ranks),
     )  # fmt: skip
-    _, count, _ = await start(Half, warm_start_steps=1, max_steps=3)
+    _, count, _ = await start(Half, warm_start_steps=1, max_turns=3)
     assert count == len(imitated) == 1
     assert imitated[0].success

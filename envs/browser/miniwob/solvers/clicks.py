@@ -29,7 +29,7 @@ SYNONYMS = [
     evil wicked immoral sinful corrupt depraved
     wrong incorrect mistaken erroneous
     real genuine actual
-    strange odd peculiar unusual weird
+    mismatch odd peculiar unusual weird
     stop cease halt end finish
     scared terrified panicked fearful frightened afraid
     quiet calm peaceful serene mild

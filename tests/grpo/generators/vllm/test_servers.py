@@ -16,7 +16,7 @@ from grpo.generators.factory import open_generator
 from grpo.generators.vllm import client as vllm_replica
 from grpo.generators.vllm import serve as vllm_serve
 from grpo.generators.vllm.options import VERSIONS_KEPT, PolicyFolders
-from grpo.generators.vllm.servers import VLLMServer
+from grpo.generators.vllm.servers import VLLMServers
 
 PROMPT = [3, 4, 5]
 
@@ -118,7 +118,7 @@ def open_client(make_policy, tmp_path, monkeypatch):
     async def opened(servers, sync="adapter", **options):
         policy = make_policy(double=False)
         urls = [server.url for server in servers]
-        client = VLLMServer(policy, urls, sync=sync, folder=str(tmp_path), **options)
+        client = VLLMServers(policy, urls, sync=sync, folder=str(tmp_path), **options)
         try:
             yield client
         finally:
@@ -254,9 +254,9 @@ async def test_refusals_say_what_to_do(open_client):
     with pytest.raises(GeneratorError, match="closed"):
         await client.generate(PROMPT, seed=0)
     with pytest.raises(ConfigError, match="vllm_url"):
-        VLLMServer(client.policy, [])
+        VLLMServers(client.policy, [])
     with pytest.raises(GeneratorError, match="vllm_folder"):
-        VLLMServer(client.policy, ["http://127.0.0.1:1"], folder="/nowhere")
+        VLLMServers(client.policy, ["http://127.0.0.1:1"], folder="/nowhere")
 
 
 async def test_folders_of_older_versions_go(make_policy, tmp_path):

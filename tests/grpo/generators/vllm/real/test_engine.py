@@ -7,7 +7,7 @@ import pytest
 
 from grpo.config import ConfigError
 from grpo.generators.base import GeneratorError
-from grpo.generators.sync_check import check_sampler
+from grpo.generators.sync_check import check_sync
 from grpo.generators.vllm import engine as vllm_engine
 from grpo.generators.vllm import engine_weights as vllm_weights
 from grpo.generators.vllm.engine import VLLMEngine
@@ -64,10 +64,10 @@ async def test_reports_what_the_trainer_computes(engine, changed, difference):
 
 
 async def test_passes_the_start_up_test(engine):
-    report = await check_sampler(engine.policy, engine, temperature=0.8)
+    report = await check_sync(engine.policy, engine, temperature=0.8)
     assert report.gap < BOUND
-    assert report.canary_gap < BOUND
-    assert report.canary_shift > 50 * BOUND
+    assert report.changed_gap < BOUND
+    assert report.changed_shift > 50 * BOUND
 
 
 async def test_an_end_token_ends_and_is_kept(tiny, monkeypatch):
@@ -173,7 +173,7 @@ async def test_without_its_setting_lfm2_fails_the_start_up_test(make_policy, mon
     monkeypatch.setattr(vllm_engine, "engine_options", unset)
     engine = VLLMEngine(make_policy("lfm2"), max_new_tokens=8)
     with pytest.raises(GeneratorError, match=r"does not compute the same model.*custom_ops"):
-        await check_sampler(engine.policy, engine)
+        await check_sync(engine.policy, engine)
     await engine.close()
 
 

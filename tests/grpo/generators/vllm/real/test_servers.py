@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from grpo.generators.base import GeneratorError
-from grpo.generators.sync_check import check_sampler
-from grpo.generators.vllm.servers import VLLMServer
+from grpo.generators.sync_check import check_sync
+from grpo.generators.vllm.servers import VLLMServers
 
 ROOT = Path(__file__).resolve().parents[5]
 PROMPT = [*range(300, 440)]
@@ -79,10 +79,10 @@ def policy(make_policy):
 
 
 async def test_adapters_reach_the_server(server, policy, changed, difference):
-    generator = VLLMServer(policy, [server.url], max_new_tokens=8, sync="adapter")
-    report = await check_sampler(policy, generator, temperature=0.8)
+    generator = VLLMServers(policy, [server.url], max_new_tokens=8, sync="adapter")
+    report = await check_sync(policy, generator, temperature=0.8)
     assert report.gap < BOUND
-    assert report.canary_gap < BOUND
+    assert report.changed_gap < BOUND
     with changed(policy):
         stale = await generator.generate(PROMPT, seed=0)
         await generator.sync()
@@ -99,7 +99,7 @@ async def test_adapters_reach_the_server(server, policy, changed, difference):
 
 
 async def test_cancelled_requests_end_on_the_server(server, policy):
-    generator = VLLMServer(policy, [server.url], sync="adapter")
+    generator = VLLMServers(policy, [server.url], sync="adapter")
     asked = asyncio.create_task(generator.generate(PROMPT, seed=0, max_new_tokens=3000))
     await server.until_running(1)
     asked.cancel()
@@ -109,7 +109,7 @@ async def test_cancelled_requests_end_on_the_server(server, policy):
 
 
 async def test_a_kill_in_mid_request_is_survived(server, policy, changed, difference):
-    generator = VLLMServer(policy, [server.url], sync="adapter", deadline_s=120)
+    generator = VLLMServers(policy, [server.url], sync="adapter", deadline_s=120)
     with changed(policy):
         await generator.sync()
         asked = asyncio.create_task(generator.generate(PROMPT, seed=0, max_new_tokens=1000))
@@ -123,15 +123,15 @@ async def test_a_kill_in_mid_request_is_survived(server, policy, changed, differ
 
 
 async def test_merged_weights_reach_the_server(server, policy):
-    generator = VLLMServer(policy, [server.url], max_new_tokens=8, sync="merged")
-    report = await check_sampler(policy, generator, temperature=0.8)
+    generator = VLLMServers(policy, [server.url], max_new_tokens=8, sync="merged")
+    report = await check_sync(policy, generator, temperature=0.8)
     assert report.gap < BOUND
-    assert report.canary_gap < BOUND
+    assert report.changed_gap < BOUND
     await generator.close()
 
 
 async def test_a_server_that_stays_away_ends_the_run(server, policy):
-    generator = VLLMServer(policy, [server.url], sync="adapter", deadline_s=2)
+    generator = VLLMServers(policy, [server.url], sync="adapter", deadline_s=2)
     await generator.sync()
     server.kill()
     with pytest.raises(GeneratorError, match=rf"{server.url} has been away for 2 s.*make serve"):
