@@ -17,7 +17,7 @@ from grpo.algorithm.advantages import Baseline, Scale
 from grpo.algorithm.credit import CreditRule, turn_advantages
 from grpo.algorithm.losses import Aggregation, token_weights
 from grpo.tree.token_tree import in_order, split_rows
-from grpo.types import Group, TokenBatch
+from grpo.types import Completion, Group, TokenBatch
 
 EPISODE = CreditRule("episode")
 """Every turn has its episode's advantage."""
@@ -73,27 +73,47 @@ def make_batch(
     if drop_zero_advantages:
         here &= advantages != 0
     kept = here.nonzero()[:, 0].tolist()
-    rows = [turns[n][1].completion for n in kept]
-    width = max((len(c.prompt_ids) + len(c.completion_ids) for c in rows), default=0)
-    shape = (len(rows), width)
-    input_ids = torch.zeros(shape, dtype=torch.long)
-    token_mask = torch.zeros(shape, dtype=torch.bool)
-    completion_mask = torch.zeros(shape, dtype=torch.bool)
-    sampling_logprobs = torch.zeros(shape)
-    for n, completion in enumerate(rows):
+    completions = [turns[n][1].completion for n in kept]
+    return rows_from_completions(completions, advantages[kept], weights[kept])
+
+
+def rows_from_completions(
+    completions: Sequence[Completion],
+    advantages: Tensor | None = None,
+    token_weights: Tensor | None = None,
+) -> TokenBatch:
+    """Lay completions out as rows of prompt, completion and padding, in the order given.
+
+    Args:
+        completions: N of them, of any lengths.
+        advantages: [N] float32, one per row; None for zeros.
+        token_weights: [N] float32, the weight of each token of the row; None for zeros.
+
+    Returns:
+        N rows, on the CPU.
+    """
+    n = len(completions)
+    width = max((len(c.prompt_ids) + len(c.completion_ids) for c in completions), default=0)
+    input_ids = torch.zeros(n, width, dtype=torch.long)
+    token_mask = torch.zeros(n, width, dtype=torch.bool)
+    completion_mask = torch.zeros(n, width, dtype=torch.bool)
+    sampling_logprobs = torch.zeros(n, width)
+    for i, completion in enumerate(completions):
         start = len(completion.prompt_ids)
         stop = start + len(completion.completion_ids)
-        input_ids[n, :stop] = torch.tensor(completion.prompt_ids + completion.completion_ids)
-        token_mask[n, :stop] = True
-        completion_mask[n, start:stop] = True
-        sampling_logprobs[n, start:stop] = torch.tensor(completion.logprobs)
+        input_ids[i, :stop] = torch.tensor(completion.prompt_ids + completion.completion_ids)
+        token_mask[i, :stop] = True
+        completion_mask[i, start:stop] = True
+        sampling_logprobs[i, start:stop] = torch.tensor(completion.logprobs)
+    zeros = torch.zeros(n)
     return TokenBatch(
         input_ids=input_ids,
         token_mask=token_mask,
         completion_mask=completion_mask,
         sampling_logprobs=sampling_logprobs,
-        advantages=advantages[kept],
-        token_weights=weights[kept, None] * completion_mask,
+        advantages=zeros if advantages is None else advantages,
+        token_weights=(zeros if token_weights is None else token_weights)[:, None]
+        * completion_mask,
     )
 
 
