@@ -6,13 +6,12 @@ start. Groups may have any size of at least two and stand in any order.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-Scale = Literal["group", "batch", "none"]
-Baseline = Literal["mean", "leave_one_out"]
+from grpo.algorithm.choices import Baseline, Scale
 
 
 def group_advantages(

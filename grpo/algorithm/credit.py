@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from grpo.algorithm.advantages import Baseline, Scale, group_advantages
-
-Credit = Literal["episode", "discounted", "steps"]
+from grpo.algorithm.advantages import group_advantages
+from grpo.algorithm.choices import Baseline, Credit, Scale
 
 
 @dataclass(frozen=True)

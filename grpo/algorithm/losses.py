@@ -10,16 +10,12 @@ advantage. Where nothing else is said, log-probabilities are in nats.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-KLKind = Literal["k1", "k2", "k3", "unbiased"]
-Level = Literal["token", "sequence"]
-Aggregation = Literal["grpo", "bnpo", "dapo", "dr_grpo"]
-Loss = Literal["grpo", "gspo", "cispo"]
-Bound = Literal["cap", "mask"]
+from grpo.algorithm.choices import Aggregation, Bound, KLKind, Level, Loss
 
 
 def kl_estimate(
