@@ -37,7 +37,6 @@ class Observation:
         url: the page's address, empty where there is none.
         error: why the last action was refused or failed, empty if it did not.
         actions: action texts that can be done now; what a random policy chooses from.
-        demonstration: what a scripted solver would say now, empty where there is none.
         screenshot: the page as PNG bytes, only where it was asked for.
     """
 
@@ -47,7 +46,6 @@ class Observation:
     url: str = ""
     error: str = ""
     actions: tuple[str, ...] = ()
-    demonstration: str = ""
     screenshot: bytes | None = None
 
     def cut(self, lines: int) -> Observation:
@@ -149,4 +147,18 @@ class Env(Protocol):
 
     async def close(self) -> None:
         """Free what the session holds; calling it twice, or after an EnvError, is fine."""
+        ...
+
+
+@runtime_checkable
+class Demonstrator(Protocol):
+    """An environment with a scripted solver: the oracle, for warm starts and tests."""
+
+    def demonstrate(self) -> str:
+        """Return the action text of the scripted solver for the current observation.
+
+        Returns:
+            The text to pass to `step`; empty where there is no solver, it does not know what
+            to do, or no episode is running.
+        """
         ...

@@ -71,6 +71,10 @@ class ScriptedEnv:
         success = right and done
         return StepResult(self._observe(""), float(success), done=done, success=success)
 
+    def demonstrate(self) -> str:
+        """Return the click on the next word of the goal, empty if no episode is running."""
+        return "".join(f"click({n!r})" for n, w in self._words.items() if w in self._left[:1])
+
     async def close(self) -> None:
         """End the environment; fine to call twice."""
         self.closed = self._dead = True
@@ -89,7 +93,4 @@ class ScriptedEnv:
             page=page,
             error=error,
             actions=tuple(f"click({number!r})" for number in self._words),
-            demonstration="".join(
-                f"click({n!r})" for n, w in self._words.items() if w in self._left[:1]
-            ),
         )

@@ -54,6 +54,7 @@ class BrowserEnv:
         self._history: list[str] = []
         self._bids: dict[str, str] = {}
         self._boxes: dict[str, Box] = {}  # by the server's ids
+        self._elements: list[Element] = []  # of the current page, under the ids the model reads
         self._observation = Observation(messages=())
 
     async def reset(self, task: Task, *, screenshot: bool = False) -> Observation:
@@ -115,6 +116,16 @@ class BrowserEnv:
             acted_on=() if answer.error else acted_on,
             info={} if answer.raw_reward is None else {"raw_reward": answer.raw_reward},
         )
+
+    def demonstrate(self) -> str:
+        """Return the action of the task's scripted solver; see `Demonstrator.demonstrate`."""
+        solver = SOLVERS.get(self._task.name.removeprefix("miniwob.")) if self._task else None
+        if solver is None:
+            return ""
+        try:
+            return format_action(solver(self._observation.goal, self._elements, len(self._history)))
+        except LookupError:
+            return ""
 
     async def close(self) -> None:
         """End the session; fine to call twice, or after an EnvError."""
@@ -181,6 +192,7 @@ class BrowserEnv:
             dataclasses.replace(element, id=page_id(task, element.id)) if element.id else element
             for element in elements
         ]
+        self._elements = elements
         page = "\n".join(map(str, elements))
         error = _one_line(task, answer.error)
         return Observation(
@@ -190,7 +202,6 @@ class BrowserEnv:
             url=answer.url,
             error=error,
             actions=_possible_actions(elements, goal),
-            demonstration=_demonstration(task, goal, elements, len(self._history)),
             screenshot=answer.screenshot,
         )
 
@@ -214,15 +225,6 @@ def _possible_actions(elements: list[Element], goal: str) -> tuple[str, ...]:
             if element.role in TEXT_ROLES:
                 actions += [f"fill({element.id!r}, {word!r})" for word in words]
     return tuple(actions)
-
-
-def _demonstration(task: Task, goal: str, elements: list[Element], step: int) -> str:
-    """Return what the task's solver does at this step, empty if it has none or is at a loss."""
-    solver = SOLVERS.get(task.name.removeprefix("miniwob."))
-    try:
-        return format_action(solver(goal, elements, step)) if solver else ""
-    except LookupError:
-        return ""
 
 
 def _one_line(task: Task, error: str) -> str:
