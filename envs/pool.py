@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Self
 
 from envs.base import Env
 
@@ -68,7 +69,7 @@ class EnvPool:
             else:
                 self._idle.append(env)
 
-    async def __aenter__(self) -> EnvPool:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -1,59 +1,72 @@
-"""The browser sessions of a run: on servers that run already, or on one that is started here."""
+"""The browser sessions of a run: on servers that run already, or on one started here."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from typing import Protocol
 
+from envs.base import Env
 from envs.browser.env import BrowserEnv
 from envs.browser.server.local import LocalServer
 from envs.pool import EnvPool
 
 
 class BrowserOptions(Protocol):
-    """What of a run's configuration concerns its browsers."""
+    """The options of a run that concern its browsers."""
 
     @property
-    def env_urls(self) -> Sequence[str]:
-        """Servers, which the sessions go round; none: start one here, when it is needed."""
+    def env_url(self) -> Sequence[str]:
+        """Addresses of servers, used round-robin; none: start a server here."""
 
     @property
     def env_sessions(self) -> int:
-        """Sessions at once."""
+        """Number of sessions at a time."""
 
     @property
     def env_workers(self) -> int:
-        """Chromiums of a server started here."""
+        """Number of Chromiums of a server started here."""
 
     @property
     def env_deadline(self) -> float:
-        """Seconds until a call counts as failed."""
+        """Seconds after which a call counts as failed."""
 
 
-@asynccontextmanager
-async def browser_pool(
-    options: BrowserOptions, rank: int = 0, session: type[BrowserEnv] = BrowserEnv
-) -> AsyncIterator[EnvPool]:
-    """Lend browser sessions for the length of a block; a server started here is closed.
+class BrowserPool(EnvPool):
+    """Lends browser sessions; starts a local server if one is needed and stops it when closed.
+
+    Creating a pool starts nothing and needs no running event loop.
 
     Args:
-        options: which servers, how many sessions.
-        rank: of several processes each begins its round of the servers with another one.
-        session: what is lent; a subclass may change rewards or prompts.
+        options: servers, sessions and deadline, for example a `grpo.Config`.
+        rank: index of this process among several; each starts its round of the servers at
+            another one.
+        env: makes an environment, called as `env(url, deadline_s=seconds)`; a subclass of
+            `BrowserEnv` may change rewards or prompts.
     """
-    # A session that is given up may linger while its successor begins.
-    server = LocalServer(options.env_workers, max_sessions=2 * options.env_sessions)
-    turns = islice(cycle(options.env_urls), rank, None)
 
-    async def connect() -> BrowserEnv:
-        url = next(turns, "") or await server.ensure()
-        return session(url, deadline_s=options.env_deadline)
+    def __init__(
+        self,
+        options: BrowserOptions,
+        *,
+        rank: int = 0,
+        env: Callable[..., Env] = BrowserEnv,
+    ):
+        super().__init__(self._connect, options.env_sessions)
+        # A discarded session may linger on the server while its successor begins.
+        self.server = LocalServer(options.env_workers, max_sessions=2 * options.env_sessions)
+        self._urls = islice(cycle(options.env_url), rank, None)
+        self._env = env
+        self._deadline_s = options.env_deadline
 
-    try:
-        async with EnvPool(connect, options.env_sessions) as pool:
-            yield pool
-    finally:
-        await asyncio.to_thread(server.close)
+    async def close(self) -> None:
+        """Close the sessions, and the server that was started here."""
+        try:
+            await super().close()
+        finally:
+            await asyncio.to_thread(self.server.close)
+
+    async def _connect(self) -> Env:
+        url = next(self._urls, "") or await self.server.ensure()
+        return self._env(url, deadline_s=self._deadline_s)

@@ -12,14 +12,14 @@ import sys
 from types import FrameType
 
 from envs.browser.miniwob.tasks import tasks
-from envs.browser.server.browsers import BrowserPool
 from envs.browser.server.chromium import find_chromium
+from envs.browser.server.chromium_pool import ChromiumPool
 from envs.browser.server.local import READY
 
 
 async def serve(args: argparse.Namespace) -> None:
     """Serve until SIGTERM or SIGINT; print one line with the address when ready."""
-    pool = BrowserPool(args.workers, deadline_s=args.deadline_s, idle_s=args.idle_s)
+    pool = ChromiumPool(args.workers, deadline_s=args.deadline_s, idle_s=args.idle_s)
     try:
         starting = asyncio.create_task(pool.start())
         await asyncio.to_thread(_import)  # takes seconds, while the browsers start
@@ -35,7 +35,7 @@ def _import() -> None:
     tasks()
 
 
-async def _serve(pool: BrowserPool, args: argparse.Namespace) -> None:
+async def _serve(pool: ChromiumPool, args: argparse.Namespace) -> None:
     import uvicorn
 
     from envs.browser.server.app import build_app

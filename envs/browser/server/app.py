@@ -16,7 +16,7 @@ from openenv.core.env_server import (
 )
 
 from envs.browser.actions import InvalidAction, parse_action
-from envs.browser.server.browsers import BrowserPool
+from envs.browser.server.chromium_pool import ChromiumPool
 from envs.browser.server.session import SessionError
 
 
@@ -49,7 +49,7 @@ class BrowserGymEnvironment(Environment[BrowserGymAction, BrowserGymObservation,
 
     SUPPORTS_CONCURRENT_SESSIONS = True
 
-    def __init__(self, pool: BrowserPool):
+    def __init__(self, pool: ChromiumPool):
         """Open the session.
 
         Args:
@@ -128,7 +128,7 @@ class BrowserGymEnvironment(Environment[BrowserGymAction, BrowserGymObservation,
         self._session.close()
 
 
-def build_app(pool: BrowserPool, max_sessions: int) -> FastAPI:
+def build_app(pool: ChromiumPool, max_sessions: int) -> FastAPI:
     """Build the application; one more session than `max_sessions` gets CAPACITY_REACHED.
 
     Beside OpenEnv's endpoints, `/health` among them, `/ready` answers 200 while every browser

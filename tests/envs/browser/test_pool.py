@@ -1,10 +1,16 @@
+import asyncio
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
 
 import pytest
 
-from envs.browser.pool import browser_pool
+from envs.base import Task
+from envs.browser.pool import BrowserPool
 from envs.scripted import ScriptedEnv
+
+
+def make_options(urls=(), sessions=4):
+    return SimpleNamespace(env_url=urls, env_sessions=sessions, env_workers=1, env_deadline=30.0)
 
 
 @pytest.mark.parametrize(("rank", "order"), [(0, "abca"), (1, "bcab"), (4, "bcab")])
@@ -16,10 +22,29 @@ async def test_sessions_go_round_the_servers(rank, order):
             super().__init__()
             opened.append((url, deadline_s))
 
-    urls = ["http://a:1", "http://b:1", "http://c:1"]
-    options = SimpleNamespace(env_urls=urls, env_sessions=4, env_workers=1, env_deadline=7.0)
+    options = make_options(("http://a:1", "http://b:1", "http://c:1"))
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(browser_pool(options, rank, Session))
+        pool = await stack.enter_async_context(BrowserPool(options, rank=rank, env=Session))
         for _ in range(4):
             await stack.enter_async_context(pool.lease())
-    assert opened == [(f"http://{name}:1", 7.0) for name in order]
+    assert opened == [(f"http://{name}:1", 30.0) for name in order]
+    assert not pool.server.alive
+
+
+def test_a_pool_is_created_without_an_event_loop_and_starts_nothing():
+    pool = BrowserPool(make_options())
+    assert not pool.server.alive
+    asyncio.run(pool.close())
+    assert pool.size == 4
+
+
+@pytest.mark.browser
+async def test_a_closed_pool_has_stopped_its_server():
+    async with BrowserPool(make_options(sessions=1)) as pool:
+        async with pool.lease() as env:
+            observation = await env.reset(Task("click-test", 0))
+            assert (await env.step(observation.actions[0])).success
+        assert pool.server.alive
+        assert pool.server.processes()
+    assert not pool.server.alive
+    assert pool.server.processes() == []

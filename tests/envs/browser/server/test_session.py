@@ -8,11 +8,11 @@ import pytest
 import pytest_asyncio
 
 from envs.browser.actions import ACTIONS, parse_action
-from envs.browser.server import browsers
-from envs.browser.server.browsers import BrowserPool, Slot
+from envs.browser.server import chromium_pool
 from envs.browser.server.cdp.chromium import BrowserGone, CDPError, Chromium
 from envs.browser.server.cdp.page import Page
 from envs.browser.server.chromium import find_chromium, miniwob_url
+from envs.browser.server.chromium_pool import ChromiumPool, Slot
 from envs.browser.server.session import Session, SessionError
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
@@ -95,7 +95,7 @@ async def test_a_page_that_is_slow_is_waited_for(session):
 
 
 async def test_a_page_that_hangs_meets_the_deadline_and_costs_no_other(browser):
-    pool = BrowserPool(1, deadline_s=4.0, idle_s=60.0)
+    pool = ChromiumPool(1, deadline_s=4.0, idle_s=60.0)
     pool.slots[0]._chromium = browser
     hung, other = pool.open(), pool.open()
     for session in (hung, other):
@@ -110,7 +110,7 @@ async def test_a_page_that_hangs_meets_the_deadline_and_costs_no_other(browser):
 
 
 async def test_idle_sessions_are_given_up(browser):
-    pool = BrowserPool(1, deadline_s=30.0, idle_s=0.4)
+    pool = ChromiumPool(1, deadline_s=30.0, idle_s=0.4)
     pool.slots[0]._chromium = browser
     await pool.start()
     session = pool.open()
@@ -125,9 +125,9 @@ async def test_idle_sessions_are_given_up(browser):
 
 
 async def test_a_browser_that_hangs_is_replaced_before_the_deadline(monkeypatch):
-    monkeypatch.setattr(browsers, "WATCH_INTERVAL_S", 0.2)
-    monkeypatch.setattr(browsers, "HEARTBEAT_S", 3.0)
-    pool = BrowserPool(1, deadline_s=60.0, idle_s=60.0)
+    monkeypatch.setattr(chromium_pool, "WATCH_INTERVAL_S", 0.2)
+    monkeypatch.setattr(chromium_pool, "HEARTBEAT_S", 3.0)
+    pool = ChromiumPool(1, deadline_s=60.0, idle_s=60.0)
     await pool.start()
     session = pool.open()
     await session.call("reset", "click-test", 0)

@@ -72,7 +72,7 @@ class Slot:
             await chromium.stop()
 
 
-class BrowserPool:
+class ChromiumPool:
     """A fixed number of Chromiums; a session belongs to one of them for life.
 
     Attributes:
@@ -136,7 +136,7 @@ class PooledSession:
     Made in any thread; called in the pool's event loop.
     """
 
-    def __init__(self, pool: BrowserPool, slot: Slot):
+    def __init__(self, pool: ChromiumPool, slot: Slot):
         self._pool, self._slot = pool, slot
         self._session: Session | None = None
         self._lost = ""
