@@ -9,14 +9,69 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo.tree.layers import prepare, tree_forward
-from grpo.tree.layout import LayerCache, TreeLayout
+from grpo.tree.layout import LayerCache, Layout, cut_chunks
 from grpo.tree.token_tree import TokenTree, build_tree
 from grpo.types import TokenBatch
 
 ForwardMode = Literal["tree", "padded"]
+
+
+class TreeLayout(Layout):
+    """The layout of a whole `TokenTree`, made once for all layers.
+
+    The first nodes may have been computed before: the layers then get the others alone, and
+    read what they computed at the first ones from `cached`.
+
+    Attributes:
+        first: number of nodes that are computed already.
+        chunks: the queries of the attention, cut into pieces.
+        ancestors: [M - first, W] long; each node, its parent and so on, M where there is none.
+        cached: what the layers computed at the first nodes; empty if there are none.
+        cache_out: filled with what the layers compute now; None if nobody reads it.
+    """
+
+    def __init__(
+        self,
+        tree: TokenTree,
+        width: int,
+        device: torch.device,
+        *,
+        first: int = 0,
+        cached: LayerCache | None = None,
+        cache_out: LayerCache | None = None,
+    ) -> None:
+        """Lay out a tree.
+
+        Args:
+            tree: M nodes, on the CPU.
+            width: W, the widest convolution's kernel, or 0.
+            device: the model's device.
+            first: number of nodes, from the root on, that are computed already.
+            cached: what the layers computed at them.
+            cache_out: receives what the layers compute now.
+        """
+        self.chunks = cut_chunks(tree.attention, first, len(tree), device)
+        self.ancestors = tree.ancestors(width)[first:].to(device)
+        self.first, self.cached, self.cache_out = first, cached or {}, cache_out
+
+    def prepend_cached(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
+        """Put the first nodes' tensors before the others' (see `Layout`)."""
+        if self.cache_out is not None:
+            self.cache_out[layer] = own
+        if layer not in self.cached:
+            return own
+        pairs = zip(self.cached[layer], own, strict=True)
+        return tuple(torch.cat(pair, dim) for pair in pairs)
+
+    def taps(self, layer: nn.Module, own: Tensor) -> list[Tensor]:
+        """Gather along the parents (see `Layout`)."""
+        (inputs,) = self.prepend_cached(layer, own, dim=0)
+        inputs = F.pad(inputs, (0, 0, 0, 1))  # row M: the zeros above a root
+        return [inputs.index_select(0, nodes) for nodes in self.ancestors.unbind(-1)]
 
 
 class SharedPrefix:
@@ -42,19 +97,19 @@ class SharedPrefix:
         self.tokens = tokens
         tree = build_tree([tokens.tolist()])
         device = next(decoder.parameters()).device
-        left: LayerCache = {}
-        hidden = _forward(decoder, tree, TreeLayout(tree, conv_width, device, left=left))
-        self._left = [hidden, *(x for states in left.values() for x in states)]
-        self._copies = [x.detach().requires_grad_(x.requires_grad) for x in self._left]
+        cache: LayerCache = {}
+        hidden = _forward(decoder, tree, TreeLayout(tree, conv_width, device, cache_out=cache))
+        self._computed = [hidden, *(x for tensors in cache.values() for x in tensors)]
+        self._copies = [x.detach().requires_grad_(x.requires_grad) for x in self._computed]
         copies = iter(self._copies)
         self.hidden = next(copies)
-        self.past = {layer: tuple(next(copies) for _ in states) for layer, states in left.items()}
+        self.cached = {layer: tuple(next(copies) for _ in own) for layer, own in cache.items()}
 
     def backward(self) -> None:
         """Carry the gradient that the micro-batches left through the prefix; once."""
         read = [n for n, copy in enumerate(self._copies) if copy.grad is not None]
         gradients = [self._copies[n].grad for n in read]
-        torch.autograd.backward([self._left[n] for n in read], gradients)
+        torch.autograd.backward([self._computed[n] for n in read], gradients)
 
 
 def tree_hidden(
@@ -72,7 +127,7 @@ def tree_hidden(
     if prefix is None:
         return _forward(decoder, tree, TreeLayout(tree, conv_width, device))
     first = len(prefix.tokens)  # depth first: the prefix's nodes are the first ones
-    layout = TreeLayout(tree, conv_width, device, first=first, past=prefix.past)
+    layout = TreeLayout(tree, conv_width, device, first=first, cached=prefix.cached)
     return torch.cat([prefix.hidden, _forward(decoder, tree, layout)])
 
 

@@ -181,6 +181,9 @@ class FullPolicy(Policy):
             for p, data in zip(self._masters, now, strict=True):
                 p.data = data
 
+    def adapter(self) -> None:
+        """None: the weights themselves are trained."""
+
     def merged(self) -> Iterator[tuple[str, Tensor]]:
         """The model's tensors under their own names."""
         return iter(self.model.state_dict().items())

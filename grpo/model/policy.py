@@ -89,6 +89,10 @@ class Policy(ABC):
         """Within it the policy is the reference policy: the model as it was loaded."""
 
     @abstractmethod
+    def adapter(self) -> dict[str, Tensor] | None:
+        """Copy the adapter's tensors, float32, under PEFT's names; None without an adapter."""
+
+    @abstractmethod
     def merged(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the model's tensors as they are now, under its own names, in its dtypes."""
 

@@ -1,7 +1,7 @@
-"""What a model's layers need to know to run over a token tree (see `grpo.tree.layers`).
+"""The interface through which a model's layers see a token tree (see `grpo.tree.layers`).
 
-An update's tree is computed at once (`TreeLayout`), a sampler's grows
-(`grpo.generators.tree_cache`).
+The update computes a whole tree at once (`grpo.model.forward.TreeLayout`); the local generator
+adds to its tree with every token (`grpo.generators.tree_cache.NodeBuffers`).
 """
 
 from __future__ import annotations
@@ -12,20 +12,24 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from grpo.tree.token_tree import TokenTree
-
-# Queries at a time. Few waste fewer products on what the mask hides, many make larger products:
-# 64 to 128 were fastest on two CPU cores; a GPU wants few launches (1024 is not measured).
+# Queries per attention call. Small chunks compute fewer masked products, large ones make better
+# use of the hardware: 64 to 128 were fastest on two CPU cores; a GPU wants few kernel launches
+# (1024 is not measured).
 CHUNK = {"cpu": 128, "cuda": 1024}
 
-
 LayerCache = dict[nn.Module, tuple[Tensor, ...]]
+"""Layer -> what it computed at earlier nodes: keys and values, or a convolution's inputs."""
 
 
 class Chunk(NamedTuple):
-    """The queries [start, stop), and the nodes they see: `keys` [K] where `mask` is True."""
+    """The queries [start, stop) and the nodes that they attend to.
+
+    Attributes:
+        start, stop: positions among the nodes that are computed now.
+        keys: [K] long; the nodes that at least one of the queries attends to.
+        mask: [stop - start, K] bool; True where the query attends to the key.
+    """
 
     start: int
     stop: int
@@ -34,30 +38,30 @@ class Chunk(NamedTuple):
 
 
 class Layout(ABC):
-    """What the layers need to know of a tree: some of its nodes, L, are computed now.
+    """A token tree as the layers see it; L of its nodes are computed in this forward.
 
     Attributes:
-        chunks: the attention's work.
+        chunks: the queries of the attention, cut into pieces.
     """
 
     chunks: Sequence[Chunk]
 
     @abstractmethod
     def prepend_cached(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
-        """Put what earlier nodes left in a layer before what is the new ones' own.
+        """Put what the layer computed at earlier nodes before what it computed now.
 
         Args:
-            layer: any that looks at other tokens.
-            own: of length L in one dimension.
-            dim: that dimension.
+            layer: any layer in which a token sees others.
+            own: tensors of the new nodes, of length L in dimension `dim`.
+            dim: the dimension of the nodes.
 
         Returns:
-            As many tensors, of all nodes up to the last new one.
+            One tensor for each of `own`, of all nodes up to the last new one.
         """
 
     @abstractmethod
     def taps(self, layer: nn.Module, own: Tensor) -> list[Tensor]:
-        """What each tap of a convolution reads: the node itself, its parent and so on.
+        """Gather what each tap of a convolution reads: the node itself, its parent and so on.
 
         Args:
             layer: the convolution.
@@ -74,13 +78,13 @@ def cut_chunks(
     stop: int,
     device: torch.device,
 ) -> list[Chunk]:
-    """The work of the nodes [first, stop), which are computed now.
+    """Cut the attention of the nodes [first, stop), which are computed now, into chunks.
 
     Args:
-        attention: what a run of nodes sees, as `TokenTree.attention` says it.
-        first: the first of them.
-        stop: one past the last.
-        device: where the model is.
+        attention: (start, stop) -> keys and mask, as `TokenTree.attention` returns them.
+        first: the first new node.
+        stop: one past the last new node.
+        device: the model's device.
     """
     size = CHUNK.get(device.type, CHUNK["cuda"])
     chunks = []
@@ -89,57 +93,3 @@ def cut_chunks(
         keys, mask = attention(start, end)
         chunks.append(Chunk(start - first, end - first, keys.to(device), mask.to(device)))
     return chunks
-
-
-class TreeLayout(Layout):
-    """What the layers need to know of a tree, made once for all of them.
-
-    Its first nodes may be computed already: the layers then get the others alone, and read
-    from `past` what the first ones left them.
-
-    Attributes:
-        first: the number of nodes that are computed already.
-        chunks: the attention's work.
-        ancestors: [M - first, W] long; each node, its parent and so on, M where there is none.
-        past: layer -> what the first nodes left in it; empty if there are none.
-        left: filled with layer -> what the nodes leave in it; None if nobody reads that.
-    """
-
-    def __init__(
-        self,
-        tree: TokenTree,
-        width: int,
-        device: torch.device,
-        *,
-        first: int = 0,
-        past: LayerCache | None = None,
-        left: LayerCache | None = None,
-    ) -> None:
-        """Lay out a tree.
-
-        Args:
-            tree: on the CPU, of M nodes.
-            width: W, the widest convolution's kernel, or 0.
-            device: where the model is.
-            first: the number of nodes, from the root on, that are computed already.
-            past: what they left.
-            left: where the layers put what others will read.
-        """
-        self.chunks = cut_chunks(tree.attention, first, len(tree), device)
-        self.ancestors = tree.ancestors(width)[first:].to(device)
-        self.first, self.past, self.left = first, past or {}, left
-
-    def prepend_cached(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
-        """Put the past nodes' before the others' own (see `Layout`)."""
-        if self.left is not None:
-            self.left[layer] = own
-        if layer not in self.past:
-            return own
-        pairs = zip(self.past[layer], own, strict=True)
-        return tuple(torch.cat(pair, dim) for pair in pairs)
-
-    def taps(self, layer: nn.Module, own: Tensor) -> list[Tensor]:
-        """Gather along the parents (see `Layout`)."""
-        (inputs,) = self.prepend_cached(layer, own, dim=0)
-        inputs = F.pad(inputs, (0, 0, 0, 1))  # row M: the zeros above a root
-        return [inputs.index_select(0, nodes) for nodes in self.ancestors.unbind(-1)]

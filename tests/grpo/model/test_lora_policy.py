@@ -3,9 +3,10 @@ import torch
 
 from grpo.algorithm.batch import make_batch, split_batch
 from grpo.algorithm.losses import policy_loss
+from grpo.model.forward import TreeLayout
 from grpo.model.lora_policy import LoRAPolicy
 from grpo.tree.layers import tree_attention
-from grpo.tree.layout import CHUNK, TreeLayout
+from grpo.tree.layout import CHUNK
 from grpo.tree.token_tree import build_tree, count_distinct
 
 pytestmark = pytest.mark.filterwarnings("ignore:the token tree does not fit")
