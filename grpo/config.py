@@ -1,327 +1,417 @@
-"""One flat configuration: its fields are the YAML keys and the command-line options."""
+"""One flat configuration: its fields are the YAML keys and the command-line options.
+
+Type, bounds, help text and theme of an option stand at its field, and whether it may change when
+a run is resumed. This file loads neither torch nor transformers, so `grpo train --help` is quick.
+"""
 
 from __future__ import annotations
 
-import argparse
 import difflib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    ValidationError,
+    model_validator,
+)
 
-from grpo.algorithm.advantages import Baseline, Scale
-from grpo.algorithm.credit import Credit, CreditRule
-from grpo.algorithm.losses import Aggregation, Bound, KLKind, Loss
-from grpo.rollouts.task_sampler import SamplerKind
+from grpo.algorithm.choices import Aggregation, Baseline, Bound, Credit, KLKind, Loss, Scale
+
+TaskSampling = Literal["uniform", "learnability", "curriculum"]
+
+RENAMED = {"max_steps": "max_turns", "road": "forward"}
+"""Keys and options of version 0.1, and what they are called now."""
 
 
 class ConfigError(ValueError):
-    """What the user asked for cannot be done; the message is one line and says why."""
+    """The user asked for something that cannot be done; the message is one line and says why."""
 
 
-AT_LEAST_ONE = (
-    *("groups_per_step", "max_turns", "max_new_tokens", "env_sessions", "env_workers"),
-    *("updates_per_batch", "lora_r", "max_tokens_per_microbatch", "keep_checkpoints"),
-    "max_bad_updates",
-)
-NOT_NEGATIVE = (
-    "beta",
-    "max_resamples",
-    "max_prompt_tokens",
-    "step_weight",
-    "warm_start_steps",
-    "log_completions",
-)
+def split_names(value: Any) -> Any:
+    """Split a text at its commas; turn a list into a tuple, so that the configuration is frozen."""
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return tuple(value) if isinstance(value, list) else value
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def _read_float(value: Any) -> Any:
+    if isinstance(value, str):  # YAML reads 1e-5 as a text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
 
 
-@dataclass(frozen=True)
-class Config:
+Names = Annotated[Sequence[str], BeforeValidator(split_names)]
+Float = Annotated[StrictFloat, BeforeValidator(_read_float)]
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    theme: str,
+    common: bool = False,
+    resumable: bool = False,
+    **bounds: float,
+) -> Any:
+    """Describe a field of `Config`.
+
+    Args:
+        default: its value where none is given.
+        help: a text that can be understood by itself.
+        theme: the heading that `--help` shows it under.
+        common: True to show it in `--help`; the others appear in `--help-all` alone.
+        resumable: True if it may differ when a run is resumed.
+        bounds: pydantic's `ge`, `gt`, `le`, `lt`.
+    """
+    extra = {"theme": theme, "common": common, "resumable": resumable}
+    return Field(default, description=help, json_schema_extra=extra, **bounds)  # type: ignore[arg-type]
+
+
+_run = partial(option, theme="Task and model")
+_rollouts = partial(option, theme="Rollouts")
+_generator = partial(option, theme="Generator")
+_environment = partial(option, theme="Environment", resumable=True)
+_algorithm = partial(option, theme="Algorithm")
+_optimizer = partial(option, theme="Optimizer and adapter")
+_hardware = partial(option, theme="Hardware")
+_output = partial(option, theme="Evaluation and output", resumable=True)
+
+
+class Config(BaseModel):
     """Everything a run depends on. Each field's help text is its documentation."""
 
-    # What is learned, and where it goes.
-    task: str = _option("click-test", "MiniWoB task, or several, commas between")
-    held_out_tasks: str = _option("", "tasks that are evaluated and never trained on")
-    model: str = _option("", "Hugging Face id, folder or .gguf file; empty: the bundled model")
-    train: Literal["lora", "full"] = _option("lora", "a LoRA adapter, or every weight")
-    adapter: str = _option("", "LoRA adapter to start from: a folder or a Hugging Face id")
-    output: str = _option("", "folder of the run; empty: runs/<task>")
-    push_to_hub: str = _option("", "user/name on the Hugging Face hub: where the run goes")
-    seed: int = _option(0, "of everything random in the run")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    # Task and model.
+    task: Names = _run(("click-test",), "tasks to train on, separated by commas", common=True)
+    held_out_tasks: Names = _run(
+        (), "tasks to evaluate on and never train on, separated by commas", resumable=True
+    )
+    model: str = _run(
+        "",
+        "Hugging Face id, folder or .gguf file of the model; empty for the bundled one",
+        common=True,
+    )
+    train: Literal["lora", "full"] = _run("lora", "train a LoRA adapter, or every weight")
+    adapter: str = _run(
+        "", "LoRA adapter to start from: a folder or a Hugging Face id", resumable=True
+    )
+    output: str = _run("", "folder of the run; empty for runs/<task>", common=True, resumable=True)
+    seed: int = _run(0, "random seed of everything in the run", ge=0)
 
     # Rollouts.
-    group_size: int = _option(8, "episodes of one task and seed, G; at least 2")
-    groups_per_step: int = _option(4, "groups of one training step")
-    max_turns: int = _option(10, "browser actions an episode at most")
-    max_new_tokens: int = _option(24, "tokens an answer at most")
-    max_prompt_tokens: int = _option(
-        0, "lines at a page's end are left out of longer prompts; 0: the model's limit"
+    group_size: int = _rollouts(
+        8, "episodes per group, which share one task and seed (G)", ge=2, common=True
     )
-    temperature: float = _option(1.0, "of the sampled and of the trained distribution")
-    valid_action_bonus: float = _option(0.0, "reward for an answer that is a valid action")
+    groups_per_step: int = _rollouts(
+        4, "groups per training step and process", ge=1, common=True, resumable=True
+    )
+    max_turns: int = _rollouts(10, "completions per episode at most", ge=1, common=True)
+    max_new_tokens: int = _rollouts(24, "tokens per completion at most", ge=1)
+    max_prompt_tokens: int = _rollouts(
+        0, "longer prompts lose lines at the end of their page; 0 for the model's limit", ge=0
+    )
+    temperature: Float = _rollouts(
+        1.0, "temperature of sampling, and of the trained distribution", gt=0
+    )
+    valid_action_bonus: Float = _rollouts(0.0, "extra reward for each valid action")
 
-    # The sampler.
-    backend: Literal["local", "vllm", "vllm-server"] = _option("local", "which generator samples")
-    cache_tokens: int = _option(4096, "distinct tokens the local generator keeps")
-    sampling_threads: int = _option(1, "CPU threads of the local generator; 0: all")
-    vllm_memory: float = _option(0.3, "share of the GPU's memory for vLLM; on a CPU GiB of cache")
-    vllm_sleep: bool = _option(False, "vLLM gives its GPU memory back while the update runs")
-    vllm_sync: Literal["auto", "adapter", "merged"] = _option(
-        "auto", "what vLLM gets after an update: the adapter, or the weights with it merged in"
+    # Generator.
+    backend: Literal["local", "vllm", "vllm-server"] = _generator(
+        "local", "what samples: the trainer's model, vLLM in this process, vLLM servers", common=True
     )
-    vllm_url: str = _option("http://127.0.0.1:8001", "vLLM servers, commas between")
-    vllm_folder: str = _option("/dev/shm", "where vLLM servers read adapters from; seen by all")
-    vllm_deadline: float = _option(120.0, "seconds that a vLLM server may stay away")
-    max_logp_difference: float = _option(
-        0.0, "mean gap to vLLM's log-probabilities that the start-up test allows; 0: the dtype's"
+    cache_tokens: int = _generator(
+        4096, "distinct tokens that the local generator caches", ge=1, resumable=True
+    )
+    sampling_threads: int = _generator(
+        1, "CPU threads of the local generator; 0 for all", ge=0, resumable=True
+    )
+    vllm_memory: Float = _generator(
+        0.3, "vLLM's share of the GPU's memory; on a CPU, GiB of its cache", gt=0, resumable=True
+    )
+    vllm_sleep: bool = _generator(
+        False, "vLLM gives its GPU memory back during updates", resumable=True
+    )
+    vllm_sync: Literal["auto", "adapter", "merged"] = _generator(
+        "auto",
+        "what vLLM receives after an update: the adapter, or the weights with it merged in",
+        resumable=True,
+    )
+    vllm_url: Names = _generator(
+        ("http://127.0.0.1:8001",), "vLLM servers, separated by commas", resumable=True
+    )
+    vllm_folder: str = _generator(
+        "/dev/shm", "folder that vLLM servers read the policy from", resumable=True
+    )
+    vllm_deadline: Float = _generator(
+        120.0, "seconds that a vLLM server may be away", gt=0, resumable=True
+    )
+    max_logp_difference: Float = _generator(
+        0.0,
+        "mean gap, in nats, to vLLM's log-probabilities that the sync check at the start accepts; "
+        "0 for what the dtype explains",
+        ge=0,
+        resumable=True,
     )
 
-    # The environment.
-    env_url: str = _option(
-        "", "OpenEnv servers, or Spaces' pages, commas between; empty: start one here"
+    # Environment.
+    env_url: Names = _environment(
+        (), "OpenEnv servers or pages of Spaces, separated by commas; empty to start one here"
     )
-    env_workers: int = _option(2, "Chromiums of the server started here")
-    env_sessions: int = _option(16, "browser sessions at once")
-    env_deadline: float = _option(30.0, "seconds until an env call counts as failed")
+    env_workers: int = _environment(2, "Chromiums of the server that is started here", ge=1)
+    env_sessions: int = _environment(16, "browser sessions at once", ge=1)
+    env_deadline: Float = _environment(30.0, "seconds until an env call counts as failed", gt=0)
 
-    # The algorithm.
-    steps: int = _option(20, "training steps at most")
-    minutes: float = _option(0.0, "training time at most; 0: no limit")
-    updates_per_batch: int = _option(1, "optimizer steps on one batch of rollouts")
-    loss: Loss = _option("grpo", "clipped surrogate")
-    aggregation: Aggregation = _option("dapo", "how tokens are averaged")
-    scale_rewards: Scale = _option("group", "what advantages are divided by")
-    baseline: Baseline = _option("mean", "what is subtracted from rewards")
-    credit: Credit = _option("episode", "which turns a reward is put down to")
-    discount: float = _option(0.95, "of later rewards, for credit=discounted and credit=steps")
-    step_weight: float = _option(1.0, "of the comparison at equal pages, for credit=steps")
-    epsilon_low: float = _option(0.2, "the ratio is clipped at 1 - epsilon_low")
-    epsilon_high: float = _option(0.2, "the ratio is clipped at 1 + epsilon_high")
-    delta: float = _option(0.0, "dual clip: bound on the ratio where the advantage is negative")
-    beta: float = _option(0.0, "weight of the KL penalty to the reference; 0: none")
-    kl: KLKind = _option("k3", "estimator of the penalty")
-    max_staleness: int = _option(
-        0, "1: the next step's rollouts are played during the update, by the policy before it"
+    # Algorithm.
+    steps: int = _algorithm(20, "training steps at most", ge=0, common=True, resumable=True)
+    minutes: Float = _algorithm(
+        0.0, "minutes of training at most; 0 for no limit", ge=0, resumable=True
     )
-    importance: Literal["auto", "none", "token", "sequence"] = _option(
-        "auto", "weights for the gap to what sampled; auto: token, where sampler or version differ"
+    updates_per_batch: int = _algorithm(1, "optimizer steps per batch of rollouts", ge=1)
+    loss: Loss = _algorithm("grpo", "policy loss")
+    aggregation: Aggregation = _algorithm("dapo", "how the loss averages over tokens")
+    scale_rewards: Scale = _algorithm("group", "what advantages are divided by")
+    baseline: Baseline = _algorithm("mean", "what is subtracted from rewards")
+    credit: Credit = _algorithm(
+        "episode",
+        "which turns a reward is credited to: all of its episode, those before it (discounted), "
+        "or in addition by a comparison of turns on equal pages (steps)",
     )
-    importance_bound: Bound = _option("cap", "weights beyond the cap are cut to it, or to 0")
-    importance_cap: float = _option(2.0, "bound of the weights")
-    task_sampler: SamplerKind = _option(
+    discount: Float = _algorithm(
+        0.95, "discount of later rewards, for credit=discounted and credit=steps", gt=0, le=1
+    )
+    step_weight: Float = _algorithm(
+        1.0, "weight of the comparison on equal pages, for credit=steps", ge=0
+    )
+    epsilon_low: Float = _algorithm(0.2, "the ratio is clipped at 1 - epsilon_low", ge=0)
+    epsilon_high: Float = _algorithm(0.2, "the ratio is clipped at 1 + epsilon_high", ge=0)
+    delta: Float = _algorithm(
+        0.0, "dual clip: upper bound of the ratio for negative advantages; 0 for none", ge=0
+    )
+    beta: Float = _algorithm(0.0, "weight of the KL penalty to the reference; 0 for none", ge=0)
+    kl: KLKind = _algorithm("k3", "estimator of the KL penalty")
+    max_staleness: int = _algorithm(
+        0,
+        "1 to play the next step's rollouts during the update, with the policy before it",
+        ge=0,
+        le=1,
+    )
+    importance: Literal["auto", "none", "token", "sequence"] = _algorithm(
+        "auto",
+        "importance weights between trainer and generator; auto is token where they differ in "
+        "program or version, and none elsewhere",
+    )
+    importance_bound: Bound = _algorithm(
+        "cap", "importance weights beyond the cap are cut to it, or masked to 0"
+    )
+    importance_cap: Float = _algorithm(2.0, "cap of the importance weights", gt=1)
+    task_sampler: TaskSampling = _algorithm(
         "uniform",
-        "learnability: more of the tasks and seeds that succeed sometimes; curriculum: one task after "
-        "the other",
+        "how tasks are drawn: uniform, by learnability (more of those solved sometimes), or as a "
+        "curriculum (one after the other)",
     )
-    warm_start_steps: int = _option(
-        0, "updates towards a scripted solver's episodes, before the training; 0: none"
+    warm_start_steps: int = _algorithm(
+        0, "updates that imitate a scripted solver before the training; 0 for none", ge=0
     )
-    max_resamples: int = _option(
-        0, "times that groups without an advantage are replaced by new ones in a step"
+    max_resamples: int = _algorithm(
+        0, "times per step that groups without an advantage are replaced by new ones", ge=0
     )
-    max_bad_updates: int = _option(3, "updates in a row that may be infinite or NaN")
-    log_kl: bool = _option(True, "measure the KL even where beta is 0: one more forward")
-
-    # The optimizer.
-    learning_rate: float = _option(2e-4, "of AdamW; train=full wants about 1e-6")
-    warmup_steps: int = _option(2, "updates until the learning rate is reached")
-    max_grad_norm: float = _option(1.0, "gradients are clipped to this norm; 0: not")
-    lora_r: int = _option(8, "rank of the adapter")
-    lora_alpha: float = _option(16.0, "the adapter's output is scaled by alpha / r")
-    lora_target_modules: str = _option(
-        "all-linear", "all-linear, or names of linear layers with commas between"
+    max_bad_updates: int = _algorithm(
+        3, "updates in a row whose gradient may be infinite or NaN", ge=1, resumable=True
+    )
+    log_kl: bool = _algorithm(
+        True, "measure the KL to the reference where beta is 0 as well: one more forward pass"
     )
 
-    # The machine.
-    device: str = _option("auto", "auto, cpu, cuda, ...")
-    dtype: Literal["bfloat16", "float32", "float16"] = _option("bfloat16", "of the model's weights")
-    forward: Literal["auto", "tree", "padded"] = _option("auto", "how the update computes")
-    activation_checkpointing: bool = _option(False, "less memory for a third more time")
-    max_tokens_per_microbatch: int = _option(4096, "distinct tokens of one forward")
+    # Optimizer and adapter.
+    learning_rate: Float = _optimizer(
+        2e-4, "learning rate of AdamW; train=full needs about 1e-6", gt=0, common=True
+    )
+    warmup_steps: int = _optimizer(
+        2, "updates over which the learning rate rises to its value", ge=0
+    )
+    max_grad_norm: Float = _optimizer(
+        1.0, "gradients are clipped to this norm; 0 for no clipping", ge=0
+    )
+    lora_r: int = _optimizer(8, "rank of the adapter", ge=1)
+    lora_alpha: Float = _optimizer(16.0, "the adapter's output is scaled by lora_alpha / lora_r", gt=0)
+    lora_target_modules: Names = _optimizer(
+        ("all-linear",), "all-linear, or names of linear layers separated by commas"
+    )
 
-    # What is kept and shown.
-    eval_episodes: int = _option(100, "held-out seeds a task of an evaluation; 0: none")
-    blind: bool = _option(True, "evaluate with the page hidden, too")
-    save_every: int = _option(10, "steps between checkpoints; 0: only the last")
-    keep_checkpoints: int = _option(2, "checkpoints that are kept")
-    logger: Literal["tensorboard", "wandb"] = _option("tensorboard", "where curves are drawn")
-    log_completions: int = _option(5, "steps between tables of a few answers; 0: none")
-    resume: bool = _option(False, "go on from the run's newest checkpoint")
+    # Hardware.
+    device: str = _hardware("auto", "auto, cpu, cuda, ...", resumable=True)
+    dtype: Literal["bfloat16", "float32", "float16"] = _hardware(
+        "bfloat16", "dtype of the model's weights"
+    )
+    forward: Literal["auto", "tree", "padded"] = _hardware(
+        "auto", "forward pass of the update: over the token tree, or over padded rows"
+    )
+    activation_checkpointing: bool = _hardware(
+        False, "recompute activations: less memory for a third more time", resumable=True
+    )
+    max_tokens_per_microbatch: int = _hardware(
+        4096, "distinct tokens per forward pass", ge=1, resumable=True
+    )
 
-    def __post_init__(self) -> None:
-        """Check what can be checked without a model or a browser."""
-        if self.group_size < 2:
-            raise ConfigError(
-                f"group_size must be at least 2, got {self.group_size}: advantages compare the "
-                "episodes of a group"
+    # Evaluation and output.
+    eval_episodes: int = _output(
+        100, "held-out seeds per task and evaluation; 0 for no evaluation", ge=0
+    )
+    blind: bool = _output(True, "evaluate the trained policy with the page hidden as well")
+    save_every: int = _output(10, "steps between checkpoints; 0 for the last alone", ge=0)
+    keep_checkpoints: int = _output(2, "checkpoints to keep", ge=1)
+    logger: Literal["tensorboard", "wandb"] = _output("tensorboard", "dashboard for the curves")
+    log_completions: int = _output(
+        5, "steps between tables of a few completions; 0 for none", ge=0
+    )
+    push_to_hub: str = _output(
+        "", "user/name of the Hugging Face repository that receives the finished run"
+    )
+    resume: bool = _output(False, "continue from the run's newest checkpoint", common=True)
+
+    if not TYPE_CHECKING:  # type checkers keep the fields' own signature
+
+        def __init__(self, **options: Any) -> None:
+            """Check the options.
+
+            Raises:
+                ConfigError: an option is unknown, or its value is wrong; one line.
+            """
+            try:
+                super().__init__(**options)
+            except ValidationError as error:
+                raise ConfigError(_explain(error)) from None
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        """Check what depends on several fields, and what pydantic has no bound for."""
+        evaluated = self.evaluated_tasks
+        if not self.task or len(set(evaluated)) < len(evaluated):
+            raise ValueError(
+                f"task and held_out_tasks must name tasks, each once, got {list(self.task)} and "
+                f"{list(self.held_out_tasks)}"
             )
-        if not self.tasks or len(set(self.evaluated_tasks)) < len(self.evaluated_tasks):
-            raise ConfigError(
-                f"task and held_out_tasks must name tasks, each once, got {self.task!r} and "
-                f"{self.held_out_tasks!r}"
-            )
-        for name in AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("temperature", "learning_rate", "env_deadline"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in NOT_NEGATIVE:
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 < self.discount <= 1:
-            raise ConfigError(f"discount must be above 0 and at most 1, got {self.discount}")
-        if self.max_staleness not in (0, 1):
-            raise ConfigError(f"max_staleness must be 0 or 1, got {self.max_staleness}")
-        if self.importance_cap <= 1:
-            raise ConfigError(f"importance_cap must be above 1, got {self.importance_cap}")
         if self.delta and (self.loss == "cispo" or self.delta <= 1 + self.epsilon_high):
-            raise ConfigError(
+            raise ValueError(
                 "delta must be above 1 + epsilon_high, and not with loss=cispo, got "
                 f"delta={self.delta}, epsilon_high={self.epsilon_high}, loss={self.loss}"
             )
         if self.push_to_hub and not is_hub_id(self.push_to_hub):
-            raise ConfigError(f"push_to_hub must be a hub id, user/name, got {self.push_to_hub!r}")
+            raise ValueError(f"push_to_hub must be a hub id, user/name, got {self.push_to_hub!r}")
         if self.train == "full" and self.adapter:
-            raise ConfigError(
-                f"adapter must be empty with train=full, got {self.adapter!r}: to go on from a "
+            raise ValueError(
+                f"adapter must be empty with train=full, got {self.adapter!r}: to continue from a "
                 "model that was trained as a whole, give its folder as model"
             )
-        for name, (_, choices) in _types(type(self)).items():
-            value = getattr(self, name)
-            if choices and value not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-    @property
-    def tasks(self) -> list[str]:
-        """The tasks that `task` names."""
-        return _names(self.task)
+        return self
 
     @property
     def evaluated_tasks(self) -> list[str]:
-        """Those that are trained, then those that are held out."""
-        return [*self.tasks, *_names(self.held_out_tasks)]
-
-    @property
-    def env_urls(self) -> list[str]:
-        """The servers that `env_url` names."""
-        return _names(self.env_url)
-
-    @property
-    def vllm_urls(self) -> list[str]:
-        """The servers that `vllm_url` names."""
-        return _names(self.vllm_url)
+        """The trained tasks, then the held-out ones."""
+        return [*self.task, *self.held_out_tasks]
 
     @property
     def importance_level(self) -> Literal["none", "token", "sequence"]:
-        """Whether the update weights tokens or sequences for the gap to what sampled."""
+        """The level of the update's importance weights, "auto" resolved."""
         if self.importance != "auto":
             return self.importance
         return "token" if self.backend != "local" or self.max_staleness else "none"
 
     @property
-    def credit_rule(self) -> CreditRule:
-        """How turns get their advantages."""
-        return CreditRule(self.credit, self.discount, self.step_weight)
-
-    @property
     def uses_reference(self) -> bool:
-        """Whether the update asks for the reference policy's log-probabilities."""
+        """True if the update needs the reference policy's log-probabilities."""
         return self.beta > 0 or self.log_kl
 
     @property
     def folder(self) -> Path:
-        """Where the run keeps its files."""
-        return Path(self.output or f"runs/{'+'.join(self.tasks)}")
-
-    def to_yaml(self) -> str:
-        """The configuration as YAML that `from_mapping` reads."""
-        return yaml.safe_dump(asdict(self), sort_keys=False)
+        """The folder of the run's files."""
+        return Path(self.output or f"runs/{'+'.join(self.task)}")
 
     @classmethod
-    def from_mapping(cls, values: dict[str, Any], source: str = "config") -> Config:
+    def resumable(cls) -> set[str]:
+        """Name the options that may differ when a run is resumed.
+
+        They decide where and for how long the run goes on, what is evaluated and what is shown,
+        not what is learned. `groups_per_step` is per process, and the number of processes may
+        change as well: the trainer checks their product.
+        """
+        return {name for name in cls.model_fields if field_extra(name)["resumable"]}
+
+    def replace(self, **changes: Any) -> Config:
+        """Return a copy with some options changed, and checked again."""
+        return type(self)(**(dict(self) | changes))
+
+    def to_yaml(self) -> str:
+        """Return the configuration as YAML that `from_yaml` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    @classmethod
+    def from_mapping(cls, options: Mapping[str, Any], source: str = "config") -> Config:
         """Make a configuration from YAML's keys and values.
 
         Raises:
-            ConfigError: a key is unknown (the nearest name is suggested) or a value's type
-                or range is wrong.
+            ConfigError: an option is unknown, or its value is wrong; the line names the source.
         """
-        types = {name: kind for name, (kind, _) in _types(cls).items()}
-        for key, value in values.items():
-            if key not in types:
-                near = difflib.get_close_matches(str(key), types, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ConfigError(f"unknown key {key!r} in {source}{hint}")
-            if types[key] is float and type(value) in (int, str):
-                try:
-                    values = {**values, key: float(value)}  # YAML reads 1e-5 as a text
-                    continue
-                except ValueError:
-                    pass  # a text that is no number: the error below
-            if type(value) is not types[key]:
-                raise ConfigError(f"{key} in {source} must be {types[key].__name__}, got {value!r}")
-        return cls(**values)
+        try:
+            return cls(**{str(key): value for key, value in options.items()})
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Config:
         """Read a YAML file.
 
         Raises:
-            ConfigError: there is no such file, or it is no mapping of known keys.
+            ConfigError: there is no such file, or it does not map known options to their values.
         """
-        try:
-            values = yaml.safe_load(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())  # YAML's own is several lines
-            raise ConfigError(f"cannot read config {str(path)!r}: {reason}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"config {str(path)!r} must map keys to values, got {values!r}")
-        return cls.from_mapping(values, str(path))
+        return cls.from_mapping(read_yaml(path), str(path))
 
-    @classmethod
-    def from_command_line(
-        cls, argv: Sequence[str] | None, description: str, configs: Path
-    ) -> Config:
-        """Read `--config`, else the task's own file in `configs`, then the other options.
 
-        Args:
-            argv: the arguments; None for the program's own.
-            description: shown by `--help`.
-            configs: folder in which `<task>.yaml` is looked for when no `--config` is given.
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file that maps option names to values.
 
-        Raises:
-            ConfigError: as `from_yaml`; what argparse refuses exits with code 2.
-        """
-        parser = argparse.ArgumentParser(description=description)
-        parser.add_argument("--config", help="YAML file with any of the keys below")
-        types = _types(cls)
-        for f in fields(cls):
-            kind, choices = types[f.name]
-            parser.add_argument(
-                "--" + f.name.replace("_", "-"),
-                **(
-                    {"action": argparse.BooleanOptionalAction}
-                    if kind is bool
-                    else {"type": kind, "choices": choices or None}
-                ),
-                default=argparse.SUPPRESS,
-                help=f"{f.metadata['help']} (default: {f.default!r})".replace("%", "%%"),
-            )
-        given = vars(parser.parse_args(argv))
-        path = given.pop("config", None)
-        own = configs / f"{given.get('task', cls.task)}.yaml"
-        if path is None and own.is_file():
-            path = own
-        return replace(cls.from_yaml(path) if path else cls(), **given)
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
+    try:
+        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())  # YAML's own is several lines
+        raise ConfigError(f"cannot read config {str(path)!r}: {reason}") from error
+    if not isinstance(options, dict):
+        raise ConfigError(f"config {str(path)!r} must map keys to values, got {options!r}")
+    return options
+
+
+def field_extra(name: str) -> dict[str, Any]:
+    """Return theme, common and resumable of a field."""
+    extra = Config.model_fields[name].json_schema_extra
+    assert isinstance(extra, dict)
+    return extra
+
+
+def unknown_option(name: str) -> str:
+    """Say that there is no such option, and which one was meant."""
+    if name in RENAMED:
+        return f"{name} is now called {RENAMED[name]}"
+    near = difflib.get_close_matches(name, Config.model_fields, n=1)
+    return f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text has the form `user/name` of a repository on the Hugging Face hub."""
+    """Tell whether a text has the form `user/name` of a repository on the Hugging Face Hub."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -329,15 +419,35 @@ def is_hub_id(text: str) -> bool:
         validate_repo_id(text)
     except HFValidationError:
         return False
-    return "/" in text  # the hub's own, without a user, are nobody's to write
+    return "/" in text  # repositories without a user are the hub's own
 
 
-def _names(text: str) -> list[str]:
-    """The names in a text with commas between them."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+_EXPECTED = {
+    "int_type": "be an integer",
+    "float_type": "be a number",
+    "finite_number": "be a finite number",
+    "bool_type": "be true or false",
+    "string_type": "be a text",
+    "sequence_str": "be a list of names",
+    "is_instance_of": "be a list of names",
+    "greater_than_equal": "be at least {ge:g}",
+    "greater_than": "be above {gt:g}",
+    "less_than_equal": "be at most {le:g}",
+    "less_than": "be below {lt:g}",
+}
 
 
-def _types(config: type[Config]) -> dict[str, tuple[type, tuple[str, ...]]]:
-    """Of each field its plain type, and the choices of a `Literal`."""
-    hints = get_type_hints(config).items()
-    return {k: (str, get_args(h)) if get_origin(h) is Literal else (h, ()) for k, h in hints}
+def _explain(error: ValidationError) -> str:
+    """Turn pydantic's first error into one line that says what was expected and what came."""
+    first = error.errors(include_url=False)[0]
+    kind, context = first["type"], first.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"])
+    name = str(first["loc"][0])
+    if kind == "extra_forbidden":
+        return unknown_option(name)
+    if kind == "literal_error":
+        choices = context["expected"].replace("'", "").replace(" or ", ", ")
+        return f"{name} must be one of {choices}, got {first['input']!r}"
+    expected = _EXPECTED.get(kind, first["msg"]).format(**context)
+    return f"{name} must {expected}, got {first['input']!r}"
