@@ -1,17 +1,23 @@
-"""An environment without a browser: small, deterministic, of one or two turns."""
+"""A small deterministic environment of one or two turns, for tests."""
 
 from __future__ import annotations
 
 import random
+import re
 
 from envs.base import EnvError, Observation, StepResult, Task, TaskError
-from envs.browser.actions import InvalidAction, parse_action
-from envs.browser.prompts import page_messages
+
+SYSTEM = """Each line of the page is a word: [id] text 'word'.
+Answer with exactly one action and nothing else:
+click('id')"""
 
 WORDS = ("apple", "brick", "cloud", "drum", "eagle", "flute", "grape", "horse")
 
 TASKS = {"click-word": 1, "click-two-words": 2}
 """Number of words to click, in the order of the goal, by task name."""
+
+_CLICK = re.compile(r"""click\((["'])([A-Za-z0-9]{1,12})\1\)""")
+_SHOWN = 60  # characters of a refused text that the error repeats
 
 
 class ScriptedEnv:
@@ -20,7 +26,12 @@ class ScriptedEnv:
     A wrong word ends the episode with reward 0, the last right one with reward 1.
 
     Args:
-        fail_at: which call of reset or step raises EnvError, counted from 1; 0 for none.
+        fail_at: number of the call of reset or step that raises EnvError, counted from 1;
+            0 for none.
+
+    Attributes:
+        calls: calls of reset and step so far.
+        closed: True after `close`.
     """
 
     def __init__(self, fail_at: int = 0):
@@ -34,7 +45,7 @@ class ScriptedEnv:
         self._dead = False
 
     async def reset(self, task: Task, *, screenshot: bool = False) -> Observation:
-        """Start an episode of `click-word` or `click-two-words`; there are no pictures."""
+        """Start an episode of `click-word` or `click-two-words`; there are no screenshots."""
         self._count()
         if task.name not in TASKS:
             raise TaskError(f"unknown task {task.name!r}; tasks: {', '.join(TASKS)}")
@@ -56,15 +67,14 @@ class ScriptedEnv:
         self._count()
         if not self._left:
             raise RuntimeError("no episode is running: call reset first")
-        try:
-            action = parse_action(text)
-        except InvalidAction as error:
-            return StepResult(self._observe(str(error)), 0.0, done=False, valid_action=False)
-        if action.name != "click" or action.ids[0] not in self._words:
-            refusal = f"there is nothing to do for {text.strip()} on the page"
-            return StepResult(self._observe(refusal), 0.0, done=False, valid_action=False)
-        self._history.append(text.strip())
-        right = self._words[action.ids[0]] == self._left.pop(0)
+        text = text.strip()
+        click = _CLICK.fullmatch(text)
+        if click is None:
+            return self._refuse(f"expected one action such as click('12'), got: {_short(text)}")
+        if click[2] not in self._words:
+            return self._refuse(f"there is nothing to do for {text} on the page")
+        self._history.append(text)
+        right = self._words[click[2]] == self._left.pop(0)
         done = not right or not self._left
         if done:
             self._left = []
@@ -85,12 +95,28 @@ class ScriptedEnv:
         if self._dead:
             raise EnvError("this environment is dead: take a fresh one")
 
+    def _refuse(self, error: str) -> StepResult:
+        return StepResult(self._observe(error), 0.0, done=False, valid_action=False)
+
     def _observe(self, error: str) -> Observation:
         page = "\n".join(f"[{number}] text {word!r}" for number, word in self._words.items())
+        content = f"Goal: {self._goal}\nPage:\n{page}"
+        if self._history:
+            content += f"\nDone so far: {' '.join(self._history)}"
+        if error:
+            content += f"\nError: {error}"
         return Observation(
-            messages=page_messages(self._goal, page, self._history, error),
+            messages=(
+                {"role": "system", "content": SYSTEM},
+                {"role": "user", "content": content},
+            ),
             goal=self._goal,
             page=page,
             error=error,
             actions=tuple(f"click({number!r})" for number in self._words),
         )
+
+
+def _short(text: str) -> str:
+    text = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return text if text.isprintable() else ascii(text)
