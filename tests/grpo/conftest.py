@@ -1,4 +1,4 @@
-"""Tiny models, and what puts a run together from them."""
+"""Fixtures: tiny models, groups of episodes, a trainer."""
 
 import resource
 import signal
@@ -14,40 +14,12 @@ from grpo.algorithm.batch import make_batch
 from grpo.config import Config
 from grpo.generators.local import LocalGenerator
 from grpo.model.lora_policy import LoRAPolicy
-from grpo.rollouts.rollout import Rollouts, model_agent
+from grpo.rollouts.agents import model_agent
+from grpo.rollouts.rollout import Rollouts
 from grpo.training.trainer import Trainer
 from grpo.types import Completion, Episode, Group, Turn
-from tests.support.scripted import SIZES, TASK, OnePage, make_llama, make_tokenizer
-from tests.support.workloads import round_weights
-
-
-def make_model(family):
-    from transformers import Lfm2Config, Lfm2ForCausalLM, MistralConfig, MistralForCausalLM
-
-    if family == "llama":
-        return make_llama()
-    torch.manual_seed(0)
-    if family == "mistral":
-        config = MistralConfig(num_hidden_layers=2, sliding_window=3, **SIZES)
-        return MistralForCausalLM(config).eval()
-    layers = ["conv", "full_attention", "conv"]
-    config = Lfm2Config(num_hidden_layers=3, layer_types=layers, block_auto_adjust_ff_dim=False,
-                        conv_bias=True, **SIZES)  # fmt: skip
-    model = Lfm2ForCausalLM(config).eval()
-    for name, bias in model.named_parameters():
-        if name.endswith("bias"):
-            nn.init.normal_(bias, std=0.5)
-    return model
-
-
-def to_float64(model):
-    """The norms of `transformers` compute in float32 whatever they are given: replace them."""
-    for name, module in list(model.named_modules()):
-        if type(module).__name__.endswith("RMSNorm"):
-            norm = nn.RMSNorm(module.weight.numel(), eps=module.variance_epsilon)
-            norm.weight = module.weight
-            model.set_submodule(name, norm)
-    return model.double()
+from tests.support.models import TASK, make_model, make_tokenizer, round_weights, to_float64
+from tests.support.scripted import OnePage
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +29,7 @@ def tokenizer():
 
 @pytest.fixture
 def base_model():
-    """A function: the model of a family before its adapter, the same each time."""
+    """A function that makes the model of a family without an adapter, the same each time."""
 
     def make(family="llama", dtype=torch.float64):
         model = make_model(family)
@@ -81,7 +53,7 @@ def perturb():
 
 @pytest.fixture
 def make_policy(tokenizer, perturb):
-    """A function: a tiny policy, in float64 and with an adapter that does something."""
+    """A function that makes a tiny policy, by default in float64 and with a perturbed adapter."""
 
     def make(family="llama", *, double=True, start=False, **options):
         model = make_model(family)
@@ -96,14 +68,17 @@ def make_policy(tokenizer, perturb):
     return make
 
 
-def completion(prompt, answer, logprobs=None):
-    logprobs = tuple(logprobs) if logprobs is not None else (-1.0,) * len(answer)
-    return Completion(tuple(prompt), tuple(answer), logprobs, 0, "stop")
+def make_completion(prompt_ids, completion_ids):
+    logprobs = (-1.0,) * len(completion_ids)
+    return Completion(tuple(prompt_ids), tuple(completion_ids), logprobs, 0, "stop")
 
 
 @pytest.fixture
 def group_of():
-    """A function: a group of (reward, turn, ...), a turn (prompt, answer[, reward, state])."""
+    """A function that makes a group of episodes `(reward, turn, ...)`.
+
+    A turn is `(prompt_ids, completion_ids[, reward, state])`.
+    """
 
     def make(*episodes, task=TASK):
         return Group(
@@ -111,7 +86,7 @@ def group_of():
             tuple(
                 Episode(
                     task,
-                    tuple(Turn(completion(*turn[:2]), "", True, *turn[2:]) for turn in turns),
+                    tuple(Turn(make_completion(*turn[:2]), "", True, *turn[2:]) for turn in turns),
                     float(reward),
                     reward > 0,
                     "done",
@@ -123,8 +98,8 @@ def group_of():
     return make
 
 
-# A prompt of three answers, two of them equal; a row that begins another; a prompt that shares
-# two tokens with the first; and one that shares none.
+# The groups below have a prompt with equal completions, a row that is a prefix of another, a
+# prompt that shares two tokens with the first, and one that shares none.
 P, Q, R = [3, 4, 5, 6], [3, 4, 9, 2, 8], [7, 7]
 
 
@@ -144,7 +119,7 @@ def batch(groups):
 
 @pytest.fixture
 def row_by_row():
-    """A function: log-probabilities and entropy [N, T] from the model's own logits."""
+    """A function that returns log-probabilities and entropy [N, T] from the model's own logits."""
 
     def compute(model, batch, temperature=1.0):
         logprobs, entropy = [], []
@@ -164,7 +139,7 @@ def row_by_row():
 
 @pytest.fixture
 def gradient():
-    """A function: the gradient of a scalar in a policy's parameters, as one vector."""
+    """A function that returns the gradient of a scalar in a policy's parameters, as one vector."""
 
     def compute(policy, scalar):
         return torch.cat([g.flatten() for g in torch.autograd.grad(scalar, policy.parameters())])
@@ -180,7 +155,7 @@ def executor():
 
 @pytest.fixture
 def make_trainer(make_policy, executor, tmp_path):
-    """A function: a trainer on the one page whose words the tokenizer knows."""
+    """A function that makes a trainer on the one page whose words the tokenizer knows."""
 
     def make(env=ScriptedEnv, *, policy=None, size=8, **options):
         settings = {
@@ -197,10 +172,10 @@ def make_trainer(make_policy, executor, tmp_path):
         config = Config(**(settings | options))
         policy = policy or make_policy(double=False, start=True)
         generator = LocalGenerator(policy, max_new_tokens=config.max_new_tokens, executor=executor)
-        act = model_agent(generator, policy.tokenizer, temperature=config.temperature)
-        rollouts = Rollouts(EnvPool(env, size), act, config.max_turns, config.valid_action_bonus)
+        agent = model_agent(generator, policy.tokenizer, temperature=config.temperature)
+        rollouts = Rollouts(EnvPool(env, size), agent, config.max_turns, config.valid_action_bonus)
         trainer = Trainer(config, policy, generator, rollouts, executor)
-        trainer.sampler = OnePage([TASK.name])
+        trainer.task_sampler = OnePage([TASK.name])
         return trainer
 
     return make
@@ -215,7 +190,7 @@ def bundled_path():
 
 @pytest.fixture
 def full_disk():
-    """A function: from its call on no file of this process grows past so many bytes; -1: any."""
+    """A function that limits the size of files this process writes, in bytes; -1 for no limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))

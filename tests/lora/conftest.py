@@ -3,30 +3,24 @@
 import pytest
 import torch
 from torch import nn
-from transformers import Lfm2Config, Lfm2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lora import lora_modules
+from tests.support.models import make_model as make
 
-SHARED = {
+SIZES = {
     "vocab_size": 32,
     "hidden_size": 16,
     "intermediate_size": 24,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
 
 
 def make_llama(dtype=torch.float32):
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **SHARED)).to(dtype).eval()
+    return make("llama", **SIZES).to(dtype)
 
 
 def make_lfm2(dtype=torch.float32):
-    torch.manual_seed(0)
-    layers = ["conv", "full_attention", "conv"]
-    config = Lfm2Config(num_hidden_layers=3, layer_types=layers, **SHARED)
-    return Lfm2ForCausalLM(config).to(dtype).eval()
+    return make("lfm2", **SIZES).to(dtype)
 
 
 MAKERS = {"llama": make_llama, "lfm2": make_lfm2}
@@ -45,7 +39,7 @@ def input_ids():
 
 @pytest.fixture
 def randomize():
-    """A function that fills every B, so that the adapter does something."""
+    """A function that fills every B with noise: an adapter with B = 0 changes nothing."""
 
     def fill(model, seed=2):
         generator = torch.Generator().manual_seed(seed)

@@ -1,43 +1,38 @@
-"""Failures of the machinery at random moments, for `benchmarks/soak.py`."""
+"""Infrastructure failures at random moments, for `benchmarks/soak.py`."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import signal
-import subprocess
 from collections import Counter
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 from rich.console import Console
 
 from envs.base import EnvError
 from envs.browser.env import BrowserEnv
 from envs.browser.server.local import LocalServer
+from tests.support.processes import chromiums, freeze
 
 FAULTS = (
     *("kill-browser", "hang-browser", "kill-page", "hang-page"),
     *("kill-server", "stall-server", "cut-connection"),
 )
 
-# A shell lets the process go even if this one is killed meanwhile.
-_FREEZE = 'kill -STOP "$1" && sleep "$2"; kill -CONT "$1"'
-
 
 class Faults:
-    """Breaks one thing after the other, each kind as often as the others.
+    """Injects one fault after the other, each kind equally often.
 
     Args:
-        kinds: of `FAULTS`.
-        server: whose processes are killed and stopped.
-        playing: environments of which one's connection is cut; looked at when it happens.
+        kinds: the kinds to inject, of `FAULTS`.
+        server: the server whose processes are killed and stopped.
+        playing: environments in use; the connection of a random one is cut.
         gap_s: mean seconds from the end of a fault to the next one.
-        hang_s: seconds after which a stopped browser or page goes on, if nobody killed it.
-        stall_s: seconds after which the stopped server goes on.
-        seed: of the order and the moments.
+        hang_s: seconds after which a stopped browser or page resumes unless it was killed.
+        stall_s: seconds after which the stopped server resumes.
+        seed: random seed of the order and the moments.
     """
 
     def __init__(
@@ -57,28 +52,28 @@ class Faults:
         self.gap_s = gap_s
         self.hang_s = hang_s
         self.stall_s = stall_s
-        self.dice = random.Random(seed)
+        self.random = random.Random(seed)
         self.done: Counter[str] = Counter()
 
     async def run(self, console: Console) -> None:
-        """Break things until cancelled."""
+        """Inject faults until cancelled."""
         waiting: list[str] = []
         while True:
-            await asyncio.sleep(self.gap_s * self.dice.uniform(0.5, 1.5))
-            waiting = waiting or self.dice.sample(self.kinds, len(self.kinds))
+            await asyncio.sleep(self.gap_s * self.random.uniform(0.5, 1.5))
+            waiting = waiting or self.random.sample(self.kinds, len(self.kinds))
             fault = waiting.pop()
             console.print(fault)
             try:
                 await self._inject(fault)
                 self.done[fault] += 1
             except (EnvError, OSError, IndexError):
-                console.print("not now: what it would break is starting anew")
+                console.print("postponed: its target is restarting")
                 waiting.insert(0, fault)
 
     async def _inject(self, fault: str) -> None:
-        verb, _, what = fault.partition("-")
-        if what in ("browser", "page"):
-            pid = self.dice.choice(chromiums(self.server.processes(), pages=what == "page"))
+        verb, _, target = fault.partition("-")
+        if target in ("browser", "page"):
+            pid = self.random.choice(chromiums(self.server.processes(), pages=target == "page"))
             if verb == "kill":
                 os.kill(pid, signal.SIGKILL)
             else:
@@ -89,41 +84,4 @@ class Faults:
             await freeze(self.server.pid, self.stall_s)
         elif fault == "cut-connection":
             connected = [env._client for env in self.playing if getattr(env._client, "_ws", None)]
-            self.dice.choice(connected)._ws.transport.abort()
-
-
-async def freeze(pid: int, seconds: float) -> None:
-    """Stop a process, and let it go after a time, at the latest when this is cancelled.
-
-    Returns earlier if someone kills the process meanwhile.
-    """
-    shell = subprocess.Popen(
-        ["sh", "-c", _FREEZE, "sh", str(pid), str(seconds)],
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        while shell.poll() is None and Path(f"/proc/{pid}").exists():
-            await asyncio.sleep(0.1)
-    finally:
-        if shell.poll() is None:
-            os.killpg(shell.pid, signal.SIGKILL)
-            shell.wait()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-
-
-def chromiums(pids: Sequence[int], *, pages: bool = False) -> list[int]:
-    """Pick the main process of each Chromium, or the processes that show its pages."""
-    found = []
-    for pid in pids:
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue  # it ended meanwhile
-        # A child may show its command as one text, with spaces where others have zeros.
-        wanted = b"--type=renderer" in command if pages else b"--type=" not in command
-        if b"chrom" in command.split(b"\0")[0] and wanted:
-            found.append(pid)
-    return found
+            self.random.choice(connected)._ws.transport.abort()

@@ -1,12 +1,11 @@
 """A whole training run in seconds: a tiny random model on a page of four words, no browser.
 
-All that decides the result is seeded, so that two runs of the same configuration leave the same
-adapter, bit by bit, whatever happened to them on the way. Takes the options of
-`examples/click_test.py`, and leaves `adapter/` (with `--train full` `model/`), `gradient.pt` (of
-the first update) and `metrics.jsonl` in the run's folder.
+Everything is seeded: runs of one configuration end with bitwise equal adapters, however often
+they were interrupted. Takes the options of `grpo train` and writes `adapter/` (`model/` with
+`--train full`), `gradient.pt` (of the first update) and `metrics.jsonl` to the output folder.
 
-    python tests/support/scripted.py --output runs/scripted --steps 20
-    torchrun --nproc-per-node 2 tests/support/scripted.py --output runs/scripted --steps 20
+    python -m tests.support.scripted --output runs/scripted --steps 20
+    torchrun --nproc-per-node 2 -m tests.support.scripted --output runs/scripted --steps 20
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,28 +25,13 @@ from grpo.distributed import World
 from grpo.generators.factory import open_generator
 from grpo.model.loading import make_policy
 from grpo.reporting.loggers import MetricsLog
-from grpo.rollouts.rollout import Rollouts, model_agent
+from grpo.rollouts.agents import model_agent
+from grpo.rollouts.rollout import Rollouts
 from grpo.rollouts.task_sampler import TaskSampler
-from grpo.shutdown import GracefulShutdown, Stopped
+from grpo.shutdown import Shutdown, Stopped
 from grpo.training.trainer import Trainer
+from tests.support.models import TASK, make_llama, make_tokenizer
 
-# The one page: its four clicks are four of the words, so that chance is 1 in 16.
-TASK = Task("click-word", 7)
-PAGE = asyncio.run(ScriptedEnv().reset(TASK))
-WORDS = ["<eos>", "<unk>", *PAGE.actions, "noop()", "Click", "Goal:", "Page:", "text"]
-WORDS += ["[0]", "a", "b", "c", "d"]
-SIZES: dict[str, Any] = {
-    "vocab_size": len(WORDS),
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-    "max_position_embeddings": 128,
-    "eos_token_id": 0,
-    "bos_token_id": None,
-    "pad_token_id": None,
-}
 SETTINGS = {
     "task": TASK.name,
     "group_size": 8,
@@ -58,7 +40,7 @@ SETTINGS = {
     "max_new_tokens": 1,
     "learning_rate": 0.01,
     "warmup_steps": 0,
-    "beta": 0.05,  # so that there is something to learn in every step
+    "beta": 0.05,  # so that every step has a gradient
     "eval_episodes": 0,
 }
 
@@ -67,32 +49,8 @@ class OnePage(TaskSampler):
     """Draws the one page whose words the tokenizer knows."""
 
     def draw(self, step: int, count: int, attempt: int = 0) -> list[Task]:
-        """The page, as often as asked for."""
+        """Return the page `count` times."""
         return [TASK] * count
-
-
-def make_llama() -> Any:
-    """A Llama of two layers, its random weights always the same."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **SIZES)).eval()
-
-
-def make_tokenizer() -> Any:
-    """A word a token; the chat is the text of its last message."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: i for i, word in enumerate(WORDS)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.decoder = decoders.WordPiece()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=0
-    )
-    tokenizer.chat_template = "{{ messages[-1]['content'] }}"
-    return tokenizer
 
 
 async def run(
@@ -102,19 +60,28 @@ async def run(
     env: Callable[[], Env] = ScriptedEnv,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Train, from the newest checkpoint if the configuration says so."""
+    """Train, from the newest checkpoint if `config.resume` says so.
+
+    Args:
+        config: configuration of the run.
+        world: the processes that train together.
+        env: makes the environments.
+        on_step: called with the number of steps done after each of them.
+
+    Raises:
+        Stopped: a signal ended the run.
+    """
     policy = make_policy(config, make_llama(), make_tokenizer())
     with ThreadPoolExecutor(1) as executor:
         async with (
-            GracefulShutdown() as stop,
+            Shutdown() as shutdown,
             open_generator(config, policy, executor) as generator,
         ):
-            act = model_agent(generator, policy.tokenizer, temperature=config.temperature)
+            agent = model_agent(generator, policy.tokenizer, temperature=config.temperature)
             pool = EnvPool(env, config.env_sessions)
-            rollouts = Rollouts(pool, act, config.max_turns, config.valid_action_bonus)
-            trainer = Trainer(config, policy, generator, rollouts, executor, world)
-            trainer.sampler = OnePage([TASK.name])
-            stop.ask = trainer.stop
+            rollouts = Rollouts(pool, agent, config.max_turns, config.valid_action_bonus)
+            trainer = Trainer(config, policy, generator, rollouts, executor, world, shutdown)
+            trainer.task_sampler = OnePage([TASK.name])
             if world.is_main:
                 log = MetricsLog(config.folder, keep_before_step=trainer.step + 1)
             async for metrics in trainer.train():
@@ -124,19 +91,18 @@ async def run(
                         gradient = [p.grad for p in policy.parameters()]
                         torch.save(gradient, config.folder / "gradient.pt")
                 on_step(trainer.step)
-            if stop.received:
-                raise Stopped(stop.received[0])
+            shutdown.raise_if_requested()
     if world.is_main:
         policy.save(config.folder / policy.weights_dirname)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; returns the exit code."""
-    arguments = [part for k, v in SETTINGS.items() for part in (f"--{k.replace('_', '-')}", str(v))]
+    """Train and return the exit code."""
+    from grpo.cli import read_config
+
+    defaults = [part for k, v in SETTINGS.items() for part in (f"--{k.replace('_', '-')}", str(v))]
     given = sys.argv[1:] if argv is None else argv
-    config = Config.from_command_line(
-        [*arguments, *given], description=str(__doc__), configs=Path(__file__).parent
-    )
+    config = read_config([*defaults, *given], str(__doc__))
     world = World()
     try:
         asyncio.run(run(config, world))

@@ -1,74 +1,21 @@
-"""Rows like those of a browser agent's update, and models of LFM2's shape with random weights.
+"""Rows like those of a browser agent's update: long prompts that share prefixes, short completions.
 
-The rows have long prompts that share and short answers. Token ids are random. Nothing but the
-prompts is shared, so the completions, which in earnest often begin alike, are the worst case
-for the token tree.
+Token ids are random, so completions share nothing, which is the worst case for the token tree:
+sampled completions often begin alike.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from grpo.tree.token_tree import build_tree
 from grpo.types import TokenBatch
+from tests.support.models import LFM2_350M, make_lfm2, save_tiny_lfm2
 
-LFM2_350M: dict[str, Any] = {  # the configuration of LiquidAI/LFM2-350M: 354.5 M parameters
-    "vocab_size": 65536,
-    "hidden_size": 1024,
-    "intermediate_size": 6656,  # 4608 after LFM2's own adjustment
-    "num_hidden_layers": 16,
-    "full_attn_idxs": [2, 5, 8, 10, 12, 14],
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 128_000,
-    "bos_token_id": 1,
-    "eos_token_id": 7,
-    "pad_token_id": 0,
-}
-TINY_LFM2: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 192,
-    "block_auto_adjust_ff_dim": False,
-    "num_hidden_layers": 4,
-    "full_attn_idxs": [1, 3],
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "initializer_range": 0.1,
-    "max_position_embeddings": 4096,
-    "bos_token_id": None,
-    "pad_token_id": None,
-}
-
-
-def make_lfm2(sizes: dict[str, Any], dtype: torch.dtype = torch.float32) -> Any:
-    """An LFM2 with random weights, always the same ones."""
-    from transformers import AutoModelForCausalLM, Lfm2Config
-
-    config = Lfm2Config(**sizes)
-    # What vLLM reads from the file beside what `transformers` does.
-    config.block_dim = config.conv_dim = config.hidden_size
-    config.block_ff_dim = config.intermediate_size
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")  # float32: fast
-    return round_weights(model, dtype).eval()
-
-
-def round_weights(model: Any, dtype: torch.dtype) -> Any:
-    """Give the weights another dtype, as loading in it does; `to` would round buffers too."""
-    for p in model.parameters():
-        p.data = p.data.to(dtype)
-    return model
-
-
-def save_tiny_lfm2(folder: str | Path, tokenizer: Any) -> None:
-    """Write a tiny LFM2 with a tokenizer as a folder that `--model` takes."""
-    words = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    make_lfm2(TINY_LFM2 | words).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+__all__ = ["LFM2_350M", "Workload", "floor_operations", "make_lfm2", "save_tiny_lfm2"]
 
 
 @dataclass(frozen=True)
@@ -76,24 +23,33 @@ class Workload:
     """The rows of one step.
 
     Attributes:
-        groups: tasks in the step.
-        group_size: episodes of a task.
-        prompt: tokens of a prompt.
-        prefix: of them, what all prompts share (system prompt and worked examples).
-        completion: most tokens of a completion; a quarter of it is the fewest.
-        pages: for each turn of an episode the number of different pages of a group there;
-            an episode sees one of them.
+        groups: groups in the step.
+        group_size: episodes per group.
+        prompt: tokens per prompt.
+        shared_prefix: tokens at the start of every prompt that are the same in all of them
+            (system prompt and worked examples).
+        completion: maximum number of tokens per completion; the minimum is a quarter of it.
+        pages: for each turn of an episode, how many different pages its group has there; each
+            episode gets one of them at random.
     """
 
     groups: int = 4
     group_size: int = 8
     prompt: int = 317
-    prefix: int = 170
+    shared_prefix: int = 170
     completion: int = 16
     pages: tuple[int, ...] = (1,)
 
     def batch(self, vocabulary: int, seed: int = 0) -> TokenBatch:
-        """[N, T] rows with N = groups * group_size * turns, random advantages, token mean."""
+        """Draw the rows, with random advantages and weights that average over all tokens.
+
+        Args:
+            vocabulary: token ids are below this number.
+            seed: random seed.
+
+        Returns:
+            [N, T] rows, N = groups * group_size * turns.
+        """
         random = torch.Generator().manual_seed(seed)
 
         def ids(length: int) -> list[int]:
@@ -102,7 +58,9 @@ class Workload:
         def number(low: int, high: int) -> int:
             return int(torch.randint(low, high, (), generator=random))
 
-        prefix, prompts, completions = ids(min(self.prefix, self.prompt)), [], []
+        prefix = ids(min(self.shared_prefix, self.prompt))
+        prompts: list[list[int]] = []
+        completions: list[list[int]] = []
         for _ in range(self.groups):
             pages = [[ids(self.prompt - len(prefix)) for _ in range(n)] for n in self.pages]
             for _ in range(self.group_size):
@@ -129,17 +87,17 @@ class Workload:
 
 
 def floor_operations(batch: TokenBatch, config: Any, lora_r: int) -> float:
-    """Operations of a forward and a backward that compute every distinct token once.
+    """Count the operations of a forward and backward that compute every distinct token once.
 
-    Counted are the products (2 a multiply-add): the frozen linear layers forward and for
-    the gradient of their input; LoRA's, with the gradients of A and B too; attention of
-    each token over its own prefix, two products forward and four backward; the output head
-    at the distinct prefixes of sampled tokens, forward and for their gradient.
+    Only matrix products count (2 operations per multiply-add): the frozen linear layers, forward
+    and for the gradient of their input; LoRA's, also for the gradients of A and B; attention of
+    each token over its own prefix, two products forward and four backward; the output head at the
+    distinct prefixes of sampled tokens, forward and for their gradient.
 
     Args:
         batch: the rows.
-        config: of a Llama-shaped model.
-        lora_r: rank of the adapter, which sits on every linear layer.
+        config: configuration of a Llama-shaped model.
+        lora_r: rank of the adapter, which is on every linear layer.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     head_dim = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
@@ -153,4 +111,4 @@ def floor_operations(batch: TokenBatch, config: Any, lora_r: int) -> float:
     lora = 2 * 3 * len(tree) * lora_r * sum(a + b for a, b in shapes)
     attention = 2 * (2 + 4) * pairs * queries
     head = 2 * 2 * len(sampled) * hidden * config.vocab_size
-    return config.num_hidden_layers * (linear + lora + attention) + head
+    return float(config.num_hidden_layers * (linear + lora + attention) + head)
