@@ -1,10 +1,9 @@
-"""The layers of a `transformers` model in which a token sees others, run over a token tree.
+"""Run a `transformers` model over a token tree.
 
-Attention looks at a node's ancestors, a short convolution at the nearest of them; all other
-layers do not care which tokens stand beside each other. `transformers` hands the keyword
-`seq_idx` (which of several packed sequences a token is in) down to both kinds of layers.
-Here it carries a `Layout` of a tree, the packed sequences' more general sister; a call without one
-does what it did before.
+Only attention and convolutions mix tokens: attention has to read a node's ancestors, a short
+convolution the nearest of them; every other layer treats each token alone. `transformers` passes
+the keyword `seq_idx` (which of several packed sequences a token belongs to) on to both kinds of
+layers. Here it carries the tree's `Layout`; a call without a layout computes what it did before.
 """
 
 from __future__ import annotations
@@ -14,10 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
-from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
 
 from grpo.tree.layout import Layout
 
@@ -25,54 +20,68 @@ NAME = "token_tree"
 
 
 def prepare(model: nn.Module) -> int:
-    """Teach a model's layers to take a `Layout`; without one they do as before.
+    """Make a model's layers accept a `Layout`; calls without one are unchanged.
 
     Returns:
         The width of the widest convolution, 0 if there is none.
 
     Raises:
-        ValueError: a kind of layer that a tree does not support; the model is unchanged.
+        ValueError: the tree does not support a kind of layer; the model is unchanged.
     """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
     config: Any = model.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    convolutions = [m for m in model.modules() if isinstance(m, Lfm2ShortConv)]
+    convolutions: list[Any] = []
+    if "conv" in kinds:
+        from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
+
+        convolutions = [m for m in model.modules() if isinstance(m, Lfm2ShortConv)]
     known = {"full_attention", *(["conv"] if convolutions else [])}
     if kinds - known:
         raise ValueError(f"its layers of kind {', '.join(sorted(kinds - known))}")
-    # A window need not show on rows as short as a probe's, so the configuration is believed.
+    # `choose_forward` compares rows too short to reach past a window, so ask the configuration.
     windowed = getattr(config, "sliding_window", None) is not None
     if windowed and getattr(config, "use_sliding_window", True):
         raise ValueError("its sliding window")
     if not getattr(model, "_supports_attention_backend", False):
-        raise ValueError("its attention, which is not transformers' interface")
+        raise ValueError("its attention, which does not use transformers' attention interface")
     if config._attn_implementation not in ("sdpa", NAME):
         raise ValueError(f"its attention implementation {config._attn_implementation!r}")
     AttentionInterface.register(NAME, tree_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     config._attn_implementation = NAME
-    for module in convolutions:
-        module.__class__ = TreeShortConv  # a subclass without attributes of its own
+    if convolutions:
+        from grpo.tree.short_conv import TreeShortConv
+
+        for module in convolutions:
+            module.__class__ = TreeShortConv  # a subclass without attributes of its own
     return max((module.conv_kernel_size for module in convolutions), default=0)
 
 
 def tree_forward(decoder: nn.Module, tokens: Tensor, depths: Tensor, layout: Layout) -> Tensor:
-    """Last hidden states [L, D] of the nodes that are computed now.
+    """Compute the last hidden states of the new nodes.
 
     Args:
-        decoder: a model without its output head, `prepare`d.
-        tokens: [L] long, on the model's device like the others.
-        depths: [L] long; their positions.
+        decoder: a model without its output head, after `prepare`.
+        tokens: [L] long, on the model's device, as all tensors here.
+        depths: [L] long; the tokens' positions.
         layout: of the tree.
+
+    Returns:
+        [L, D].
     """
     output = decoder(
         input_ids=tokens[None],
-        # Of four dimensions, so `transformers` makes no mask; the layout replaces it.
+        # A mask of four dimensions keeps `transformers` from making one; the layout replaces it.
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens.device),
         position_ids=depths[None],
         use_cache=False,
         seq_idx=layout,
     )
-    return output.last_hidden_state[0]
+    hidden: Tensor = output.last_hidden_state
+    return hidden[0]
 
 
 def tree_attention(
@@ -86,22 +95,24 @@ def tree_attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention of every node over its ancestors and itself.
+    """Compute scaled dot-product attention of every new node over its ancestors and itself.
 
     Args:
         module: the attention layer.
-        query: [1, H, L, D], of the nodes that are not computed already.
+        query: [1, H, L, D], of the new nodes.
         key: [1, H_kv, L, D]; H is a multiple of H_kv.
         value: [1, H_kv, L, D].
         attention_mask: for a call without a layout.
         seq_idx: a `Layout`; without one this is `transformers`' own "sdpa".
-        scaling: of the products; 1 / sqrt(D) by default.
+        scaling: factor of the products; None for 1 / sqrt(D).
         options: for a call without a layout.
 
     Returns:
         [1, L, H, D], and no attention weights.
     """
     if not isinstance(seq_idx, Layout):
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **options
         )
@@ -111,47 +122,20 @@ def tree_attention(
         query, key, value = query.float(), key.float(), value.float()
     key, value = seq_idx.prepend_cached(module, key, value, dim=2)
 
-    def seen(x: Tensor, keys: Tensor) -> Tensor:
+    def select(x: Tensor, keys: Tensor) -> Tensor:
         x = x.index_select(2, keys)
         # CUDA's fast kernels take a mask or grouped heads, not both.
         return x if grouped else x.repeat_interleave(query.shape[1] // x.shape[1], dim=1)
 
-    parts = [
+    outputs = [
         F.scaled_dot_product_attention(
             query[:, :, start:stop],
-            seen(key, keys),
-            seen(value, keys),
+            select(key, keys),
+            select(value, keys),
             attn_mask=mask,
             scale=scaling,
             enable_gqa=grouped,
         )
         for start, stop, keys, mask in seq_idx.chunks
     ]
-    return torch.cat(parts, dim=2).transpose(1, 2).to(dtype), None
-
-
-class TreeShortConv(Lfm2ShortConv):
-    """LFM2's gated short convolution, its inputs gathered along the parents.
-
-    `y = W_out (C * conv(B * x))` with `B, C, x = W_in h`, where tap k of the convolution
-    reads the node's k-th ancestor, and 0 above the root.
-    """
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        past_key_values: Any = None,
-        attention_mask: Tensor | None = None,
-        seq_idx: Any = None,
-    ) -> Tensor:
-        """Map [1, L, D] to [1, L, D]."""
-        if not isinstance(seq_idx, Layout):
-            return super().forward(hidden_states, past_key_values, attention_mask, seq_idx)
-        b, c, x = self.in_proj(hidden_states)[0].chunk(3, dim=-1)
-        # The kernel's last weight is the node's own.
-        weights = self.conv.weight[:, 0].flip(-1).unbind(-1)
-        taps = zip(weights, seq_idx.taps(self, b * x), strict=False)
-        mixed = sum(weight * inputs for weight, inputs in taps)
-        if self.conv.bias is not None:
-            mixed = mixed + self.conv.bias
-        return self.out_proj(c * mixed)[None]
+    return torch.cat(outputs, dim=2).transpose(1, 2).to(dtype), None

@@ -1,15 +1,16 @@
-"""Rows of tokens as one tree in which every shared prefix is held once.
+"""Rows of tokens as one tree that holds every shared prefix once.
 
-The rows of a step repeat themselves: one system prompt opens them all, the episodes of a
-group read the same page, and short completions are often equal. Two positions whose whole
-prefixes are equal have equal hidden states under a causal model, so one forward over the
-distinct prefixes, each token seeing its ancestors only, gives all of them.
+The rows of a step repeat themselves: all begin with one system prompt, the episodes of a group
+read the same page, and short completions are often equal. Under a causal model two positions with
+equal prefixes have equal hidden states, so one forward over the distinct prefixes, in which each
+token attends to its ancestors only, computes all of them.
 
-Sorting the rows first puts the nodes in depth-first order. The descendants of node j are
-then the contiguous range [j, end[j]), and j is an ancestor of i (or i itself) exactly if
-`j <= i < end[j]`: the attention mask is one comparison. What a run of nodes [a, b) sees
-besides itself are the ancestors of a, for an ancestor of i before a has a within its range:
-attention is computed a run at a time, at a cost that follows the depth and not the width.
+Sorting the rows first puts the nodes in depth-first order. The descendants of node j are then the
+contiguous range [j, end[j]), and j is an ancestor of i (or i itself) exactly if
+`j <= i < end[j]`: the attention mask is one comparison. Outside itself, a run of nodes [a, b)
+attends to ancestors of a only, because an ancestor of i before a has a within its range. So
+attention is computed one run at a time, at a cost that grows with the depth of the tree and not
+with its width.
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class TokenTree:
-    """M nodes, one a distinct prefix of N rows of up to T tokens.
+    """M nodes, one per distinct prefix of N rows of up to T tokens.
 
     Attributes:
         tokens: [M] long; the last token of the prefix.
         parents: [M] long; the node of the prefix without that token, -1 at a root.
-        depths: [M] long; length of the prefix less one, which is the token's position.
+        depths: [M] long; the token's position: the length of the prefix less one.
         ends: [M] long; one past the last descendant.
         nodes: [N, T] long; the node of token t of row n, -1 past the row's end.
     """
@@ -44,15 +48,15 @@ class TokenTree:
         return self.tokens.shape[0]
 
     def to(self, device: torch.device) -> TokenTree:
-        """The same tree with its tensors on a device."""
+        """Return the tree with its tensors on a device."""
         return TokenTree(*(getattr(self, f.name).to(device) for f in fields(self)))
 
     def attention(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """What the nodes [start, stop) see: the first one's ancestors, and each other.
+        """Find what the nodes [start, stop) attend to: the ancestors of the first, and each other.
 
         Returns:
-            keys [K] long, ascending, and mask [stop - start, K] bool, True where key k is
-            the node's ancestor or the node itself.
+            keys [K] long, ascending, and mask [stop - start, K] bool, True where the key is an
+            ancestor of the node or the node itself.
         """
         above = (self.ends[:start] > start).nonzero()[:, 0]
         nodes = torch.arange(start, stop)
@@ -60,18 +64,18 @@ class TokenTree:
         return keys, (keys <= nodes[:, None]) & (nodes[:, None] < self.ends[keys])
 
     def ancestors(self, count: int) -> Tensor:
-        """[M, count] long; the node itself, its parent and so on, M past the root."""
+        """List each node, its parent and so on: [M, count] long, M past the root."""
         parents = torch.cat([self.parents, torch.tensor([-1])])
-        lines = torch.full((len(self), count), -1)
-        line = torch.arange(len(self))
+        ancestors = torch.full((len(self), count), -1)
+        current = torch.arange(len(self))
         for k in range(count):
-            lines[:, k] = line
-            line = parents[line]
-        return torch.where(lines < 0, len(self), lines)
+            ancestors[:, k] = current
+            current = parents[current]
+        return torch.where(ancestors < 0, len(self), ancestors)
 
 
 def build_tree(rows: Sequence[Sequence[int]]) -> TokenTree:
-    """Fold rows into a tree, in time linear in their tokens (after sorting the rows).
+    """Build the tree of rows, in time linear in their tokens after sorting.
 
     Args:
         rows: N sequences of token ids, of any lengths.
@@ -82,13 +86,13 @@ def build_tree(rows: Sequence[Sequence[int]]) -> TokenTree:
     arrays = [np.asarray(row, dtype=np.int64) for row in rows]
     width = max((len(row) for row in arrays), default=0)
     nodes = np.full((len(arrays), width), -1, dtype=np.int64)
-    tokens: list[np.ndarray] = []
-    parents: list[np.ndarray] = []
-    depths: list[np.ndarray] = []
+    tokens: list[Ids] = []
+    parents: list[Ids] = []
+    depths: list[Ids] = []
     ends = np.zeros(sum(map(len, arrays)), dtype=np.int64)
     path, count = np.empty(0, np.int64), 0
     for n, row, shared in in_order(arrays):
-        ends[path[shared:]] = count  # no later row continues what this one leaves
+        ends[path[shared:]] = count  # the nodes that this row branches off from end here
         new = np.arange(count, count + len(row) - shared)
         path = np.concatenate([path[:shared], new])
         tokens.append(row[shared:])
@@ -100,7 +104,7 @@ def build_tree(rows: Sequence[Sequence[int]]) -> TokenTree:
         count += len(new)
     ends[path] = count
 
-    def tensor(parts: list[np.ndarray]) -> Tensor:
+    def tensor(parts: list[Ids]) -> Tensor:
         flat = np.concatenate(parts) if parts else np.empty(0)
         return torch.from_numpy(flat.astype(np.int64))
 
@@ -113,40 +117,40 @@ def build_tree(rows: Sequence[Sequence[int]]) -> TokenTree:
     )
 
 
-def in_order(rows: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray, int]]:
-    """Each row in sorted order: its index, itself, and how much of the last one it shares."""
+def in_order(rows: Sequence[Ids]) -> Iterator[tuple[int, Ids, int]]:
+    """Yield rows in sorted order: index, row, length of the prefix shared with the row before."""
     previous = np.empty(0, np.int64)
     for n in sorted(range(len(rows)), key=lambda n: rows[n].tolist()):
         yield n, rows[n], shared_prefix(previous, rows[n])
         previous = rows[n]
 
 
-def shared_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    """Number of leading tokens that two rows have in common."""
+def shared_prefix(a: Ids, b: Ids) -> int:
+    """Count the leading tokens that two rows have in common."""
     length = min(len(a), len(b))
     differ = np.flatnonzero(a[:length] != b[:length])
     return int(differ[0]) if len(differ) else length
 
 
 def count_distinct(rows: Sequence[Sequence[int]]) -> int:
-    """Number of distinct prefixes, which is the number of nodes of the rows' tree."""
+    """Count the distinct prefixes of rows: the nodes of their tree."""
     arrays = [np.asarray(row, dtype=np.int64) for row in rows]
     return sum(len(row) - shared for _, row, shared in in_order(arrays))
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> list[int]:
-    """The tokens that all rows begin with."""
+    """Return the tokens that all rows begin with."""
     arrays = [np.asarray(row, dtype=np.int64) for row in rows]
     length = min((shared_prefix(arrays[0], row) for row in arrays), default=0)
     return list(rows[0][:length]) if length else []
 
 
 def split_rows(rows: Sequence[Sequence[int]], max_nodes: int) -> list[list[int]]:
-    """Cut rows into parts whose trees have at most max_nodes nodes each.
+    """Split rows into parts whose trees have at most max_nodes nodes each.
 
-    Rows are taken in sorted order, so that what shares a prefix stays together and a cut
-    falls between groups before it falls inside one. What the parts share is computed once a
-    part. A row longer than the budget makes a part of its own.
+    Rows are taken in sorted order, so rows that share a prefix stay together. Each part computes
+    the prefixes that it shares with others once more. A row longer than the budget is a part by
+    itself.
 
     Args:
         rows: N sequences of token ids.

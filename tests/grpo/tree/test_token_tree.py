@@ -12,7 +12,7 @@ from grpo.tree.token_tree import (
     split_rows,
 )
 
-# Few distinct tokens, so that rows share prefixes, repeat and begin one another.
+# Few distinct tokens, so that rows share prefixes, are equal, or are prefixes of others.
 ROWS = st.lists(st.lists(st.integers(0, 2), max_size=6), max_size=12)
 
 
@@ -21,7 +21,7 @@ def prefixes(rows):
 
 
 @given(ROWS)
-def test_every_row_reads_back(rows):
+def test_every_row_can_be_read_from_its_nodes(rows):
     tree = build_tree(rows)
     for n, row in enumerate(rows):
         nodes = tree.nodes[n, : len(row)]
@@ -32,7 +32,7 @@ def test_every_row_reads_back(rows):
 
 
 @given(ROWS)
-def test_one_node_a_distinct_prefix(rows):
+def test_one_node_per_distinct_prefix(rows):
     tree = build_tree(rows)
     assert len(tree) == count_distinct(rows) == len(prefixes(rows))
     for a, row in enumerate(rows):
@@ -44,42 +44,43 @@ def test_one_node_a_distinct_prefix(rows):
             assert not set(equal[0][common:]) & set(equal[1][common:])
 
 
-def lines(tree):
-    """Each node's ancestors, itself first, by its parents."""
+def lineages(tree):
+    """List the ancestors of each node, itself first, by following the parents."""
     found = []
     for node in range(len(tree)):
-        line = [node]
-        while tree.parents[line[-1]] >= 0:
-            line.append(int(tree.parents[line[-1]]))
-        found.append(line)
+        lineage = [node]
+        while tree.parents[lineage[-1]] >= 0:
+            lineage.append(int(tree.parents[lineage[-1]]))
+        found.append(lineage)
     return found
 
 
 @given(ROWS, st.integers(1, 9))
-def test_a_run_of_nodes_sees_its_ancestors_and_no_more(rows, size):
+def test_a_run_of_nodes_attends_to_its_ancestors_only(rows, size):
     tree = build_tree(rows)
     for start in range(0, len(tree), size):
         stop = min(start + size, len(tree))
         keys, mask = tree.attention(start, stop)
-        above = [node for node in lines(tree)[start] if node < start]
+        above = [node for node in lineages(tree)[start] if node < start]
         assert keys.tolist() == [*sorted(above), *range(start, stop)]
         assert mask.shape == (stop - start, len(keys))
-        for row, line in zip(mask, lines(tree)[start:stop], strict=True):
-            assert keys[row].tolist() == sorted(line)
+        for row, lineage in zip(mask, lineages(tree)[start:stop], strict=True):
+            assert keys[row].tolist() == sorted(lineage)
 
 
 @given(ROWS, st.integers(0, 4))
 def test_ancestors(rows, count):
     tree = build_tree(rows)
     padding = [len(tree)] * count
-    assert tree.ancestors(count).tolist() == [(line + padding)[:count] for line in lines(tree)]
+    expected = [(lineage + padding)[:count] for lineage in lineages(tree)]
+    assert tree.ancestors(count).tolist() == expected
 
 
 @given(ROWS)
 def test_descendants_are_a_range(rows):
     tree = build_tree(rows)
     for node in range(len(tree)):
-        inside = [other for other, line in enumerate(lines(tree)) if node in line]
+        inside = [other for other, lineage in enumerate(lineages(tree)) if node in lineage]
         assert inside == list(range(node, int(tree.ends[node])))
 
 
@@ -111,7 +112,7 @@ def test_no_rows():
 
 
 @given(ROWS, st.integers(1, 12))
-def test_split_keeps_every_row_once_and_the_budget(rows, budget):
+def test_split_keeps_every_row_once_within_the_budget(rows, budget):
     parts = split_rows(rows, budget)
     assert sorted(n for part in parts for n in part) == list(range(len(rows)))
     for part in parts:
@@ -119,7 +120,7 @@ def test_split_keeps_every_row_once_and_the_budget(rows, budget):
 
 
 @given(ROWS, st.integers(1, 12))
-def test_no_part_has_room_for_the_next_row(rows, budget):
+def test_no_part_could_take_the_next_row(rows, budget):
     parts = split_rows(rows, budget)
     for part, following in pairwise(parts):
         assert len(prefixes([rows[n] for n in [*part, following[0]]])) > budget
