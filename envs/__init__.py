@@ -1,1 +1,25 @@
-"""Environments: they speak chat messages, and know nothing of tokens or training."""
+"""Environments that speak chat messages, and know nothing of tokens or training."""
+
+from envs.base import (
+    Demonstrator,
+    Env,
+    EnvError,
+    Observation,
+    StepResult,
+    Task,
+    TaskError,
+)
+from envs.checker import check_env
+from envs.pool import EnvPool
+
+__all__ = [
+    "Demonstrator",
+    "Env",
+    "EnvError",
+    "EnvPool",
+    "Observation",
+    "StepResult",
+    "Task",
+    "TaskError",
+    "check_env",
+]

@@ -1,8 +1,8 @@
-"""What an environment promises: it speaks chat messages, and nothing else.
+"""The contract of an environment: it speaks chat messages, and nothing else.
 
-An environment turns its state into the messages a language model reads, and takes the
-model's text back as an action. Tokens, tensors and rewards' use belong elsewhere, so any
-class with these three coroutines trains (see `check_env` for the whole contract).
+An environment turns its state into the messages that a language model reads, and reads the
+model's text as an action. Tokens, tensors and training belong elsewhere, so any class with the
+three coroutines of `Env` can be trained on; `envs.check_env` tests the whole contract.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ Message = dict[str, str]
 """One chat message: `{"role": "system" | "user" | "assistant", "content": text}`."""
 
 Box = tuple[float, float, float, float]
-"""A part of a screenshot: left, top, width, height, in its pixels."""
+"""A rectangle on a screenshot: left, top, width and height in pixels."""
 
 
 @dataclass(frozen=True, order=True)
 class Task:
-    """What to do and from which start: equal tasks start from the same observation."""
+    """A task and the seed of its start: equal tasks start from equal observations."""
 
     name: str
     seed: int
@@ -27,17 +27,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Observation:
-    """What the policy sees before it acts.
+    """The policy's view before it acts.
 
     Attributes:
-        messages: the chat the model continues; the last message is the user's.
+        messages: the chat that the model continues; the last message is the user's.
         goal: the instruction in words, the same for the whole episode.
         page: the state as the model reads it (for a browser: the accessibility tree), one
-            element a line. Where it stands in the last message as it is, it can be cut.
-        url: the page's address, empty where there is none.
+            element per line. If the last message contains it verbatim, it can be cut.
+        url: address of the page, empty if there is none.
         error: why the last action was refused or failed, empty if it did not.
-        actions: action texts that can be done now; what a random policy chooses from.
-        screenshot: the page as PNG bytes, only where it was asked for.
+        actions: texts of actions that are possible now; a random agent chooses from them.
+        screenshot: the page as PNG bytes, only if it was asked for.
     """
 
     messages: tuple[Message, ...]
@@ -49,12 +49,12 @@ class Observation:
     screenshot: bytes | None = None
 
     def cut(self, lines: int) -> Observation:
-        """The same with the first lines of the page alone, and a note of how many are missing.
+        """Return a copy with only the first lines of the page, and a note of how many are missing.
 
-        All else in the messages stays: goal, history, error.
+        The rest of the messages stays: goal, history, error.
 
         Args:
-            lines: how many lines of the page stay, 0 or more.
+            lines: number of lines of the page to keep, at least 0.
         """
         every = self.page.splitlines()
         if lines >= len(every):
@@ -62,10 +62,10 @@ class Observation:
         return self._with("\n".join([*every[:lines], f"({len(every) - lines} more lines)"]))
 
     def hide(self) -> Observation:
-        """The same with the page hidden: what the blind control sees.
+        """Return a copy without the page, for the blind agent.
 
         Raises:
-            TaskError: the last message does not hold the page as it is.
+            TaskError: the last message does not contain the page verbatim.
         """
         if not self.page or self.page not in self.messages[-1]["content"]:
             raise TaskError("the last message does not hold the page, so it cannot be hidden")
@@ -81,18 +81,18 @@ class Observation:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one action led to.
+    """The outcome of one action.
 
     Attributes:
         observation: the state after the action.
-        reward: the reward of this step.
-        done: True if the episode is over; `step` may then not be called again.
-        success: True if this step solved the task.
-        valid_action: False if the text was no action of this environment, or named an
-            element that is not there. An invalid action changes nothing.
-        acted_on: where the action's elements were on the screenshot before it; none where there
-            was no screenshot, they were out of sight, or the action was refused or failed.
-        info: anything more, e.g. `raw_reward`.
+        reward: reward of this step.
+        done: True if the episode is over; then `step` must not be called again.
+        success: True if this step solved the whole task.
+        valid_action: False if the text was not an action of this environment, or named an
+            element that does not exist. An invalid action changes nothing.
+        acted_on: rectangles of the action's elements on the screenshot before it; empty if
+            there was no screenshot, they were out of view, or the action was refused or failed.
+        info: anything else, for example `raw_reward`.
     """
 
     observation: Observation
@@ -105,60 +105,61 @@ class StepResult:
 
 
 class EnvError(RuntimeError):
-    """The machinery failed (browser, server, network, deadline), not the policy.
+    """The infrastructure failed (browser, server, network, deadline), not the policy.
 
-    The episode has no outcome and no reward, and the environment that raised it may not be
-    used again: close it and take a fresh one.
+    The episode has no outcome and no reward. The environment that raised it must not be used
+    again: close it and take a fresh one.
     """
 
 
 class TaskError(ValueError):
-    """The task cannot be served (an unknown name, say): a mistake, so never retried."""
+    """The task cannot be served, for example because its name is unknown; never retried."""
 
 
 @runtime_checkable
 class Env(Protocol):
-    """One session of an environment; several may run at once, each on its own instance."""
+    """One session of an environment; concurrent episodes need an instance each."""
 
     async def reset(self, task: Task, *, screenshot: bool = False) -> Observation:
         """Start an episode; equal tasks give equal observations.
 
         Args:
-            task: which task, and the seed that fixes its start.
-            screenshot: True to have a picture in every observation of this episode.
+            task: name, and the seed that fixes the start.
+            screenshot: True to include a screenshot in every observation of this episode.
 
         Raises:
             TaskError: the task is not served here.
-            EnvError: the machinery failed.
+            EnvError: the infrastructure failed.
         """
         ...
 
     async def step(self, text: str) -> StepResult:
-        """Do what the model said.
+        """Execute the action that the model wrote.
 
         Args:
-            text: the model's answer as it stands; parsing it is the environment's work, and
-                text that is no action is an answer with `valid_action=False`, no exception.
+            text: the model's completion, unchanged. Parsing it is the environment's work; text
+                that is not an action gives `valid_action=False`, not an exception.
 
         Raises:
-            EnvError: the machinery failed.
+            RuntimeError: no episode is running.
+            EnvError: the infrastructure failed.
         """
         ...
 
     async def close(self) -> None:
-        """Free what the session holds; calling it twice, or after an EnvError, is fine."""
+        """Release what the session holds; safe to call twice, or after an EnvError."""
         ...
 
 
 @runtime_checkable
 class Demonstrator(Protocol):
-    """An environment with a scripted solver: the oracle, for warm starts and tests."""
+    """An environment with a scripted solver: the oracle of evaluations and warm starts."""
 
     def demonstrate(self) -> str:
-        """Return the action text of the scripted solver for the current observation.
+        """Return the scripted solver's action for the current observation.
 
         Returns:
-            The text to pass to `step`; empty where there is no solver, it does not know what
-            to do, or no episode is running.
+            The text to pass to `step`; empty if there is no solver, it does not know what to
+            do, or no episode is running.
         """
         ...

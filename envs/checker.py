@@ -1,11 +1,11 @@
-"""What every environment must promise, as a check that names the likely cause."""
+"""A check that an environment keeps the contract; its errors name the likely cause."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 
-from envs.base import Env, Observation, StepResult, Task
+from envs.base import Demonstrator, Env, Observation, StepResult, Task
 
 INVALID_TEXT = "I think that I should press the button."
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -14,25 +14,25 @@ PNG = b"\x89PNG\r\n\x1a\n"
 async def check_env(
     make_env: Callable[[], Env], task: Task, *, good_actions: Sequence[str] | None = None
 ) -> None:
-    """Play a few episodes and hold the environment to the contract of `envs.base.Env`.
+    """Play a few episodes and check the contract of `envs.base.Env`.
 
     Args:
         make_env: makes a fresh environment.
         task: a task that it serves.
-        good_actions: texts that solve the task in order, if they are known: then the end of
-            an episode is checked as well.
+        good_actions: texts that solve the task in this order; with them the end of an episode
+            is checked as well.
 
     Raises:
-        AssertionError: a promise is broken; the message says which, and the likely cause.
+        AssertionError: the contract is broken; the message says where, and the likely cause.
     """
     env = make_env()
+    _check(isinstance(env, Env), "reset, step or close is missing: see envs.base.Env")
     try:
-        _check(isinstance(env, Env), "reset, step or close is missing: see envs.base.Env")
         first = await env.reset(task)
         _check_observation(first)
         _check(
             first.screenshot is None,
-            "an observation holds a picture nobody asked for: pass `screenshot` on",
+            "an observation has a screenshot that was not asked for: pass `screenshot` on",
         )
         again = await env.reset(task)
         _check(
@@ -47,11 +47,14 @@ async def check_env(
             await other.close()
         _check(
             fresh == first,
-            "a fresh environment and a used one gave different observations of one task: an "
+            "a fresh environment and a used one gave different observations for one task: an "
             "episode leaves something behind, or the seed of the process is used",
         )
+        if isinstance(env, Demonstrator):
+            action = env.demonstrate()
+            _check(isinstance(action, str), f"demonstrate must return a str, got {action!r}")
         await _check_invalid_text(env, first)
-        await _check_picture(env, task)
+        await _check_screenshot(env, task)
         if good_actions is not None:
             await _check_episode(env, task, good_actions)
     finally:
@@ -59,7 +62,7 @@ async def check_env(
     try:
         await env.close()
     except Exception as error:
-        raise AssertionError(f"closing twice must be fine, got {error!r}") from error
+        raise AssertionError(f"close must be safe to call twice, got {error!r}") from error
 
 
 async def _check_invalid_text(env: Env, before: Observation) -> None:
@@ -68,7 +71,7 @@ async def _check_invalid_text(env: Env, before: Observation) -> None:
     after = result.observation
     _check(
         not result.valid_action,
-        "prose was taken for an action: `valid_action` must be False for text that is none",
+        "prose was taken for an action: `valid_action` must be False for text that is not one",
     )
     _check(not result.done and result.reward == 0, "an invalid action must change nothing")
     _check(after.page == before.page, "an invalid action changed the page")
@@ -79,11 +82,11 @@ async def _check_invalid_text(env: Env, before: Observation) -> None:
     )
 
 
-async def _check_picture(env: Env, task: Task) -> None:
-    picture = (await env.reset(task, screenshot=True)).screenshot
+async def _check_screenshot(env: Env, task: Task) -> None:
+    screenshot = (await env.reset(task, screenshot=True)).screenshot
     _check(
-        picture is None or (isinstance(picture, bytes) and picture.startswith(PNG)),
-        "a screenshot must be the bytes of a PNG, or None where there is none to take",
+        screenshot is None or (isinstance(screenshot, bytes) and screenshot.startswith(PNG)),
+        "a screenshot must be the bytes of a PNG, or None if none can be taken",
     )
 
 
@@ -110,15 +113,15 @@ async def _check_episode(env: Env, task: Task, good_actions: Sequence[str]) -> N
     try:
         await env.step(good_actions[-1])
     except RuntimeError:
-        pass  # refused, as it must be
+        pass
     else:
-        _check(False, "a step after the end was answered: its reward would be counted again")
+        _check(False, "a step after the end must raise RuntimeError: its reward would count twice")
     try:
         await env.reset(task)
     except RuntimeError as error:
         raise AssertionError(
-            f"a refused step after the end killed the environment ({error}): that was the "
-            "caller's mistake, not the machinery's"
+            f"a refused step after the end killed the environment ({error}): it was the "
+            "caller's mistake, not an infrastructure failure"
         ) from error
 
 
@@ -128,26 +131,26 @@ def _check_observation(observation: Observation) -> None:
         f"expected an Observation, got {type(observation).__name__}",
     )
     messages = observation.messages
-    _check(isinstance(messages, tuple) and len(messages) > 0, "messages must be a full tuple")
+    _check(isinstance(messages, tuple) and len(messages) > 0, "messages must be a non-empty tuple")
     for message in messages:
         _check(
             set(message) == {"role", "content"}
             and message["role"] in ("system", "user", "assistant")
             and isinstance(message["content"], str),
-            f"a message must be {{'role', 'content'}} with texts, got {message!r}",
+            f"a message must have a 'role' and a 'content' of type str, got {message!r}",
         )
     _check(
         messages[-1]["role"] == "user",
         f"the last message must be the user's, got {messages[-1]['role']!r}: a chat template "
-        "would let the model continue its own answer",
+        "would let the model continue its own message",
     )
     for name in ("goal", "page", "url", "error"):
         value = getattr(observation, name)
-        _check(isinstance(value, str), f"{name} must be a text, got {value!r}")
+        _check(isinstance(value, str), f"{name} must be a str, got {value!r}")
     _check(
         isinstance(observation.actions, tuple)
         and all(isinstance(text, str) for text in observation.actions),
-        f"actions must be a tuple of texts, got {observation.actions!r}",
+        f"actions must be a tuple of str, got {observation.actions!r}",
     )
 
 
@@ -163,6 +166,6 @@ def _check_result(result: StepResult) -> None:
     )
 
 
-def _check(promise: bool, message: str) -> None:
-    if not promise:
+def _check(kept: bool, message: str) -> None:
+    if not kept:
         raise AssertionError(message)

@@ -1,7 +1,7 @@
-"""The actions of a browser: one strict grammar, read by the client and by the server.
+"""The actions of a browser: one strict grammar, used by the client and by the server.
 
-A model's text is parsed, never evaluated: what comes out is a name from `ACTIONS` and
-plain strings and numbers, so no text can reach an interpreter.
+A model's text is parsed, never evaluated: the result is a name from `ACTIONS` with plain
+strings and numbers, so no text can reach an interpreter.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     "scroll": ("number", "number"),
     "noop": (),
 }
-"""Every action and the kinds of its arguments: an element's id, a text, or pixels."""
+"""Every action with the kinds of its arguments: an element's id, a text, or pixels."""
 
 MAX_LENGTH = 2_000
-"""Characters of the longest action that is looked at."""
+"""Maximum length of an action in characters."""
 
 MAX_PIXELS = 100_000
+"""Maximum absolute value of a number."""
 
 _ID = re.compile(r"[A-Za-z0-9]{1,12}")
 
 
 class InvalidAction(ValueError):
-    """The text is not exactly one action; the message says what is, in one line."""
+    """The text is not exactly one action; the message says in one line what was expected."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Action:
         return tuple(str(arg) for kind, arg in zip(kinds, self.args, strict=True) if kind == "id")
 
     def with_ids(self, mapping: dict[str, str]) -> Action:
-        """Return the same action with each id replaced by `mapping[id]`."""
+        """Return a copy with each id replaced by `mapping[id]`."""
         kinds = ACTIONS[self.name]
         args = (
             mapping[str(arg)] if kind == "id" else arg
@@ -64,10 +65,10 @@ class Action:
 
 
 def parse_action(text: str) -> Action:
-    """Read a text that is exactly one call of an action, with white space around it.
+    """Parse a text that is exactly one call of an action; white space around it is ignored.
 
     Args:
-        text: what a model said, e.g. `click('13')`.
+        text: a model's completion, e.g. `click('13')`.
 
     Returns:
         The action.
@@ -103,7 +104,7 @@ def parse_action(text: str) -> Action:
 
 
 def format_action(action: Action) -> str:
-    """Write an action as text: the inverse of `parse_action`."""
+    """Format an action as text: the inverse of `parse_action`."""
     return f"{action.name}({', '.join(repr(arg) for arg in action.args)})"
 
 

@@ -1,4 +1,4 @@
-"""Servers elsewhere: the address of a Space, the token for a private one, the connection."""
+"""The connection to a server: address and token of a Hugging Face Space, OpenEnv's client."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REDIRECTS = range(300, 400)
 
 
 def server_url(address: str) -> str:
-    """Return the address of the server behind a Space's page; any other stays as it is.
+    """Return the address of the server behind a Space's page; other addresses stay unchanged.
 
     `https://huggingface.co/spaces/Owner/my_env` is served at `https://owner-my-env.hf.space`.
     """
@@ -33,15 +33,15 @@ def server_url(address: str) -> str:
 
 
 def token_headers(url: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the header that opens a private Space to the owner of HF_TOKEN.
+    """Return the header that gives the owner of HF_TOKEN access to a private Space.
 
-    The token goes to Spaces over https and to this machine, nowhere else. It travels as
-    `X-HF-Authorization`, which Hugging Face's proxy takes off: an `Authorization` would
-    be handed to the program in the Space, whoever wrote it.
+    The token is sent to Spaces over https and to this machine, nowhere else. It is sent as
+    `X-HF-Authorization`, which Hugging Face's proxy removes: an `Authorization` header would
+    reach the program in the Space, whoever wrote it.
 
     Args:
-        url: the server's address.
-        environ: where HF_TOKEN is looked for.
+        url: address of the server.
+        environ: environment variables, of which HF_TOKEN is read.
     """
     address = urlsplit(url)
     host, token = address.hostname or "", environ.get("HF_TOKEN", "").strip()
@@ -53,10 +53,10 @@ def token_headers(url: str, environ: Mapping[str, str] = os.environ) -> dict[str
 
 @cache
 def client_class() -> type:
-    """Return OpenEnv's client with actions as text and answers as dicts.
+    """Return OpenEnv's client, with actions as text and responses as dicts.
 
-    It connects once: OpenEnv's would follow redirects, with the token, and would connect a
-    session that was lost anew, to one that was never reset.
+    It connects once: OpenEnv's own client would follow redirects, with the token, and would
+    replace a lost session by a new one that was never reset.
 
     Raises:
         ModuleNotFoundError: the package is not installed.
@@ -65,7 +65,7 @@ def client_class() -> type:
         from openenv.core.env_client import EnvClient  # takes seconds: it loads a web UI
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "BrowserEnv needs the package openenv: run `make setup`"
+            "BrowserEnv needs the package openenv (extra `browser`): run `make setup`"
         ) from error
 
     class BrowserGymClient(EnvClient):
@@ -91,29 +91,29 @@ def client_class() -> type:
     return BrowserGymClient
 
 
-def describe(error: Exception) -> str:
-    """Say in one line what a failed exchange with a server failed of."""
+def describe_failure(error: Exception) -> str:
+    """Describe in one line why an exchange with a server failed."""
     from websockets.exceptions import ConnectionClosed
 
     text = str(error).removeprefix("Server error: ")
     if isinstance(error, json.JSONDecodeError):
-        return f"its answer is no JSON: {text}"
-    if isinstance(error, AttributeError):  # OpenEnv's client takes every answer for a dict
-        return f"its answer is no message of OpenEnv: {text}"
+        return f"its response is not JSON: {text}"
+    if isinstance(error, AttributeError):  # OpenEnv's client expects every response to be a dict
+        return f"its response is not an OpenEnv message: {text}"
     if isinstance(error, ConnectionClosed):
         return f"it closed the connection: {text}"
     return f"{type(error).__name__}: {text}"
 
 
 def _refusal(status: int, headers: Mapping[str, str]) -> str:
-    answer = f"it answered HTTP {status}"
+    response = f"it responded with HTTP {status}"
     if status in _STARTING:
-        return f"{answer} until the deadline: it is down, or a Space that sleeps or starts"
+        return f"{response} until the deadline: it is down, or a Space that sleeps or starts"
     if status in _HIDDEN:
-        return f"{answer}: nothing is served there, or a private Space that HF_TOKEN must open"
+        return f"{response}: nothing is served there, or it is a private Space and needs HF_TOKEN"
     if status in _REDIRECTS:
-        return f"{answer}, a redirect to {headers.get('Location')}: use the address it leads to"
-    return f"{answer} and no WebSocket: is this the address of a browser server?"
+        return f"{response}, a redirect to {headers.get('Location')}: use that address"
+    return f"{response} and no WebSocket: is this the address of a browser server?"
 
 
 def _is_local(host: str) -> bool:
@@ -128,7 +128,7 @@ def _is_local(host: str) -> bool:
 async def _open_socket(
     url: str, headers: Mapping[str, str] | None, max_size: int, deadline_s: float
 ) -> Any:
-    """Open a WebSocket; while the host says that it is starting, until `deadline_s` is over."""
+    """Open a WebSocket; retry until `deadline_s` is over while the host says it is starting."""
     from websockets.asyncio.client import connect
     from websockets.exceptions import InvalidHandshake, InvalidStatus
 
@@ -144,8 +144,8 @@ async def _open_socket(
                 url,
                 additional_headers=headers,
                 max_size=max_size,
-                open_timeout=None,  # the deadline is the caller's
-                ping_interval=None,  # and notices a dead server
+                open_timeout=None,  # the caller has its own deadline
+                ping_interval=None,  # and it notices a dead server
                 **options,
             )
         except InvalidStatus as error:

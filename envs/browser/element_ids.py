@@ -1,8 +1,8 @@
-"""Element ids that say nothing about the layout.
+"""Element ids that reveal nothing about the layout.
 
-BrowserGym numbers elements in document order, so in one task the right button has the same
-id on every page and a policy could learn the number instead of reading. The id on the page
-is a permutation of the server's, drawn afresh for each (task, seed).
+BrowserGym numbers elements in document order: within a task the right button would have the
+same id on every page, and a policy could learn the number instead of reading. So the ids that
+the model reads are a permutation of the server's, drawn per (task, seed).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _BID = re.compile(r"([A-Za-z]*)([0-9]*)")
 
 
 def page_id(task: Task, bid: str) -> str:
-    """Return the id that the model sees in place of the server's.
+    """Return the id that the model reads instead of the server's.
 
     The numbers 0..89 are permuted onto 10..99, the next 900 onto 100..999, and so on; the
-    letters of an element inside a frame (`a12`) stay in front. Two ids never meet.
+    letters of an element inside a frame (`a12`) stay in front. Different ids stay different.
 
     Args:
-        task: its name and seed choose the permutation.
-        bid: the server's id.
+        task: name and seed of the permutation.
+        bid: the server's id (BrowserGym's attribute `bid`).
 
     Raises:
         ValueError: `bid` is not letters followed by digits.

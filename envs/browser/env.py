@@ -1,4 +1,4 @@
-"""BrowserGym over OpenEnv as an `Env`: a page in messages, an action in text."""
+"""BrowserGym over OpenEnv as an `Env`: the page as messages, the action as text."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 
 from envs.base import Box, EnvError, Observation, StepResult, Task, TaskError
 from envs.browser.actions import InvalidAction, format_action, parse_action
-from envs.browser.connection import client_class, describe, server_url, token_headers
+from envs.browser.connection import client_class, describe_failure, server_url, token_headers
 from envs.browser.element_ids import page_id
 from envs.browser.miniwob.solvers import SOLVERS
-from envs.browser.prompts import TEXT_ROLES, Element, page_messages, simplify_axtree
-from envs.browser.protocol import Answer, no_such_task, read_reset, read_step
+from envs.browser.page_text import TEXT_ROLES, Element, simplify_axtree
+from envs.browser.prompts import page_messages
+from envs.browser.protocol import Response, read_reset, read_step, unknown_task
 
 CLOSE_DEADLINE_S = 5.0
 MAX_ERROR_LENGTH = 200
@@ -26,15 +27,18 @@ _MENTIONED_BID = re.compile(r"""(bid[ =]|get_by_test_id\()(["'])(\w+)\2""")
 class BrowserEnv:
     """One WebSocket session with a browser server, connected at the first reset.
 
-    Element ids are renumbered for each (task, seed), see `envs.browser.element_ids`. An action that
-    names an id which is not on the page never reaches the server. The server is one of
-    `envs.browser.server`, or OpenEnv's own BrowserGym server with what `envs.browser.protocol` says of it.
+    Element ids are renumbered per (task, seed), see `envs.browser.element_ids`. An action that
+    names an id that is not on the page never reaches the server. The server is either
+    `envs.browser.server` or OpenEnv's own BrowserGym server (`envs.browser.protocol` lists the
+    differences).
 
     Args:
-        base_url: the server's address, `http://host:port`, or the page of a Hugging Face Space.
-        deadline_s: seconds a reset or a step may take, waiting its turn included, and for the
-            first reset the connection, which a sleeping Space delays by minutes.
-        headers: HTTP headers of the connection; None for those of `envs.browser.connection.token_headers`.
+        base_url: address of the server, `http://host:port`, or of the page of a Hugging Face
+            Space.
+        deadline_s: seconds that a reset or a step may take, queueing included. The first reset
+            also connects, and a sleeping Space delays that by minutes.
+        headers: HTTP headers of the connection; None for those of
+            `envs.browser.connection.token_headers`.
     """
 
     def __init__(
@@ -54,39 +58,39 @@ class BrowserEnv:
         self._history: list[str] = []
         self._bids: dict[str, str] = {}
         self._boxes: dict[str, Box] = {}  # by the server's ids
-        self._elements: list[Element] = []  # of the current page, under the ids the model reads
+        self._elements: list[Element] = []  # of the current page, with the ids the model reads
         self._observation = Observation(messages=())
 
     async def reset(self, task: Task, *, screenshot: bool = False) -> Observation:
         """Start an episode; see `Env.reset`.
 
         Args:
-            task: a MiniWoB task such as `click-test`, with or without `miniwob.` in front.
-            screenshot: True to have a picture in every observation of this episode; without
-                pictures the finished page comes without its text, for nobody acts on it.
+            task: a MiniWoB task such as `click-test`, with or without the prefix `miniwob.`.
+            screenshot: True to include a screenshot in every observation of this episode.
+                Without screenshots the finished page has no text, since nothing acts on it.
 
         Raises:
-            TaskError: the server has no such task, or answers with another one.
-            EnvError: the machinery failed; this environment is dead from then on.
+            TaskError: the server does not have this task, or responds with another one.
+            EnvError: the infrastructure failed; this environment is dead from then on.
         """
         self._task, self._history, self._screenshot = None, [], screenshot
         name = task.name.removeprefix("miniwob.")
         options = {"screenshot": screenshot, "final_page": screenshot}
-        payload = await self._ask(
+        payload = await self._request(
             lambda client: client.reset(task_name=name, seed=task.seed, **options)
         )
         with self._reading():
-            answer = read_reset(payload, name, screenshot=screenshot)
-            self._observation = self._observe(task, answer, answer.goal)
+            response = read_reset(payload, name, screenshot=screenshot)
+            self._observation = self._observe(task, response, response.goal)
         self._task = task
         return self._observation
 
     async def step(self, text: str) -> StepResult:
-        """Do what the model said; see `Env.step`.
+        """Execute the action that the model wrote; see `Env.step`.
 
         Raises:
-            RuntimeError: no episode is running: the last one is over, or none was begun.
-            EnvError: the machinery failed; this environment is dead from then on.
+            RuntimeError: no episode is running: the last one is over, or none was started.
+            EnvError: the infrastructure failed; this environment is dead from then on.
         """
         self._check_alive()
         if self._task is None:
@@ -101,24 +105,24 @@ class BrowserEnv:
         bids = [self._bids[element_id] for element_id in action.ids]
         acted_on = tuple(self._boxes[bid] for bid in bids if bid in self._boxes)
         command = format_action(action.with_ids(self._bids))
-        payload = await self._ask(lambda client: client.step(command))
+        payload = await self._request(lambda client: client.step(command))
         self._history.append(format_action(action))
         with self._reading():
-            answer = read_step(payload, screenshot=self._screenshot)
-            self._observation = self._observe(self._task, answer, self._observation.goal)
-        if answer.done:
+            response = read_step(payload, screenshot=self._screenshot)
+            self._observation = self._observe(self._task, response, self._observation.goal)
+        if response.done:
             self._task = None
         return StepResult(
             observation=self._observation,
-            reward=answer.reward,
-            done=answer.done,
-            success=answer.reward > 0,
-            acted_on=() if answer.error else acted_on,
-            info={} if answer.raw_reward is None else {"raw_reward": answer.raw_reward},
+            reward=response.reward,
+            done=response.done,
+            success=response.reward > 0,
+            acted_on=() if response.error else acted_on,
+            info={} if response.raw_reward is None else {"raw_reward": response.raw_reward},
         )
 
     def demonstrate(self) -> str:
-        """Return the action of the task's scripted solver; see `Demonstrator.demonstrate`."""
+        """Return the action of the task's scripted solver; see `Demonstrator`."""
         solver = SOLVERS.get(self._task.name.removeprefix("miniwob.")) if self._task else None
         if solver is None:
             return ""
@@ -128,55 +132,55 @@ class BrowserEnv:
             return ""
 
     async def close(self) -> None:
-        """End the session; fine to call twice, or after an EnvError."""
+        """End the session; safe to call twice, or after an EnvError."""
         client, self._client = self._client, None
         self._dead = self._dead or "it was closed"
         self._task = None
         if client is None:
             return
         try:
-            # A server that hangs would hold the closing handshake for long.
+            # The closing handshake with a server that hangs would take long.
             await asyncio.wait_for(client.close(), CLOSE_DEADLINE_S)
         except (OSError, TimeoutError):
-            return  # the connection is gone, which is what was asked for
+            return  # the connection is gone, as wanted
 
-    async def _ask(self, call: Callable[[Any], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
-        """Await one answer of the server within the deadline, or be dead."""
+    async def _request(self, call: Callable[[Any], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+        """Await one response of the server within the deadline; a failure ends the session."""
         self._check_alive()
         if self._client is None:
             make_client = await asyncio.to_thread(client_class)
             self._client = make_client(
                 base_url=self.base_url,
                 connect_timeout_s=self.deadline_s,
-                message_timeout_s=2 * self.deadline_s,  # the deadline is ours
+                message_timeout_s=2 * self.deadline_s,  # this class has its own deadline
                 headers=self.headers,
             )
         try:
             async with asyncio.timeout(self.deadline_s):
                 return await call(self._client)
         except asyncio.CancelledError:
-            self._dead = "a call was cancelled"  # its answer would be read as the next one's
+            self._dead = "a call was cancelled"  # its response would be taken for the next one
             raise
         except TimeoutError as error:
-            raise self._die(f"no answer within {self.deadline_s:g} s") from error
+            raise self._fail(f"no response within {self.deadline_s:g} s") from error
         except Exception as error:
-            # OpenEnv turns every error of the server into one RuntimeError, and the
-            # transport has many of its own: an unknown task alone is not the machinery's.
-            if unknown := no_such_task(str(error).removeprefix("Server error: ")):
+            # OpenEnv turns every error of the server into a RuntimeError, and the transport has
+            # many of its own: only an unknown task is not an infrastructure failure.
+            if unknown := unknown_task(str(error).removeprefix("Server error: ")):
                 raise TaskError(unknown) from error
-            raise self._die(describe(error)) from error
+            raise self._fail(describe_failure(error)) from error
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Be dead if the answer that is read here is no outcome of an episode."""
+        """End the session if the response read in this block is not an outcome of an episode."""
         try:
             yield
         except TaskError:
             raise
         except ValueError as error:
-            raise self._die(str(error)) from error
+            raise self._fail(str(error)) from error
 
-    def _die(self, reason: str) -> EnvError:
+    def _fail(self, reason: str) -> EnvError:
         self._dead = reason
         return EnvError(f"browser server {self.base_url}: {reason}")
 
@@ -184,9 +188,9 @@ class BrowserEnv:
         if self._dead:
             raise EnvError(f"this environment is dead ({self._dead}): take a fresh one")
 
-    def _observe(self, task: Task, answer: Answer, goal: str) -> Observation:
-        elements = simplify_axtree(answer.axtree_txt)
-        self._boxes = answer.boxes
+    def _observe(self, task: Task, response: Response, goal: str) -> Observation:
+        elements = simplify_axtree(response.axtree_txt)
+        self._boxes = response.boxes
         self._bids = {page_id(task, element.id): element.id for element in elements if element.id}
         elements = [
             dataclasses.replace(element, id=page_id(task, element.id)) if element.id else element
@@ -194,21 +198,20 @@ class BrowserEnv:
         ]
         self._elements = elements
         page = "\n".join(map(str, elements))
-        error = _one_line(task, answer.error)
+        error = _one_line(task, response.error)
         return Observation(
             messages=page_messages(goal, page, self._history, error),
             goal=goal,
             page=page,
-            url=answer.url,
+            url=response.url,
             error=error,
             actions=_possible_actions(elements, goal),
-            screenshot=answer.screenshot,
+            screenshot=response.screenshot,
         )
 
     def _refuse(self, error: str) -> StepResult:
         old = self._observation
-        page = old.page
-        messages = page_messages(old.goal, page, self._history, error)
+        messages = page_messages(old.goal, old.page, self._history, error)
         self._observation = dataclasses.replace(old, messages=messages, error=error)
         return StepResult(
             self._observation, reward=0.0, done=False, valid_action=False, info={"raw_reward": 0.0}
@@ -216,19 +219,19 @@ class BrowserEnv:
 
 
 def _possible_actions(elements: list[Element], goal: str) -> tuple[str, ...]:
-    """Return a click for every element, and for text fields each word quoted in the goal."""
-    words = re.findall(r'"([^"]+)"', goal)
+    """List a click on every element, and filling every text field with each quote of the goal."""
+    quotes = re.findall(r'"([^"]+)"', goal)
     actions = []
     for element in elements:
         if element.id:
             actions.append(f"click({element.id!r})")
             if element.role in TEXT_ROLES:
-                actions += [f"fill({element.id!r}, {word!r})" for word in words]
+                actions += [f"fill({element.id!r}, {quote!r})" for quote in quotes]
     return tuple(actions)
 
 
 def _one_line(task: Task, error: str) -> str:
-    """Return the first line of a server's error, with the ids that the model knows."""
+    """Return the first line of a server's error, with the ids that the model reads."""
     line = error.strip().splitlines()[0] if error.strip() else ""
     line = _MENTIONED_BID.sub(lambda m: f"{m[1]}{m[2]}{page_id(task, m[3])}{m[2]}", line)
     return line if len(line) <= MAX_ERROR_LENGTH else line[:MAX_ERROR_LENGTH] + "..."

@@ -1,4 +1,4 @@
-"""What a browser server's answers say: those of `envs.browser.server`, and those of OpenEnv's own.
+"""Responses of browser servers: those of `envs.browser.server`, and those of OpenEnv's own.
 
 OpenEnv's `envs/browsergym_env` speaks the same protocol with other contents. Its servers
 
@@ -6,11 +6,11 @@ OpenEnv's `envs/browsergym_env` speaks the same protocol with other contents. It
   even their state then names the wrong task), so the page's address decides;
 - answer a step that raised an exception with a reward of 0 and no page;
 - flatten the page with BrowserGym's defaults: `InlineTextBox` repeats each text, and generic
-  nodes are gone, though some alone carry an id (no link of click-link has one there);
-- say why an action failed in `metadata` alone, which openenv-core 0.3 does not send;
-- send pictures as nested lists `[H][W][3]`, asked for or not.
+  nodes are missing, though some of them are the only ones with an id (as the links of click-link);
+- report why an action failed only in `metadata`, which openenv-core 0.3 does not send;
+- send screenshots as nested lists `[H][W][3]`, even if not asked for.
 
-What an answer lacks is never made up: one that is no outcome is a `ValueError`.
+Nothing that a response lacks is made up: a response that is not an outcome is a `ValueError`.
 """
 
 from __future__ import annotations
@@ -26,34 +26,35 @@ from urllib.parse import urlsplit
 
 from envs.base import Box, TaskError
 
-# What Playwright's log says when the page, not a slow machine, stopped an action.
+# Parts of Playwright's log when the page, not a slow machine, stopped an action.
 _REFUSALS = {
     "element is not visible": "the element is not visible",
     "element is not enabled": "the element is not enabled",
     "element is not editable": "the element is not editable",
     "intercepts pointer events": "another element covers it",
-    "outside of the viewport": "the element is outside of the window",
+    "outside of the viewport": "the element is outside the window",
     "did not find some options": "there is no such option",
 }
 _TIMEOUT = re.compile(r"TimeoutError: (?:\w+\.(\w+))?")
 _REPEATED_TEXT = re.compile(r"\t*(?:\[\w+\] )?InlineTextBox\b")
-_NO_SUCH_TASK = re.compile(r"unknown task .*|Failed to create BrowserGym .* doesn't exist.*")
+_UNKNOWN_TASK = re.compile(r"unknown task .*|Failed to create BrowserGym .* doesn't exist.*")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a reset or a step led to.
+class Response:
+    """The outcome of a reset or a step.
 
     Attributes:
         goal: the instruction.
         axtree_txt: the page as BrowserGym flattens it, without repeated texts.
-        url: the page's address.
+        url: address of the page.
         error: why the action failed, empty if it did not.
-        screenshot: PNG bytes; None if none was sent, or none asked for.
-        reward: of the step; a reset's means nothing.
-        raw_reward: MiniWoB's own; None where the server does not tell.
+        screenshot: PNG bytes; None if none was sent or asked for.
+        reward: reward of the step; meaningless after a reset.
+        raw_reward: MiniWoB's own reward; None if the server does not send it.
         done: True if the episode is over.
-        boxes: by the server's ids, where elements are on the screenshot; ours alone tells.
+        boxes: rectangles of elements on the screenshot, by the server's ids; only
+            `envs.browser.server` sends them.
     """
 
     goal: str
@@ -67,54 +68,55 @@ class Answer:
     boxes: dict[str, Box]
 
 
-def read_reset(payload: Any, task_name: str, *, screenshot: bool) -> Answer:
-    """Read the answer to a reset.
+def read_reset(payload: Any, task_name: str, *, screenshot: bool) -> Response:
+    """Read the response to a reset.
 
     Args:
         payload: the message's `data`.
-        task_name: the task that was asked for, without `miniwob.` in front.
-        screenshot: whether a picture was asked for.
+        task_name: the task that was asked for, without the prefix `miniwob.`.
+        screenshot: True if a screenshot was asked for.
 
     Raises:
-        TaskError: the page is another task's.
-        ValueError: this is no first observation of an episode; the message says why.
+        TaskError: the page belongs to another task.
+        ValueError: this is not the first observation of an episode; the message says why.
     """
-    answer = _read(payload, 0.0, screenshot)
-    if answer.done:
+    response = _read(payload, 0.0, screenshot)
+    if response.done:
         raise ValueError("the episode was over before its first action")
-    if not answer.goal:
+    if not response.goal:
         raise ValueError("the first observation has no goal")
-    if PurePosixPath(urlsplit(answer.url).path).stem != task_name:
+    if PurePosixPath(urlsplit(response.url).path).stem != task_name:
         raise TaskError(
-            f"asked for task {task_name!r}, got the page {answer.url!r}: an OpenEnv server of "
-            "before June 2026 serves the task of its BROWSERGYM_TASK_NAME alone"
+            f"asked for task {task_name!r}, got the page {response.url!r}: an OpenEnv server of "
+            "before June 2026 serves only the task of its BROWSERGYM_TASK_NAME"
         )
-    return answer
+    return response
 
 
-def read_step(payload: Any, *, screenshot: bool) -> Answer:
-    """Read the answer to a step.
+def read_step(payload: Any, *, screenshot: bool) -> Response:
+    """Read the response to a step.
 
     Args:
         payload: the message's `data`.
-        screenshot: whether a picture was asked for.
+        screenshot: True if a screenshot was asked for.
 
     Raises:
-        ValueError: this is no outcome of a step, e.g. it has no reward; the message says why.
+        ValueError: this is not the outcome of a step (it has no reward, say); the message
+            says why.
     """
     return _read(payload, None, screenshot)
 
 
-def no_such_task(message: str) -> str:
-    """Return what a server's error message says if it is that the task is unknown, else ''."""
-    match = _NO_SUCH_TASK.match(message)
+def unknown_task(message: str) -> str:
+    """Return a server's error message if it says that the task is unknown, otherwise ''."""
+    match = _UNKNOWN_TASK.match(message)
     return match[0].removesuffix(" (code: EXECUTION_ERROR)") if match else ""
 
 
-def _read(payload: Any, reward: float | None, screenshot: bool) -> Answer:
-    """Read an answer whose reward is `reward`, or the answer's own if that is None."""
-    data = _of_type(dict, payload, "the answer")
-    observation = _of_type(dict, data.get("observation"), "the answer's observation")
+def _read(payload: Any, reward: float | None, screenshot: bool) -> Response:
+    """Read a response, with its own reward if `reward` is None."""
+    data = _of_type(dict, payload, "the response")
+    observation = _of_type(dict, data.get("observation"), "the response's observation")
     metadata = data.get("metadata") or observation.get("metadata") or {}
     metadata = _of_type(dict, metadata, "metadata")
     browsergym = _of_type(dict, metadata.get("browsergym_obs", {}), "browsergym_obs")
@@ -123,14 +125,14 @@ def _read(payload: Any, reward: float | None, screenshot: bool) -> Answer:
         name: _of_type(str, observation.get(name) or "", name)
         for name in ("axtree_txt", "goal", "url", "error")
     }
-    # Our server leaves the finished page out where nobody asked for a picture of it.
+    # Our server leaves out the finished page if no screenshot was asked for.
     finished = data.get("done") is True and "success" in metadata
     if not text["axtree_txt"] and not finished:
-        raise ValueError(f"the server sent no axtree_txt: {text['error'] or 'it says no reason'}")
+        raise ValueError(f"the server sent no axtree_txt: {text['error'] or 'it gives no reason'}")
     raw = metadata.get("raw_reward", (info.get("task_info") or {}).get("RAW_REWARD_GLOBAL"))
     failed = browsergym.get("last_action_error") or observation.get("last_action_error")
     lines = text["axtree_txt"].splitlines()
-    return Answer(
+    return Response(
         goal=text["goal"],
         axtree_txt="\n".join(line for line in lines if not _REPEATED_TEXT.match(line)),
         url=text["url"],
@@ -144,32 +146,32 @@ def _read(payload: Any, reward: float | None, screenshot: bool) -> Answer:
 
 
 def _failure(reason: str | bool) -> str:
-    """Say of BrowserGym's error what ours says, or raise ValueError if the machine was slow."""
+    """Translate BrowserGym's error into ours, or raise ValueError if the machine was slow."""
     if not isinstance(reason, str):
         return "the action failed"
-    late = _TIMEOUT.match(reason)
-    if late is None:
+    timeout = _TIMEOUT.match(reason)
+    if timeout is None:
         return reason
     if "action done" in reason:
-        return ""  # only what follows the click was late
+        return ""  # only the wait after the click timed out
     for refusal, meaning in _REFUSALS.items():
         if refusal in reason:
-            return f"{late[1] or 'the action'} failed: {meaning}"
+            return f"{timeout[1] or 'the action'} failed: {meaning}"
     raise ValueError(f"the server's browser was too slow: {reason}")
 
 
-def _png(picture: Any) -> bytes | None:
-    if picture is None:
+def _png(screenshot: Any) -> bytes | None:
+    if screenshot is None:
         return None
-    if isinstance(picture, str):
-        return base64.b64decode(picture, validate=True)
+    if isinstance(screenshot, str):
+        return base64.b64decode(screenshot, validate=True)
     import numpy as np
     from PIL import Image
 
     try:
-        pixels = np.array(picture, dtype=np.uint8)
+        pixels = np.array(screenshot, dtype=np.uint8)
     except (TypeError, OverflowError) as error:
-        raise ValueError(f"the screenshot is no list of pixels: {error}") from error
+        raise ValueError(f"the screenshot is not a list of pixels: {error}") from error
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"a screenshot must be [H, W, 3], got {list(pixels.shape)}")
     file = io.BytesIO()

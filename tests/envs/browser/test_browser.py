@@ -250,7 +250,7 @@ async def test_a_browser_that_hangs_meets_the_deadline(server, browsers):
     try:
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
-        with pytest.raises(EnvError, match="no answer within 1 s"):
+        with pytest.raises(EnvError, match="no response within 1 s"):
             await env.step("noop()")
     finally:
         for pid in stopped:

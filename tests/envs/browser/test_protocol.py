@@ -48,7 +48,7 @@ class UpstreamState(State):
     task_id: str | None = None
     goal: str = ""
     current_url: str = ""
-    max_turns: int | None = None
+    max_steps: int | None = None
     cum_reward: float = 0.0
 
 
@@ -315,7 +315,7 @@ async def fails_and_is_dead(env, call, message):
         ("observation.metadata", {"boxes": {"3": [1, 2, 3, "4"]}}, "must be a finite number"),
         ("observation.screenshot", "no base64", "base64|padding|characters"),
         ("observation.screenshot", [[1, 2], [3]], "inhomogeneous"),
-        ("observation.screenshot", [[[1, 2, 300]]], "no list of pixels"),
+        ("observation.screenshot", [[[1, 2, 300]]], "not a list of pixels"),
         ("observation.screenshot", [[1, 2], [3, 4]], r"must be \[H, W, 3\], got \[2, 2\]"),
         ("reward", REMOVED, "reward must be a finite number, got None"),
         ("reward", None, "reward must be a finite number, got None"),
@@ -391,11 +391,11 @@ async def test_a_late_action_that_was_done_or_refused(log, error):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ("Bad Gateway", "its answer is no JSON"),
-        ('{"type": "observation", "data": {"rew', "its answer is no JSON"),
-        ("[1, 2]", "no message of OpenEnv"),
+        ("Bad Gateway", "its response is not JSON"),
+        ('{"type": "observation", "data": {"rew', "its response is not JSON"),
+        ("[1, 2]", "not an OpenEnv message"),
         ('{"type": "observation"}', "observation must be a dict"),
-        ('{"type": "observation", "data": null}', "the answer must be a dict"),
+        ('{"type": "observation", "data": null}', "the response must be a dict"),
         ('{"type": "error", "data": {"message": "boom", "code": "EXECUTION_ERROR"}}', "boom"),
     ],
 )
@@ -423,7 +423,7 @@ async def test_a_late_answer_is_never_the_next_ones():
         env = BrowserEnv(url)
         await env.reset(CLICK)
         env.deadline_s = 0.2
-        with pytest.raises(EnvError, match=r"no answer within 0\.2 s"):
+        with pytest.raises(EnvError, match=r"no response within 0\.2 s"):
             await env.step("noop()")
         late.set()
         await asyncio.sleep(0.1)  # the answer is on its way by now

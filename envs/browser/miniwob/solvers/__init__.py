@@ -1,15 +1,10 @@
-"""Scripted solvers of MiniWoB tasks: the oracle of tests and benchmarks.
+"""Scripted solvers of MiniWoB tasks: the oracle of tests, warm starts and benchmarks.
 
-Each reads the goal and the page as the policy does, and answers with the next action. Its
-docstring is a goal that it meets.
+Each reads the goal and the page as the policy does and returns the next action. The docstring
+of a solver is an example of a goal that it reaches.
 """
 
-from __future__ import annotations
-
-from envs.browser.miniwob.solvers import clicks, fields, lookups
-from envs.browser.miniwob.solvers.page import Solver
-
-SOLVERS: dict[str, Solver] = {**clicks.SOLVERS, **fields.SOLVERS, **lookups.SOLVERS}
-"""A solver by the task's name, without `miniwob.`."""
+from envs.browser.miniwob.solvers.helpers import Solver
+from envs.browser.miniwob.solvers.registry import SOLVERS
 
 __all__ = ["SOLVERS", "Solver"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from envs.browser.actions import Action
-from envs.browser.miniwob.solvers.page import (
+from envs.browser.miniwob.solvers.helpers import (
     Page,
     Solver,
     after,

@@ -6,7 +6,7 @@ import re
 from itertools import pairwise
 
 from envs.browser.actions import Action
-from envs.browser.miniwob.solvers.page import (
+from envs.browser.miniwob.solvers.helpers import (
     Page,
     Solver,
     click,

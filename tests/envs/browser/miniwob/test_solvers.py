@@ -6,8 +6,16 @@ import pytest
 
 from envs.browser.actions import Action, format_action
 from envs.browser.miniwob.solvers import SOLVERS
-from envs.browser.miniwob.solvers.page import find, find_all, groups, ordinal, plan, quoted, value
-from envs.browser.prompts import Element, simplify_axtree
+from envs.browser.miniwob.solvers.helpers import (
+    find,
+    find_all,
+    groups,
+    ordinal,
+    plan,
+    quoted,
+    value,
+)
+from envs.browser.page_text import Element, simplify_axtree
 
 MOST_STEPS = 30
 

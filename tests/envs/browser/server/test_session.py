@@ -101,7 +101,7 @@ async def test_a_page_that_hangs_meets_the_deadline_and_costs_no_other(browser):
     for session in (hung, other):
         await session.call("reset", "click-test", 0)
     hung._session.page.send("Runtime.evaluate", expression="for (;;) {}")
-    with pytest.raises(SessionError, match="lost: no answer within 4 s"):
+    with pytest.raises(SessionError, match="lost: no response within 4 s"):
         await hung.call("step", parse_action(CLICK))
     with pytest.raises(SessionError, match="open a new one"):
         await hung.call("reset", "click-test", 0)

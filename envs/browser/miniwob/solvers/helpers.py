@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 
 from envs.browser.actions import Action
-from envs.browser.prompts import Element
+from envs.browser.page_text import Element
 
 Page = Sequence[Element]
 Solver = Callable[[str, Page, int], Action]

@@ -1,0 +1,111 @@
+"""The page as lines that the model reads, from BrowserGym's accessibility tree."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+
+TEXT_ROLES = {"textbox", "searchbox", "spinbutton"}
+"""Roles of the elements that take text."""
+
+CONTROLS = TEXT_ROLES | {
+    *("button", "checkbox", "combobox", "link", "listbox", "menuitem", "option", "radio"),
+    *("Date", "DateTime", "InputTime", "slider", "switch", "tab", "treeitem"),
+}
+
+"""Roles of the elements that stay on the page even without a name."""
+
+_FLAGS = {"checked", "selected", "expanded", "disabled", "pressed"}
+_QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+_LINE = re.compile(rf"(\t*)(?:\[(\w+)\] )?(\S+)(?: ({_QUOTED}))?(.*)")
+_ATTRIBUTE = re.compile(rf"(\w+)=({_QUOTED}|[^,]+)")
+
+
+@dataclass(frozen=True)
+class Element:
+    """One line of a page: `role 'name' [id], state`; the id of a plain text is empty.
+
+    The id comes after the name because a language model copies what follows a match.
+    """
+
+    id: str
+    role: str
+    name: str
+    state: str = ""
+
+    def shows(self, text: str) -> bool:
+        """Return True if this control already shows the text, as its name or as its value."""
+        value = self.state.partition("value=")[2]
+        return self.role in CONTROLS and text.strip() in (self.name, value.strip("' "))
+
+    def __str__(self) -> str:
+        name = f" {self.name!r}" if self.name else ""
+        return f"{self.role}{name}{f' [{self.id}]' if self.id else ''}{self.state}"
+
+
+def simplify_axtree(axtree_txt: str) -> list[Element]:
+    """Parse BrowserGym's accessibility tree and drop what only serves the layout.
+
+    Controls and elements with a name stay. A nameless element that contains only texts becomes
+    one `text` with its id; any other nameless element is dropped and its children stay. A text
+    that repeats the control before it is dropped, and so are states that are false.
+
+    Args:
+        axtree_txt: the tree as BrowserGym flattens it, one node per line, indented by tabs.
+
+    Returns:
+        The elements in page order.
+
+    Raises:
+        ValueError: a line is not a node of such a tree.
+    """
+    nodes = [_parse(line) for line in axtree_txt.splitlines()]
+    nodes = [node for node in nodes if node[1].role != "StaticText" or node[1].name]
+    elements: list[Element] = []
+    taken: set[int] = set()
+    ids: set[str] = set()
+    for i, (depth, node) in enumerate(nodes):
+        # The parts of a date field, for example, inherit the id of the field.
+        repeated = node.id in ids
+        if i in taken or repeated or node.role == "RootWebArea":
+            continue
+        if node.id:
+            ids.add(node.id)
+        if node.role in CONTROLS or (node.name and node.role != "StaticText"):
+            elements.append(node)
+            continue
+        children = [i] if node.role == "StaticText" else _texts(nodes, i, depth)
+        taken.update(children)
+        name = " ".join(nodes[child][1].name for child in children)
+        if name and (node.id or not (elements and elements[-1].shows(name))):
+            elements.append(Element(node.id, "text", name))
+    return elements
+
+
+def _parse(line: str) -> tuple[int, Element]:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise ValueError(f"expected a line of an accessibility tree, got {line!r}")
+    tabs, bid, role, quoted, rest = match.groups()
+    name = str(ast.literal_eval(quoted)) if quoted else ""
+    state = ""
+    for key, text in _ATTRIBUTE.findall(rest):
+        if key == "value":
+            state += f", value={text}"
+        elif key in _FLAGS and text.strip("'").lower() != "false":
+            state += f", {key}"
+    return len(tabs), Element(bid or "", role, name, state)
+
+
+def _texts(nodes: list[tuple[int, Element]], i: int, depth: int) -> list[int]:
+    """Return the descendants of node i if all of them are texts, otherwise none."""
+    children = []
+    for j in range(i + 1, len(nodes)):
+        child_depth, child = nodes[j]
+        if child_depth <= depth:
+            break
+        if child.role != "StaticText":
+            return []
+        children.append(j)
+    return children

@@ -1,0 +1,67 @@
+import pytest
+
+from envs.browser.page_text import Element, simplify_axtree
+
+TREE = """\
+RootWebArea 'Task', focused, url='file:///task.html'
+\t[9] generic
+\t\t[11] generic
+\t\t[12] generic
+\t\t\tStaticText 'Lorem'
+\t\t\t[13] generic
+\t\t\t\tStaticText 'don\\'t'
+\t\t\tStaticText ''
+\t\t[14] textbox '', value='a, b', focused, required
+\t\t\tgeneric
+\t\t[15] spinbutton 'Day', valuemin=1
+\t\t[15] spinbutton 'Month'
+\t\t[16] checkbox "it's", focused, checked='false'"""
+
+
+def test_layout_goes_and_content_stays():
+    assert [str(element) for element in simplify_axtree(TREE)] == [
+        "text 'Lorem'",
+        'text "don\'t" [13]',
+        "textbox [14], value='a, b'",
+        "spinbutton 'Day' [15]",
+        'checkbox "it\'s" [16]',
+    ]
+
+
+def test_a_line_that_is_none():
+    with pytest.raises(ValueError, match="expected a line of an accessibility tree"):
+        simplify_axtree("\t\t")
+
+
+REPEATED = """\
+RootWebArea 'Task'
+\t[9] radio 'qP', checked='false'
+\tStaticText 'qP'
+\t[10] textbox '', value='W '
+\t\tgeneric
+\t\t\tStaticText 'W'
+\t[11] spinbutton 'Day', value=0
+\tStaticText '0'
+\t[12] option 'A', selected=True
+\t[13] option 'B', selected=False
+\t[14] checkbox 'C', checked='true', disabled=True
+\tStaticText 'qP'
+\t[15] generic
+\t\tStaticText 'C'"""
+
+
+def test_a_text_that_repeats_its_control_goes_and_so_does_a_state_that_is_false():
+    assert [str(element) for element in simplify_axtree(REPEATED)] == [
+        "radio 'qP' [9]",
+        "textbox [10], value='W '",
+        "spinbutton 'Day' [11], value=0",
+        "option 'A' [12], selected",
+        "option 'B' [13]",
+        "checkbox 'C' [14], checked, disabled",
+        "text 'qP'",  # not its own
+        "text 'C' [15]",  # has an id, so it can be clicked
+    ]
+
+
+def test_element_without_id():
+    assert str(Element("", "text", "a\nb")) == "text 'a\\nb'"
