@@ -1,15 +1,13 @@
-"""What every program is put together from: the policy, its sampler and the environment."""
+"""What a program opens and closes: the policy, its generator, the environment, the signals."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from rich.console import Console
-
+from envs.base import Env
 from envs.pool import EnvPool
 from grpo.config import Config
 from grpo.distributed import World
@@ -17,85 +15,85 @@ from grpo.generators.base import Generator
 from grpo.generators.factory import open_generator
 from grpo.model.loading import load_policy
 from grpo.model.policy import Policy
-from grpo.reporting.progress import Bars
-from grpo.rollouts.rollout import Act, model_agent
-from grpo.shutdown import GracefulShutdown
+from grpo.rollouts.agents import Agent, model_agent
+from grpo.shutdown import Shutdown
 
-OpenPool = Callable[[Config, int], AbstractAsyncContextManager[EnvPool]]
-"""`(config, rank)` -> a pool of the environment's sessions, e.g. `envs.browser.pool.browser_pool`."""
+EnvSource = EnvPool | Callable[[], Env | Awaitable[Env]]
+"""A pool of environments, or what makes one environment, such as its class."""
 
 
 class Runtime(NamedTuple):
-    """The parts of a program.
+    """What a program runs on.
 
     Attributes:
-        ways: the policy's ways to answer, sampled and greedy.
+        config: of the program.
+        world: the processes that work together.
+        policy: the model.
+        executor: one thread, which does all of torch's work.
+        shutdown: the signals that have arrived.
+        generator: samples from the policy.
+        pool: the environment's sessions.
+        decodings: the policy as an agent by its way of decoding, "sampled" and "greedy".
         max_prompt_tokens: longer prompts lose lines of their page.
     """
 
     config: Config
     world: World
-    console: Console
-    bars: Bars
     policy: Policy
     executor: Executor
-    stop: GracefulShutdown
+    shutdown: Shutdown
     generator: Generator
     pool: EnvPool
-    ways: dict[str, Act]
+    decodings: dict[str, Agent]
     max_prompt_tokens: int
 
 
 @asynccontextmanager
 async def open_runtime(
-    config: Config, open_pool: OpenPool, world: World | None = None
+    config: Config, env: EnvSource, world: World | None = None
 ) -> AsyncIterator[Runtime]:
-    """Load, start and connect what a configuration names; the block's end closes it.
+    """Load, start and connect what a configuration names; close it at the end of the block.
 
     Args:
         config: of the program.
-        open_pool: the environment.
+        env: the environment; a pool is closed with the rest.
         world: the processes that work together; None for this one alone.
 
     Raises:
-        ConfigError: what is asked for cannot be done.
-        GeneratorError: the sampler does not start.
+        ConfigError: the configuration asks for something that cannot be done.
+        GeneratorError: the generator does not start.
         Stopped: a signal ended the block.
     """
     world = world or World.single()
-    width = None if sys.stdout.isatty() else 120  # of a log: tables are not folded to 80
-    console = Console(highlight=False, quiet=not world.is_main, width=width)
-    console.print(f"[bold]{', '.join(config.tasks)}[/]  loading the model")
     policy = load_policy(config)
-    # One thread for all of torch's work: the event loop stays free for the browsers.
+    # One thread for all of torch's work leaves the event loop to the environments.
     executor = ThreadPoolExecutor(1, thread_name_prefix="torch")
+    pool = env if isinstance(env, EnvPool) else EnvPool(env, config.env_sessions)
     async with (
-        GracefulShutdown() as stop,
+        Shutdown() as shutdown,
         open_generator(config, policy, executor, world) as generator,
-        open_pool(config, world.rank) as pool,
+        pool,
     ):
         room = policy.max_length - config.max_new_tokens
-        limit = min(room, config.max_prompt_tokens or room)
-        ways = {
-            way: model_agent(
+        max_prompt_tokens = min(room, config.max_prompt_tokens or room)
+        decodings = {
+            name: model_agent(
                 generator,
                 policy.tokenizer,
                 temperature=temperature,
-                max_prompt_tokens=limit,
+                max_prompt_tokens=max_prompt_tokens,
             )
-            for way, temperature in (("sampled", config.temperature), ("greedy", 0.0))
+            for name, temperature in (("sampled", config.temperature), ("greedy", 0.0))
         }
         yield Runtime(
             config,
             world,
-            console,
-            Bars(console),
             policy,
             executor,
-            stop,
+            shutdown,
             generator,
             pool,
-            ways,
-            limit,
+            decodings,
+            max_prompt_tokens,
         )
     executor.shutdown()

@@ -1,62 +1,87 @@
-"""Ctrl-C and SIGTERM: the first asks for an orderly end, the second ends at once."""
+"""Ctrl-C and SIGTERM: the first finishes the running step, the second ends the program at once."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME_S = 1.0
-"""Signals this close are one: on Ctrl-C the terminal sends one to everybody, then torchrun does."""
+"""Signals this close count as one: on Ctrl-C the terminal signals every process, then torchrun."""
 
 
 class Stopped(Exception):
-    """The program was told to end, and has closed what it held open."""
+    """A signal ended the program, which has closed everything it held."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(f"stopped by {number.name}")
         self.exit_code = 128 + number
-        """What a shell expects of a program that a signal ended."""
+        """The exit code that a shell expects of a program that a signal ended."""
 
 
-class GracefulShutdown:
+class Shutdown:
     """A block in which the signals that end a program are handled by the task that runs it.
 
+    A signal cancels the task, which closes on its way out what it holds, and the block raises
+    `Stopped`. Inside `deferred()` the first signal only sets `requested`: the work there ends by
+    itself. In a thread other than the main one no signal arrives; call `request` instead.
+
     Attributes:
-        ask: called at the first signal; True says that the work will end by itself, soon. If it
-            will not, and at the second signal, the task is cancelled, once, and what it holds
-            open is closed on its way out; the block ends with `Stopped`.
         received: the signals so far.
     """
 
     def __init__(self) -> None:
-        self.ask: Callable[[], bool] = lambda: False
         self.received: list[signal.Signals] = []
         self._last = -SAME_S
-        self._cancelled = False
+        self._deferred = self._cancelled = False
 
-    async def __aenter__(self) -> GracefulShutdown:
+    @property
+    def requested(self) -> bool:
+        """True from the first signal on."""
+        return bool(self.received)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let the first signal set `requested` instead of cancelling the task."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def raise_if_requested(self) -> None:
+        """Raise `Stopped` if a signal has arrived."""
+        if self.received:
+            raise Stopped(self.received[0])
+
+    async def __aenter__(self) -> Shutdown:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        for number in SIGNALS:
-            self._loop.add_signal_handler(number, self._handle, number)
+        self._handles_signals = threading.current_thread() is threading.main_thread()
+        if self._handles_signals:
+            for number in SIGNALS:
+                self._loop.add_signal_handler(number, self.request, number)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for number in SIGNALS:
-            self._loop.remove_signal_handler(number)
+        if self._handles_signals:
+            for number in SIGNALS:
+                self._loop.remove_signal_handler(number)
         if self._cancelled and self._task is not None and kind is asyncio.CancelledError:
             self._task.uncancel()
             raise Stopped(self.received[0]) from None
 
-    def _handle(self, number: signal.Signals) -> None:
+    def request(self, number: signal.Signals = signal.SIGINT) -> None:
+        """Act on a signal; called in the block's event loop."""
         now = time.monotonic()
         if now - self._last < SAME_S:
             return
         self._last = now
-        self.received.append(number)
-        waits = len(self.received) == 1 and self.ask()
+        self.received.append(signal.Signals(number))
+        waits = len(self.received) == 1 and self._deferred
         if not waits and not self._cancelled and self._task is not None:
             self._cancelled = True
             self._task.cancel()

@@ -1,28 +1,29 @@
 """The nouns of the library, from what was sampled to what is trained on.
 
-Completion (one sampled answer) -> Turn (the answer in its episode) -> Episode -> Group
-(the episodes of one task and seed) -> TokenBatch (rows of tokens, ready for the loss).
+A `Completion` is what the generator sampled. A `Turn` is a completion in its episode, an `Episode`
+one attempt at a task, a `Group` the episodes of one task and seed. A `TokenBatch` holds turns as
+rows of tokens, ready for the loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from envs.base import Task
+from envs.base import Observation, StepResult, Task
 
 
 @dataclass(frozen=True)
 class Completion:
-    """Exactly what the generator saw and sampled; ids are never decoded and encoded again.
+    """What the generator saw and sampled; ids are never decoded and encoded again.
 
     Attributes:
-        prompt_ids: the tokens that were read.
-        completion_ids: the tokens that were sampled, with the end token if it was.
+        prompt_ids: the tokens of the prompt.
+        completion_ids: the sampled tokens, with the end token if it was sampled.
         logprobs: log-probability of each sampled token under the sampling distribution
             (temperature included), in nats.
         policy_version: number of updates of the policy that sampled it.
@@ -40,14 +41,14 @@ class Completion:
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer of the policy in an episode: the unit of training.
+    """One completion in an episode: the unit of training.
 
     Attributes:
         completion: how it was sampled.
-        text: what it says.
-        valid_action: False if it was no action that could be done.
-        reward: of its step, the bonus for a valid action included.
-        state: names the page that it answers to (see `grpo.rollouts.rollout.page_state`).
+        text: the completion as text.
+        valid_action: False if the text is not an action that can be done.
+        reward: reward of this step, the bonus for a valid action included.
+        state: name of the page that was answered (see `grpo.rollouts.rollout.page_state`).
     """
 
     completion: Completion
@@ -57,17 +58,25 @@ class Turn:
     state: str = ""
 
 
+class StepRecord(NamedTuple):
+    """One page of an episode, and the result of answering it (None for the last page)."""
+
+    observation: Observation
+    result: StepResult | None = None
+
+
 @dataclass(frozen=True)
 class Episode:
     """One attempt at a task.
 
     Attributes:
         task: the task and the seed of its start.
-        turns: the answers, in order.
-        reward: the sum of the turns' rewards.
+        turns: the completions, in order.
+        reward: sum of the turns' rewards.
         success: True if a step solved the task.
-        stop_reason: "done" (the environment ended it) or "max_turns".
-        goal: the instruction in words, "" where the environment has none.
+        stop_reason: "done" if the environment ended the episode, else "max_turns".
+        goal: the instruction in words; "" where the environment has none.
+        records: the pages and their results, where `run_episode` was told to record them.
     """
 
     task: Task
@@ -76,6 +85,7 @@ class Episode:
     success: bool
     stop_reason: Literal["done", "max_turns"]
     goal: str = ""
+    records: tuple[StepRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,7 @@ class Group:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """N rows (one row is one turn: prompt, completion, padding) of up to T tokens.
+    """N rows of up to T tokens; a row is one turn: prompt, completion, padding.
 
     Column t of every tensor describes token t.
 
@@ -96,11 +106,11 @@ class TokenBatch:
         input_ids: [N, T] long; 0 where there is no token.
         token_mask: [N, T] bool; True where there is a token.
         completion_mask: [N, T] bool; True on sampled tokens.
-        sampling_logprobs: [N, T] float32; what the sampler reported, 0 elsewhere.
+        sampling_logprobs: [N, T] float32; as the generator reported them, 0 elsewhere.
         advantages: [N] float32; of the row's turn.
         token_weights: [N, T] float32; the loss is `(per_token_loss * token_weights).sum()`.
-        old_logprobs: [N, T]; of the policy before the update, None where it is the policy.
-        ref_logprobs: [N, T]; of the reference policy, None where it is not asked for.
+        old_logprobs: [N, T]; of the policy before the update; None where it is the current one.
+        ref_logprobs: [N, T]; of the reference policy; None where it is not needed.
     """
 
     input_ids: Tensor
@@ -116,20 +126,20 @@ class TokenBatch:
         return self.input_ids.shape[0]
 
     def rows(self) -> list[list[int]]:
-        """The N rows' token ids without padding."""
+        """Return the N rows' token ids without padding."""
         lengths = self.token_mask.sum(1).tolist()
         ids = self.input_ids.tolist()
         return [row[:length] for row, length in zip(ids, lengths, strict=True)]
 
     def select(self, rows: Sequence[int] | Tensor) -> TokenBatch:
-        """The batch of these rows alone, weights unchanged."""
+        """Return the batch of these rows alone, token weights unchanged."""
         index = torch.as_tensor(rows, dtype=torch.long)
-        return self._each(lambda tensor: tensor[index])
+        return self._map(lambda tensor: tensor[index])
 
     def to(self, device: torch.device) -> TokenBatch:
-        """The same batch with its tensors on a device."""
-        return self._each(lambda tensor: tensor.to(device))
+        """Return the batch with its tensors on a device."""
+        return self._map(lambda tensor: tensor.to(device))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> TokenBatch:
+    def _map(self, change: Callable[[Tensor], Tensor]) -> TokenBatch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: change(v) for k, v in tensors.items() if v is not None})

@@ -1,4 +1,4 @@
-"""Where completions come from: `base` is the contract, `local` the embedded default."""
+"""The generator that a configuration names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from grpo.config import Config, ConfigError
 from grpo.distributed import World
 from grpo.generators.base import Generator
-from grpo.model.lora_policy import LoRAPolicy
 from grpo.model.policy import Policy
 
 
@@ -18,20 +17,21 @@ from grpo.model.policy import Policy
 async def open_generator(
     config: Config, policy: Policy, executor: Executor, world: World | None = None
 ) -> AsyncIterator[Generator]:
-    """Open the generator that a configuration names; the block's end closes it.
+    """Open the generator that a configuration names; close it at the end of the block.
 
-    One that holds the policy in a place of its own has passed `check_sync` before it is
-    handed out. A policy that is loaded from a checkpoint after that wants a `sync`.
+    A generator with its own copy of the policy has passed `check_sync` before the block begins.
+    If the policy is loaded from a checkpoint after that, call `sync`.
 
     Args:
         config: of the run.
         policy: what is sampled from.
         executor: one thread, which does all of torch's work.
-        world: the processes that train together, which divide vLLM's servers among them.
+        world: the processes that train together; they divide vLLM's servers among them.
 
     Raises:
-        ConfigError: what is asked for cannot be done, or a package is missing.
-        GeneratorError: the generator does not start, or samples from something else.
+        ConfigError: the configuration asks for something that cannot be done, or a package is
+            missing.
+        GeneratorError: the generator does not start, or samples from another policy.
     """
     if config.backend == "local":
         from grpo.generators.local import LocalGenerator
@@ -75,12 +75,12 @@ async def _open_vllm(config: Config, policy: Policy, world: World) -> Generator:
         )
     from grpo.generators.vllm.servers import VLLMServers
 
-    if not isinstance(policy, LoRAPolicy):
+    if policy.adapter() is None:
         raise ConfigError(
             "backend=vllm-server needs train=lora: servers know a version of the policy by its "
-            "adapter; with train=full sample with local or vllm"
+            "adapter; with train=full use backend local or vllm"
         )
-    urls = config.vllm_urls[world.rank :: world.world_size]  # each is given the policy by one rank
+    urls = config.vllm_url[world.rank :: world.world_size]  # one rank gives a server its policy
     if not urls:
         raise ConfigError(
             f"vllm_url must name at least one server a rank: {world.world_size} world, got "

@@ -1,4 +1,4 @@
-"""The two roads to the last hidden states, and the choice between them at load time."""
+"""Two forward passes to the last hidden states, and the choice between them at load time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo.tree.layers import prepare, tree_forward
 from grpo.tree.layout import LayerCache, Layout, cut_chunks
@@ -77,9 +76,9 @@ class TreeLayout(Layout):
 class SharedPrefix:
     """The tokens that begin every row, computed once for all micro-batches of a step.
 
-    A micro-batch reads detached copies of what the prefix left in each layer, and its
-    backward adds to their gradients; `backward` then carries the sum through the prefix. The
-    gradient is that of one forward over all rows: every distinct token is computed once,
+    A micro-batch reads detached copies of what each layer computed at the prefix, and its
+    backward pass adds to their gradients; `backward` then propagates the sum through the prefix.
+    The gradient is that of one forward pass over all rows: every distinct token is computed once,
     however small the micro-batches are.
 
     Attributes:
@@ -106,7 +105,7 @@ class SharedPrefix:
         self.cached = {layer: tuple(next(copies) for _ in own) for layer, own in cache.items()}
 
     def backward(self) -> None:
-        """Carry the gradient that the micro-batches left through the prefix; once."""
+        """Propagate the gradient that the micro-batches added up through the prefix; call it once."""
         read = [n for n, copy in enumerate(self._copies) if copy.grad is not None]
         gradients = [self._copies[n].grad for n in read]
         torch.autograd.backward([self._computed[n] for n in read], gradients)
@@ -115,13 +114,13 @@ class SharedPrefix:
 def tree_hidden(
     decoder: nn.Module, tree: TokenTree, conv_width: int, prefix: SharedPrefix | None = None
 ) -> Tensor:
-    """Last hidden states [M, D] of a tree's nodes, in one forward.
+    """Compute the last hidden states [M, D] of a tree's nodes in one forward pass.
 
     Args:
         decoder: the model without its output head, `prepare`d.
         tree: on the CPU.
         conv_width: what `prepare` returned.
-        prefix: begins every row of the tree.
+        prefix: the tokens that begin every row, if they are computed already.
     """
     device = next(decoder.parameters()).device
     if prefix is None:
@@ -139,7 +138,7 @@ def _forward(decoder: nn.Module, tree: TokenTree, layout: TreeLayout) -> Tensor:
 
 
 def padded_hidden(decoder: nn.Module, batch: TokenBatch) -> Tensor:
-    """Last hidden states [N, T, D] of padded rows."""
+    """Compute the last hidden states [N, T, D] of padded rows."""
     output = decoder(
         input_ids=batch.input_ids,
         attention_mask=batch.token_mask.long(),
@@ -150,14 +149,16 @@ def padded_hidden(decoder: nn.Module, batch: TokenBatch) -> Tensor:
 
 @contextmanager
 def recomputed_layers(decoder: Any) -> Iterator[None]:
-    """Within it each layer keeps its input alone, and is computed again in the backward pass.
+    """Within this context a layer keeps only its input, and is recomputed in the backward pass.
 
     Paper: Training deep nets with sublinear memory cost, arXiv 1604.06174.
     """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     layers = [m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer)]
     decoder.gradient_checkpointing_enable({"use_reentrant": False})
     for layer in layers:
-        layer.training = True  # `transformers` asks for it; what is inside stays in eval mode
+        layer.training = True  # `transformers` requires it; the modules inside stay in eval mode
     try:
         yield
     finally:
@@ -168,17 +169,17 @@ def recomputed_layers(decoder: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def choose_forward(model: Any, wanted: ForwardMode | Literal["auto"]) -> tuple[ForwardMode, int]:
-    """Hold the roads against the model's own logits on a probe, and choose.
+    """Compare the forward passes with the model's own logits on a few rows, and choose one.
 
     Args:
         model: a `transformers` causal language model; `prepare`d if the tree is chosen.
-        wanted: "auto" takes the tree where the model supports it, and warns where it does not.
+        wanted: "auto" chooses the tree where the model supports it, and warns where it does not.
 
     Returns:
-        The road, and the width of the model's convolutions (0 off the tree).
+        The forward pass, and the width of the model's convolutions (0 for padded rows).
 
     Raises:
-        ValueError: no road, or not the wanted one, gives the model's logits.
+        ValueError: no forward pass, or not the wanted one, gives the model's logits.
     """
     name = type(model).__name__
     decoder, head, device = model.get_decoder(), model.get_output_embeddings(), model.device
@@ -208,9 +209,9 @@ def choose_forward(model: Any, wanted: ForwardMode | Literal["auto"]) -> tuple[F
             return "tree", conv_width
         reason = "it does not give the model's own logits"
     except ValueError as unsupported:
-        reason = f"it does not support {unsupported}"
+        reason = f"the tree does not support {unsupported}"
     if wanted == "tree":
         raise ValueError(f"the token tree does not fit {name}: {reason}")
-    warnings.warn(f"the token tree does not fit {name}: {reason}; it computes every row whole "
-                  "(forward='padded')", stacklevel=4)  # fmt: skip
+    text = f"the token tree does not fit {name}: {reason}; every row is computed by itself"
+    warnings.warn(f"{text} (forward=padded)", stacklevel=4)
     return "padded", 0

@@ -8,57 +8,58 @@ from typing import Any
 
 import torch
 
-from grpo.config import Config, ConfigError
+from grpo.config import Config, ConfigError, is_hub_id
 from grpo.model.bundled import bundled_model_path
-from grpo.model.lora_policy import FullPolicy, LoRAPolicy
+from grpo.model.full_policy import FullPolicy
+from grpo.model.lora_policy import LoRAPolicy
 from grpo.model.policy import Policy
-from grpo.reporting.hub import find_adapter
 
 
 def load_policy(config: Config) -> Policy:
     """Load the model and tokenizer that a configuration names, ready to be trained.
 
     Raises:
-        ConfigError: the model is not there, has no chat template, or has no layer of the
-            names given for the adapter.
+        ConfigError: the model is not there, has no chat template, or has no layers of the names
+            given for the adapter.
     """
     dtype = getattr(torch, config.dtype)
-    model, tokenizer = load_model(config.model, device=choose_device(config), dtype=dtype)
+    model, tokenizer = load_model(config.model, device=choose_device(config.device), dtype=dtype)
     return make_policy(config, model, tokenizer)
 
 
 def make_policy(config: Config, model: Any, tokenizer: Any) -> Policy:
-    """Make what a configuration trains of a loaded model: an adapter, or every weight.
+    """Make a loaded model a policy: one with an adapter, or one that is trained as a whole.
 
     Raises:
-        ConfigError: the model has no layer of the names given for the adapter, or does not fit.
+        ConfigError: the model has no layers of the names given for the adapter, or does not fit.
     """
-    targets = config.lora_target_modules
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "forward": config.forward,
         "activation_checkpointing": config.activation_checkpointing,
     }
+    targets = list(config.lora_target_modules)
     try:
         if config.train == "full":
-            return FullPolicy(model, tokenizer, keep_reference=config.uses_reference, **how)
+            keep_reference = config.uses_reference
+            return FullPolicy(model, tokenizer, keep_reference=keep_reference, **options)
         return LoRAPolicy(
             model,
             tokenizer,
             lora_r=config.lora_r,
             lora_alpha=config.lora_alpha,
-            lora_target_modules=targets if targets == "all-linear" else targets.split(","),
+            lora_target_modules="all-linear" if targets == ["all-linear"] else targets,
             adapter=find_adapter(config.adapter) if config.adapter else None,
             seed=config.seed,
-            **how,
+            **options,
         )
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
 
 
-def choose_device(config: Config) -> str:
-    """The device a configuration names; for "auto" a GPU where there is one."""
-    if config.device != "auto":
-        return config.device
+def choose_device(device: str) -> str:
+    """Return the device that an option names; for "auto" a GPU where there is one."""
+    if device != "auto":
+        return device
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -67,17 +68,20 @@ def load_model(name: str, *, device: str, dtype: torch.dtype) -> tuple[Any, Any]
 
     Args:
         name: a Hugging Face id, a folder, a .gguf file; empty for the bundled model.
-        device: where it goes.
+        device: where the model goes.
         dtype: of its weights.
 
     Raises:
-        ConfigError: there is no such model, or it cannot be chatted with.
+        ConfigError: there is no such model, or it has no chat template.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # it would break the bars of the run
-    path = Path(name) if name else bundled_model_path()
+    try:
+        path = Path(name) if name else bundled_model_path()
+    except FileNotFoundError as error:
+        raise ConfigError(str(error)) from error
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(path)}
     if path.suffix == ".gguf" and path.is_file():
         source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
@@ -103,3 +107,27 @@ def load_model(name: str, *, device: str, dtype: torch.dtype) -> tuple[Any, Any]
     if dtype == torch.float16:
         warnings.warn("float16 has no headroom for gradients; bfloat16 is safer", stacklevel=2)
     return model.to(device), tokenizer
+
+
+def find_adapter(name: str) -> Path:
+    """Return the folder of an adapter: the one of that name, else the hub's, downloaded.
+
+    Raises:
+        ConfigError: there is no such folder, and the hub does not have it or cannot be reached.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    expected = "expected a folder with adapter_config.json, or a hub id such as 'user/name'"
+    if not is_hub_id(name):
+        raise ConfigError(f"no adapter at {name!r}: {expected}")
+    from huggingface_hub import constants, snapshot_download
+
+    files = ["adapter_config.json", "adapter_model.safetensors"]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=files))
+    except (OSError, ValueError) as error:
+        reason = f"{' '.join(str(error).split()).rstrip('.')} ({constants.ENDPOINT})"
+        raise ConfigError(f"no adapter at {name!r}: {expected}; got: {reason}") from error
+    if not (folder / files[0]).is_file():
+        raise ConfigError(f"no adapter at {name!r}: {expected}; got a repository without that file")
+    return folder

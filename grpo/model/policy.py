@@ -1,4 +1,4 @@
-"""What every policy is: a Hugging Face causal language model and its log-probabilities."""
+"""The interface of a policy: a causal language model, its log-probabilities, its files."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from grpo.types import TokenBatch
 
 
 class TokenLogprobs(NamedTuple):
-    """Per-token results, [N, T] each, 0 where no completion token stands."""
+    """Per-token results, [N, T] each; 0 where there is no completion token."""
 
     logprobs: Tensor
     entropy: Tensor
 
 
 class Policy(ABC):
-    """A language model that is trained; what of it is trained, the subclass says.
+    """A language model that is trained; a subclass decides which of its weights are.
 
     Attributes:
         model: the `transformers` model.
         tokenizer: its tokenizer, with a chat template.
         version: number of updates so far; generators drop their caches when it changes.
-        road: "tree" computes every distinct prefix once, "padded" one row at a time.
-        conv_width: taps of the model's short convolutions, 0 if it has none.
-        weights_dirname: name of the folder that `save` is given in a run or a checkpoint.
+        forward_mode: "tree" computes every distinct prefix once, "padded" every row by itself.
+        conv_width: width of the model's short convolutions, 0 if it has none.
+        weights_dirname: name of the folder in a run or checkpoint that holds what `save` writes.
     """
 
     weights_dirname: ClassVar[str]
@@ -53,18 +53,18 @@ class Policy(ABC):
         forward: ForwardMode | Literal["auto"] = "auto",
         activation_checkpointing: bool = False,
     ) -> None:
-        """Choose the road; a subclass has put its adapter on before.
+        """Choose the forward pass; a subclass has added its adapter before.
 
         Args:
             model: a `transformers` causal language model.
             tokenizer: its tokenizer.
-            forward: how the update computes log-probabilities; "auto" takes the tree where the
-                model supports it, and says so where it does not.
+            forward: how log-probabilities are computed; "auto" is the tree where the model
+                supports it, and warns where it does not.
             activation_checkpointing: keep only the layers' inputs for the backward pass and
-                compute the rest again: a third more time, a fraction of the memory.
+                recompute the rest: a third more time, a fraction of the memory.
 
         Raises:
-            ValueError: the model does not fit the road.
+            ValueError: the model does not support the forward pass.
         """
         self.model = model.eval()  # no dropout: the sampled distribution is the trained one
         self.tokenizer = tokenizer
@@ -74,19 +74,19 @@ class Policy(ABC):
 
     @abstractmethod
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield what is trained, float32 or wider, under the model's names."""
+        """Yield the trained weights, float32 or wider, under the model's names."""
 
     def parameters(self) -> list[nn.Parameter]:
-        """List what is trained: what the optimizer is given."""
+        """List the trained weights, for the optimizer."""
         return [parameter for _, parameter in self.named_parameters()]
 
     @abstractmethod
     def copy_masters_to_model(self) -> None:
-        """Let the model compute with the parameters as they are now, after a change of them."""
+        """Let the model compute with the parameters' new values; called after every change."""
 
     @abstractmethod
     def reference(self) -> AbstractContextManager[None]:
-        """Within it the policy is the reference policy: the model as it was loaded."""
+        """Within this context the policy is the reference policy: the model as it was loaded."""
 
     @abstractmethod
     def adapter(self) -> dict[str, Tensor] | None:
@@ -94,11 +94,11 @@ class Policy(ABC):
 
     @abstractmethod
     def merged(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the model's tensors as they are now, under its own names, in its dtypes."""
+        """Yield the model's current tensors, any adapter merged in, in its names and dtypes."""
 
     @abstractmethod
     def save(self, folder: str | Path) -> None:
-        """Write what is trained, in a format that others read too.
+        """Write the trained weights, in a format that other libraries read.
 
         Raises:
             OSError: it could not be written.
@@ -106,10 +106,10 @@ class Policy(ABC):
 
     @abstractmethod
     def load(self, folder: str | Path) -> None:
-        """Read what `save` wrote, bit by bit.
+        """Restore exactly what `save` wrote.
 
         Raises:
-            ValueError: it does not fit this policy.
+            ValueError: the files do not fit this policy.
         """
 
     @property
@@ -119,7 +119,7 @@ class Policy(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """The model's device."""
         return self.model.device
 
     @property
@@ -134,22 +134,22 @@ class Policy(ABC):
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end an answer."""
+        """Tokens that end a completion."""
         configured = self.model.generation_config.eos_token_id
         ids = configured if isinstance(configured, list) else [configured]
         return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
 
     @property
     def max_length(self) -> int:
-        """Tokens of prompt and completion together that the model was made for."""
+        """The longest prompt and completion together, in tokens, that the model supports."""
         return int(self.model.config.max_position_embeddings)
 
     def shared_prefix(self, batches: Sequence[TokenBatch]) -> SharedPrefix | None:
-        """Compute what begins every row of the micro-batches, once for all of them.
+        """Compute the tokens that begin every row of the micro-batches, once for all of them.
 
         Returns:
-            What `logprobs` takes for each of them; call its `backward` after theirs. None on
-            the padded road, for a single micro-batch, and where the rows share nothing.
+            The prefix that `logprobs` takes for each micro-batch; call its `backward` after
+            theirs. None for padded rows, for a single micro-batch, and where rows share nothing.
         """
         if self.forward_mode == "padded" or len(batches) < 2:
             return None
@@ -162,15 +162,15 @@ class Policy(ABC):
     def logprobs(
         self, batch: TokenBatch, *, temperature: float = 1.0, prefix: SharedPrefix | None = None
     ) -> TokenLogprobs:
-        """Log-probability of every completion token, and the entropy it was drawn with.
+        """Compute the log-probability of every completion token, and the entropy at each.
 
-        Both roads give the same values and gradients: the tree holds each distinct prefix
-        once, padded rows are the tree that shares nothing.
+        Both forward passes give the same values and gradients: the tree holds each distinct
+        prefix once, padded rows are the tree that shares nothing.
 
         Args:
             batch: N rows of up to T tokens.
             temperature: of the sampling distribution.
-            prefix: of this batch and others, as `prefix` gave it.
+            prefix: what `shared_prefix` returned for this batch and others.
 
         Returns:
             logprobs and entropy, [N, T] each, in nats.
@@ -188,8 +188,8 @@ class Policy(ABC):
                 hidden = padded_hidden(self.decoder, batch).flatten(0, 1)
             nodes = torch.arange(hidden.shape[0], device=self.device).view(mask.shape)
             parents, tokens = nodes.flatten() - 1, batch.input_ids.flatten()
-        # Of the completion tokens the distinct ones, and of their prefixes likewise. A tree is
-        # as wide as its longest row, a micro-batch as the batch that it was cut from.
+        # The distinct completion tokens, and the distinct prefixes that they continue. A tree is
+        # as wide as its longest row, a micro-batch as wide as the batch that it was cut from.
         wanted, where = torch.unique(nodes[mask[:, : nodes.shape[1]]], return_inverse=True)
         prefixes, position = torch.unique(parents[wanted], return_inverse=True)
         order = torch.argsort(position)
@@ -208,6 +208,6 @@ class Policy(ABC):
         )
 
     def _layers(self) -> AbstractContextManager[None]:
-        """How a forward treats its activations."""
+        """Return the context of a forward pass: with or without recomputed activations."""
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         return recomputed_layers(self.decoder) if recompute else nullcontext()

@@ -1,4 +1,4 @@
-"""Success rates on held-out seeds, with the baselines that give them a meaning."""
+"""Success rates on held-out seeds, with their intervals."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import NamedTuple
 
-import numpy as np
-
-from envs.base import EnvError, Observation, Task
-from grpo.rollouts.rollout import Act, Rollouts, gather
-from grpo.types import Completion, Episode
+from envs.base import EnvError, Task
+from grpo.rollouts.rollout import OnEpisode, Rollouts, gather, ignore_episode
 
 
 class Outcome(NamedTuple):
-    """What an evaluation keeps of an episode: its task, whether it succeeded, its answers."""
+    """What an evaluation keeps of an episode."""
 
     task: Task
     success: bool
-    steps: int
+    turns: int
 
 
 @dataclass(frozen=True)
@@ -27,12 +24,12 @@ class Success:
     """A success rate with its 95 % interval.
 
     Attributes:
-        success: successes over n, the rate.
+        success: the rate, solved / n.
         low: lower end of the Wilson interval.
         high: upper end.
-        n: episodes that were played to an end; dropped ones do not count.
-        solved: of these, how many succeeded.
-        steps: mean number of answers an episode.
+        n: number of episodes that were played to an end; dropped ones do not count.
+        solved: how many of these succeeded.
+        turns: mean number of completions per episode.
     """
 
     success: float
@@ -40,19 +37,19 @@ class Success:
     high: float
     n: int
     solved: int
-    steps: float
+    turns: float
 
     @classmethod
     def of(cls, outcomes: Iterable[Outcome]) -> Success:
-        """The rate over episodes, perhaps of several tasks or ranks."""
+        """Compute the rate over episodes, perhaps of several tasks or ranks."""
         outcomes = list(outcomes)
         n, solved = len(outcomes), sum(outcome.success for outcome in outcomes)
-        steps = sum(outcome.steps for outcome in outcomes) / n if n else 0.0
-        return cls(solved / n if n else 0.0, *wilson_interval(solved, n), n, solved, steps)
+        turns = sum(outcome.turns for outcome in outcomes) / n if n else 0.0
+        return cls(solved / n if n else 0.0, *wilson_interval(solved, n), n, solved, turns)
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927).
+    """Compute Wilson's score interval of a proportion (Wilson 1927).
 
     (p + z²/2n ± z sqrt(p (1 - p) / n + z²/4n²)) / (1 + z²/n), with p = successes / n. Unlike
     p ± z sqrt(p (1 - p) / n) it is not empty at p = 1.
@@ -75,45 +72,36 @@ def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float,
     return low, high
 
 
-async def random_agent(observation: Observation, seed: int) -> tuple[str, Completion]:
-    """Choose any action the page allows, each as likely as the others."""
-    random = np.random.default_rng(seed)
-    text = str(random.choice(observation.actions)) if observation.actions else "noop()"
-    return text, Completion((), (), (), policy_version=-1, finish_reason="stop")
-
-
-def blind(act: Act) -> Act:
-    """The same policy with every page hidden: what it knows without reading."""
-
-    async def guess(observation: Observation, seed: int) -> tuple[str, Completion]:
-        return await act(observation.hide(), seed)
-
-    return guess
-
-
 async def evaluate(
-    ways: Mapping[str, Rollouts], tasks: Sequence[Task], *, seed: int = 0
+    decodings: Mapping[str, Rollouts],
+    tasks: Sequence[Task],
+    *,
+    seed: int = 0,
+    on_episode: OnEpisode = ignore_episode,
 ) -> dict[str, list[Outcome]]:
-    """Play one episode a task and way, the ways side by side: they read the same pages.
+    """Play one episode per task and decoding, all side by side: they read the same pages.
 
     Args:
-        ways: how episodes are played, the policy included; they may share a pool.
-        tasks: held-out ones.
-        seed: fixes what is sampled.
+        decodings: rollouts by their name, e.g. "sampled" and "greedy"; they may share a pool.
+        tasks: held-out tasks.
+        seed: determines what is sampled.
+        on_episode: called after each episode.
 
     Returns:
-        Of each way the outcomes; without the episodes that the machinery lost.
+        The outcomes by decoding, without the episodes that the infrastructure lost.
 
     Raises:
-        EnvError: not one episode of a way could be played.
+        EnvError: not one episode of a decoding could be played.
     """
-    episodes: list[Episode | None] = await gather(
-        rollouts.episode(task, [seed, task.seed]) for task in tasks for rollouts in ways.values()
+    episodes = await gather(
+        rollouts.episode(task, [seed, task.seed], on_episode=on_episode)
+        for task in tasks
+        for rollouts in decodings.values()
     )
     outcomes: dict[str, list[Outcome]] = {}
-    for i, (way, rollouts) in enumerate(ways.items()):
-        played = [episode for episode in episodes[i :: len(ways)] if episode is not None]
+    for i, (decoding, rollouts) in enumerate(decodings.items()):
+        played = [episode for episode in episodes[i :: len(decodings)] if episode is not None]
         if tasks and not played:
             raise EnvError(f"no episode could be played; the last error: {rollouts.last_error}")
-        outcomes[way] = [Outcome(e.task, e.success, len(e.turns)) for e in played]
+        outcomes[decoding] = [Outcome(e.task, e.success, len(e.turns)) for e in played]
     return outcomes

@@ -1,58 +1,61 @@
-"""Which tasks and seeds the next step plays."""
+"""The task sampler: it draws the tasks and seeds of each step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from envs.base import Task
+from grpo.config import TaskSampling
 from grpo.types import Group
 
 HELD_OUT = 1_000_000
-"""Training seeds are below this number, evaluation's seeds are not: they never meet."""
+"""Training seeds are below this number, and evaluation seeds are not."""
 
 REPLAYED = 0.5
+"""Share of the draws that "learnability" takes from seeds that were solved sometimes."""
+
 REMEMBERED = 1024
+"""How many such seeds are kept."""
 
 RECENT = 10
-"""Groups over which a task's success is averaged."""
+"""Groups over which a task's success rate is averaged."""
 
 MASTERED = 0.8
-"""Success at which a curriculum goes on to the next task."""
-
-SamplerKind = Literal["uniform", "learnability", "curriculum"]
+"""Success rate at which a curriculum adds the next task."""
 
 
 class TaskSampler:
-    """Draws the groups' tasks, each draw a function of the seed, the step and what was seen.
+    """Draws the groups' tasks, each draw a function of the seed, the step and past success.
 
-    "uniform" takes every task and seed alike. "learnability" weighs tasks by p (1 - p), where p is
-    the success of a task's latest groups: the variance of the reward, and so the size of the
-    signal (learnability, arXiv 2502.12272); and it replaces half of the draws by seeds that were
-    solved sometimes, by the same weight. "curriculum" takes the tasks in the order given: half of
-    the draws are the first task that is not mastered yet, the others go to all before it, too.
+    "uniform" draws every task and seed with equal probability. "learnability" weights tasks by
+    p (1 - p), where p is the success rate of a task's latest groups: the variance of the reward,
+    and so the size of the signal (arXiv 2502.12272). It also replaces half of the draws by seeds
+    that were solved sometimes, with the same weights. "curriculum" takes the tasks in the order
+    given: half of the draws are the first task that is not mastered yet, the others are spread
+    over it and all tasks before it.
 
     Args:
         names: tasks to draw from.
         kind: one of these.
-        seed: of the draws.
+        seed: random seed of the draws.
     """
 
-    def __init__(self, names: Sequence[str], kind: SamplerKind = "uniform", seed: int = 0) -> None:
-        if kind not in get_args(SamplerKind):
-            raise ValueError(f"kind must be one of {get_args(SamplerKind)}, got {kind!r}")
+    def __init__(self, names: Sequence[str], kind: TaskSampling = "uniform", seed: int = 0) -> None:
+        if kind not in get_args(TaskSampling):
+            raise ValueError(f"kind must be one of {get_args(TaskSampling)}, got {kind!r}")
         self.names, self.kind, self.seed = list(names), kind, seed
         self._success: dict[Task, float] = {}  # the learnability ones, in the order of their play
-        self._rates = dict.fromkeys(self.names, (0.0, 0))  # success, groups seen
+        self._rates = dict.fromkeys(self.names, (0.0, 0))  # success rate, groups seen
 
     def draw(self, step: int, count: int, attempt: int = 0) -> list[Task]:
-        """The tasks of a step, one a group.
+        """Draw the tasks of a step, one per group.
 
         Args:
             step: number of the step.
-            count: how many groups, of all ranks.
+            count: number of groups, of all ranks.
             attempt: 1, 2, ... for further draws of the same step.
 
         Returns:
@@ -73,7 +76,7 @@ class TaskSampler:
         return tasks
 
     def observe(self, groups: Iterable[Group]) -> None:
-        """Take note of how the groups of a step went."""
+        """Update the success rates by the groups of a step."""
         for group in groups:
             p = sum(episode.success for episode in group.episodes) / len(group.episodes)
             rate, seen = self._rates.get(group.task.name, (0.0, 0))
@@ -86,21 +89,21 @@ class TaskSampler:
             del self._success[task]
 
     def state(self) -> dict[str, Any]:
-        """What `load_state` takes."""
+        """Return the success rates and the seeds solved sometimes."""
         seeds = [[task.name, task.seed, p] for task, p in self._success.items()]
         return {"seeds": seeds, "rates": self._rates}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Restore what `state` returned."""
         self._success = {Task(name, seed): p for name, seed, p in state["seeds"]}
         self._rates = dict(state["rates"])
 
     def _weights(self) -> np.ndarray:
-        """How likely each task is drawn, in the order of the names."""
+        """Return the probability of each task, in the order of the names."""
         rates = [self._rates[name] for name in self.names]
         weights = np.ones(len(rates))
         if self.kind == "learnability":
-            # None dies out: what is never or always solved keeps a fifth of the highest weight.
+            # Tasks that are never or always solved keep a fifth of the highest weight.
             weights = np.array([max(p * (1 - p), 0.05) if seen else 0.25 for p, seen in rates])
         elif self.kind == "curriculum":
             mastered = [seen == RECENT and p >= MASTERED for p, seen in rates]

@@ -1,4 +1,4 @@
-"""Every metric of a training step, defined once."""
+"""The metrics of a training step, each defined once."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from grpo.types import Group
 
 METRICS = {
     "reward": "mean reward of the step's episodes",
-    "completion_length": "mean number of sampled tokens of an answer, end token included",
+    "completion_length": "mean number of sampled tokens per completion, end token included",
     "entropy": "mean over sampled tokens of -log p: an unbiased estimate of the entropy, nats",
     "success": "share of episodes that solved their task",
-    "success/<task>": "the same of each task alone",
+    "success/<task>": "the same for each task",
     "reward_std": "mean over groups of the rewards' standard deviation (n - 1)",
     "frac_reward_zero_std": "share of groups whose episodes' rewards are all equal",
-    "invalid_action_rate": "share of answers that were no action the page allows",
-    "episode_length": "mean number of answers of an episode",
-    "truncated_rate": "share of answers cut off at max_new_tokens",
-    "page_cut_rate": "share of prompts that the page was cut for, to fit the model",
-    "shared_page_rate": "share of answers to a page that their group answers again: see credit",
-    "groups_replaced": "groups without an advantage that the update left out for others (DAPO)",
-    "loss": "the loss of the update",
-    "grad_norm": "norm of the adapter's gradient before clipping",
-    "learning_rate": "of the update",
+    "invalid_action_rate": "share of completions that were not an action the page allows",
+    "episode_length": "mean number of completions per episode",
+    "truncated_rate": "share of completions cut off at max_new_tokens",
+    "page_cut_rate": "share of prompts whose page was cut to fit the model",
+    "shared_page_rate": "share of turns on a page that their group met more than once: see credit",
+    "groups_replaced": "groups without an advantage that the update replaced by others (DAPO)",
+    "loss": "loss of the update, mean over its passes",
+    "grad_norm": "norm of the trained weights' gradient before clipping, mean over the passes",
+    "learning_rate": "learning rate of the update",
     "kl": "k3 estimate of KL(policy || reference), mean over sampled tokens, nats",
     "update/entropy": "exact entropy of the distributions that the update's tokens came from, nats",
     "approx_kl": "k3 estimate of KL(old policy || policy), mean over sampled tokens, nats",
     "ratio": "mean of policy / old policy over sampled tokens",
     "clip_ratio/low": "share of sampled tokens clipped at 1 - epsilon_low",
     "clip_ratio/high": "share of sampled tokens clipped at 1 + epsilon_high",
-    "sampling/logp_difference": "mean |log p(trainer) - log p(sampler)| over sampled tokens",
-    "sampling/is_ratio": "mean of p(trainer) / p(sampler), or of its product over the answer",
+    "sampling/logp_difference": "mean |log p(trainer) - log p(generator)| over sampled tokens, "
+    "before the update's own steps, nats",
+    "sampling/is_ratio": "mean of p(trainer) / p(generator), or of its product per completion",
     "sampling/is_bounded": "share of sampled tokens whose weight was capped or masked",
     "sampling/staleness": "mean number of updates that the sampling policy lagged behind",
     "env/failures": "env calls that failed (browser, server, network), so far",
@@ -44,21 +45,21 @@ METRICS = {
     "tokens/distinct": "distinct prefixes among them: what the tree computes",
     "update/skipped": "1 if the update was left out (no signal, or a gradient not finite)",
     "seconds/rollout": "wall time of the step's rollouts",
-    "seconds/generate": "of that, the sampler was busy",
-    "seconds/env": "of that, nothing was sampled: the browsers alone were waited for",
-    "update/memory_halvings": "times that micro-batches were halved for want of memory, so far",
+    "seconds/generate": "part of it during which the generator was busy",
+    "seconds/env": "part of it during which only environments were waited for",
+    "update/memory_halvings": "times that micro-batches were halved for lack of memory, so far",
     "checkpoint/failures": "checkpoints that could not be written, so far",
     "seconds/update": "wall time of the update",
-    "seconds/sync": "wall time of giving the sampler the new policy",
+    "seconds/sync": "wall time of giving the generator the new policy",
 }
 
 
 def rollout_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
-    """What can be read off a step's episodes (see `METRICS`).
+    """Compute the metrics of a step's episodes (see `METRICS`).
 
     Args:
-        groups: the step's, all that were played.
-        version: of the policy that the update starts from.
+        groups: all groups that the step played.
+        version: version of the policy that the update starts from.
     """
     episodes = [episode for group in groups for episode in group.episodes]
     turns = [turn for episode in episodes for turn in episode.turns]

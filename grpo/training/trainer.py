@@ -8,18 +8,21 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
 from envs.base import EnvError
-from grpo.algorithm.batch import has_learning_signal, make_batch
+from grpo.algorithm.batch import has_learning_signal, make_batch, reward_tensors
+from grpo.algorithm.credit import CreditRule, turn_advantages
 from grpo.config import Config, ConfigError
 from grpo.distributed import World
 from grpo.generators.base import Generator, GeneratorError
 from grpo.model.policy import Policy
-from grpo.rollouts.rollout import Rollouts
+from grpo.rollouts.rollout import OnEpisode, Rollouts, ignore_episode
 from grpo.rollouts.task_sampler import TaskSampler
+from grpo.shutdown import Shutdown
 from grpo.training.checkpoint import load_checkpoint, save_checkpoint
 from grpo.training.metrics import rollout_metrics
 from grpo.training.updater import TrainingError, Updater
@@ -27,17 +30,32 @@ from grpo.tree.token_tree import count_distinct
 from grpo.types import Group
 
 _log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+class TrainingStep(NamedTuple):
+    """What one training step did.
+
+    Attributes:
+        step: its number, from 1.
+        metrics: see `grpo.training.metrics`.
+        groups: this rank's groups.
+        advantages: [E, K] of their E episodes' turns, as the update used them.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    groups: list[Group]
+    advantages: Tensor
 
 
 class Trainer:
-    """Trains a policy on groups of episodes, one group a task and seed.
+    """Trains a policy on groups of episodes; a group is one task and seed.
 
     Attributes:
         step: training steps done.
-        episodes: episodes they were made of, of all ranks.
-        groups: this rank's of the newest step.
+        episodes: episodes that they were made of, of all ranks.
         seconds: wall time by phase, summed over the steps.
-        running: True while `train` is at work.
     """
 
     def __init__(
@@ -48,8 +66,9 @@ class Trainer:
         rollouts: Rollouts,
         executor: Executor,
         world: World | None = None,
+        shutdown: Shutdown | None = None,
     ) -> None:
-        """Set up the optimizer, and the state of the newest checkpoint if asked for.
+        """Set up the optimizer, and restore the newest checkpoint if the configuration says so.
 
         Args:
             config: of the run.
@@ -58,14 +77,15 @@ class Trainer:
             rollouts: plays the episodes.
             executor: one thread, which does all of torch's work.
             world: the processes that train together; None for this one alone.
+            shutdown: when to stop after the running step; None for never.
         """
         self.config, self.policy, self.generator = config, policy, generator
-        self.rollouts, self.executor, self.world = rollouts, executor, world or World.single()
+        self.rollouts, self.executor = rollouts, executor
+        self.world, self.shutdown = world or World.single(), shutdown or Shutdown()
         self.updater = Updater(config, policy, self.world)
-        self.sampler = TaskSampler(config.tasks, config.task_sampler, config.seed)
+        self.task_sampler = TaskSampler(config.task, config.task_sampler, config.seed)
+        self.credit = CreditRule(config.credit, config.discount, config.step_weight)
         self.step = self.episodes = self.failed_saves = 0
-        self.groups: list[Group] = []
-        self.running = self._stopping = False
         self.seconds = {"rollout": 0.0, "generate": 0.0, "env": 0.0, "update": 0.0, "sync": 0.0}
         if config.resume and (state := load_checkpoint(config, policy)):
             self.load_state(state)
@@ -73,105 +93,121 @@ class Trainer:
         if len(set(self.world.all_gather(start))) > 1:
             raise ConfigError("the ranks start from different adapters or checkpoints")
 
-    async def train(self) -> AsyncIterator[dict[str, float]]:
+    async def train(self, on_episode: OnEpisode = ignore_episode) -> AsyncIterator[TrainingStep]:
         """Roll out, compare within groups, update; until the steps or the minutes are over.
 
+        Args:
+            on_episode: called after each episode.
+
         Yields:
-            The metrics of each step (see `grpo.training.metrics`).
+            Each step. What was learned is saved before any of the errors is raised.
 
         Raises:
-            EnvError: the browsers are gone for good. What was learned is saved, here and below.
-            GeneratorError: the sampler is.
+            EnvError: the environment failed for good.
+            GeneratorError: the generator failed for good.
             TrainingError: the updates are not finite.
         """
-        config, started, self.running = self.config, time.monotonic(), True
+        config, started = self.config, time.monotonic()
         ahead: asyncio.Task[tuple[list[Group], dict[str, float]]] | None = None
         try:
-            if self.step:
-                await self.generator.sync()  # with the checkpoint's policy
-            while not await self.is_over(started):
-                self.groups, rollout = await (ahead or self.collect(self.step))
-                if config.max_staleness and self.step + 1 < config.steps:
-                    ahead = asyncio.create_task(self.collect(self.step + 1))
-                else:
-                    ahead = None
-                    await self.generator.sleep()
-                metrics = await self.in_executor(self.update, self.groups)
-                done = time.monotonic()
-                await self.generator.sync()
-                metrics |= self._spent(sync=time.monotonic() - done)
-                self.step += 1
-                yield metrics | rollout | self.failures()
-                if config.save_every and self.step % config.save_every == 0:
-                    self.save()
+            with self.shutdown.deferred():
+                if self.step:
+                    await self.generator.sync()  # with the checkpoint's policy
+                while not await self.is_over(started):
+                    groups, rollout = await (ahead or self.collect(self.step, on_episode))
+                    if config.max_staleness and self.step + 1 < config.steps:
+                        ahead = asyncio.create_task(self.collect(self.step + 1, on_episode))
+                    else:
+                        ahead = None
+                        await self.generator.sleep()
+                    metrics, advantages = await self.in_executor(self.update, groups)
+                    done = time.monotonic()
+                    await self.generator.sync()
+                    metrics |= self._spent(sync=time.monotonic() - done)
+                    self.step += 1
+                    metrics |= rollout | self.failures()
+                    yield TrainingStep(self.step, metrics, groups, advantages)
+                    if config.save_every and self.step % config.save_every == 0:
+                        self.save()
         except (EnvError, GeneratorError, TrainingError):
             self.save()
             raise
         finally:
-            self.running = False
             if ahead is not None:
                 ahead.cancel()
                 await asyncio.gather(ahead, return_exceptions=True)  # its sessions are closed
         self.save(last=True)
 
-    def stop(self) -> bool:
-        """Ask for an end after the step that runs; False if none does, and none will."""
-        self._stopping = True
-        return self.running
-
     async def is_over(self, started: float) -> bool:
-        """Whether any rank is to stop before the next step."""
+        """Tell whether any rank is to stop before the next step."""
         late = self.config.minutes and time.monotonic() - started > self.config.minutes * 60
-        together = await self.in_executor(self.world.all_gather, self._stopping or bool(late))
-        return self.step >= self.config.steps or any(together)
+        stop = self.shutdown.requested or bool(late)
+        stops = await self.in_executor(self.world.all_gather, stop)
+        return self.step >= self.config.steps or any(stops)
 
-    async def collect(self, step: int) -> tuple[list[Group], dict[str, float]]:
-        """Play this rank's episodes of a step; returns its groups and what they cost.
+    async def collect(
+        self, step: int, on_episode: OnEpisode = ignore_episode
+    ) -> tuple[list[Group], dict[str, float]]:
+        """Play this rank's episodes of a step.
 
         Groups without an advantage teach nothing: they are replaced by others, at most
         `max_resamples` times (dynamic sampling, DAPO, arXiv 2503.14476).
+
+        Returns:
+            The groups, and the seconds that they took.
         """
         config, world, count = self.config, self.world, self.config.groups_per_step
         started, busy = time.monotonic(), self.generator.busy_seconds
         groups: list[Group] = []
         for attempt in range(config.max_resamples + 1):
-            missing = count - sum(
-                has_learning_signal(group, config.credit_rule) for group in groups
-            )
+            missing = count - sum(has_learning_signal(group, self.credit) for group in groups)
             if not missing:
                 break
-            tasks = self.sampler.draw(step, count * world.world_size, attempt)
-            own = tasks[count * world.rank :][:missing]
-            first = count * (attempt * world.world_size + world.rank)
+            tasks = self.task_sampler.draw(step, count * world.world_size, attempt)
             groups += await self.rollouts.collect(
-                own, config.group_size, [config.seed, step], first=first
+                tasks[count * world.rank :][:missing],
+                config.group_size,
+                [config.seed, step],
+                first=count * (attempt * world.world_size + world.rank),
+                on_episode=on_episode,
             )
         seconds = time.monotonic() - started
         generate = min(seconds, self.generator.busy_seconds - busy)
         return groups, self._spent(rollout=seconds, generate=generate, env=seconds - generate)
 
-    def update(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Improve the policy by the policy gradient of the groups of all ranks."""
+    def update(self, groups: Sequence[Group]) -> tuple[dict[str, float], Tensor]:
+        """Improve the policy by the policy gradient of the groups of all ranks.
+
+        Returns:
+            The update's metrics, and the advantages [E, K] of this rank's E episodes.
+        """
         config, started = self.config, time.monotonic()
         played, own = self.world.all_gather_groups(groups)
-        self.sampler.observe(played)
+        self.task_sampler.observe(played)
         self.episodes += sum(len(group.episodes) for group in played)
         metrics = rollout_metrics(played, self.policy.version)
-        taught = [
-            i for i, group in enumerate(played) if has_learning_signal(group, config.credit_rule)
-        ]
-        if not config.max_resamples or not taught:
-            taught = list(range(len(played)))
-        metrics["groups_replaced"] = float(len(played) - len(taught))
-        batch = make_batch(
-            [played[i] for i in taught],
-            scale_rewards=config.scale_rewards,
+        # Groups that were replaced by others take no part in the averages.
+        used = [has_learning_signal(group, self.credit) for group in played]
+        if not config.max_resamples or not any(used):
+            used = [True] * len(played)
+        metrics["groups_replaced"] = float(used.count(False))
+
+        rewards = reward_tensors(played)
+        episode_used = torch.tensor(used)[rewards.group_ids]
+        advantages = torch.zeros(rewards.states.shape)
+        advantages[episode_used] = turn_advantages(
+            *(tensor[episode_used] for tensor in rewards),
+            self.credit,
+            scale=config.scale_rewards,
             baseline=config.baseline,
-            credit=config.credit_rule,
+        )
+        batch = make_batch(
+            [group for group, use in zip(played, used, strict=True) if use],
+            advantages[episode_used],
             aggregation=config.aggregation,
             max_completion_length=config.max_turns * config.max_new_tokens,
             drop_zero_advantages=config.beta == 0,
-            own=[i in own for i in taught],
+            own=[g in own for g, use in enumerate(used) if use],
         )
         if batch is None:  # no turn has an advantage
             metrics["update/skipped"] = 1.0
@@ -179,10 +215,12 @@ class Trainer:
             metrics |= self.updater.update(batch)
             metrics["tokens/rows"] = float(batch.token_mask.sum())
             metrics["tokens/distinct"] = float(count_distinct(batch.rows()))
-        return metrics | self._spent(update=time.monotonic() - started)
+        metrics |= self._spent(update=time.monotonic() - started)
+        is_own = (rewards.group_ids >= own.start) & (rewards.group_ids < own.stop)
+        return metrics, advantages[is_own]
 
     def state(self) -> dict[str, Any]:
-        """All that a checkpoint needs beside the adapter."""
+        """Return what a checkpoint holds beside the policy."""
         return {
             "step": self.step,
             "groups": self.config.groups_per_step * self.world.world_size,
@@ -190,34 +228,34 @@ class Trainer:
             "version": self.policy.version,
             "seconds": self.seconds,
             "failures": dict(self.rollouts.counters),
-            "tasks": self.sampler.state(),
+            "tasks": self.task_sampler.state(),
             "random": torch.get_rng_state(),
             **self.updater.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave.
+        """Restore what `state` returned.
 
         Raises:
-            ConfigError: the ranks together do not play as many groups a step as then.
+            ConfigError: the ranks together play another number of groups per step than then.
         """
         groups = self.config.groups_per_step * self.world.world_size
         if state["groups"] != groups:
             raise ConfigError(
-                f"cannot resume: a step was of {state['groups']} groups over all ranks, and is of "
-                f"{groups}: change groups_per_step with the number of ranks"
+                f"cannot resume: a step had {state['groups']} groups over all ranks, and has "
+                f"{groups} now: change groups_per_step with the number of ranks"
             )
         self.step, self.episodes = state["step"], state["episodes"]
         self.policy.version, self.seconds = state["version"], state["seconds"]
         self.rollouts.counters.update(state["failures"])
-        self.sampler.load_state(state["tasks"])
+        self.task_sampler.load_state(state["tasks"])
         torch.set_rng_state(state["random"])
         self.updater.load_state(state)
 
     def save(self, *, last: bool = False) -> None:
-        """Write a checkpoint, on the rank that leads.
+        """Write a checkpoint, on the main rank.
 
-        A disk that is full costs this checkpoint and not the run: the older ones stay.
+        A full disk costs this checkpoint and not the run: the older ones stay.
 
         Args:
             last: True to raise the disk's OSError instead of going on.
@@ -232,13 +270,13 @@ class Trainer:
                 raise
             _log.warning("the checkpoint of step %d could not be saved: %s", self.step, error)
 
-    async def in_executor(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run torch's work on its own thread; the sessions' connections stay alive meanwhile."""
+    async def in_executor(self, function: Callable[..., Result], *args: Any) -> Result:
+        """Run torch's work on its own thread, so that the sessions' connections stay alive."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.executor, partial(function, *args))
 
     def failures(self) -> dict[str, float]:
-        """What the machinery cost so far, on this rank."""
+        """Return the metrics of what failed so far, on this rank."""
         counters = self.rollouts.counters
         return {
             "env/failures": float(counters["env_failures"]),

@@ -24,24 +24,25 @@ Result = TypeVar("Result")
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: the updates came out infinite or NaN, one after the other."""
+    """Training cannot go on: updates in a row came out infinite or NaN."""
 
 
 class Updater:
     """The optimizer, and how a batch becomes its steps.
 
     Attributes:
-        max_tokens: budget of a micro-batch; halved for good when memory has run out.
-        bad_updates: updates in a row that were not finite and were left out.
+        max_tokens: budget of a micro-batch; halved for good when memory runs out.
+        bad_updates: batches in a row whose gradient was not finite and was left out.
+        halvings: how many times the budget was halved.
     """
 
     def __init__(self, config: Config, policy: Policy, world: World) -> None:
-        """Make the optimizer: AdamW on what is trained, a linear warm-up.
+        """Make the optimizer: AdamW on the trained weights, with a linear warm-up.
 
         Args:
             config: of the run.
             policy: what is improved.
-            world: who else has a part of each batch.
+            world: the processes that hold the other parts of each batch.
         """
         self.config, self.policy, self.world = config, policy, world
         self.max_tokens = config.max_tokens_per_microbatch
@@ -56,46 +57,56 @@ class Updater:
     def update(self, batch: TokenBatch) -> dict[str, float]:
         """Do `updates_per_batch` optimizer steps on a batch.
 
+        A pass whose loss or gradient is not finite is left out, and with it the passes after it,
+        which would come out the same.
+
         Args:
-            batch: this rank's rows, on the CPU; none is fine where another rank has some.
+            batch: this rank's rows, on the CPU; possibly none where another rank has some.
 
         Returns:
-            The update's metrics, over all ranks (see `grpo.training.metrics`).
+            The metrics of all passes together, over all ranks (see `grpo.training.metrics`).
 
         Raises:
-            TrainingError: the gradient was not finite `max_bad_updates` times in a row.
+            TrainingError: `max_bad_updates` batches in a row were not finite.
         """
         config, policy = self.config, self.policy
         batch = sort_batch(batch)
         if config.uses_reference:
             with policy.reference():
                 batch = replace(batch, ref_logprobs=self.with_oom_retry(self.logprobs, batch))
-        if config.updates_per_batch > 1:  # at a single one the ratio is 1 by definition
+        if config.updates_per_batch > 1:  # with a single one the ratio is 1 by definition
             batch = replace(batch, old_logprobs=self.with_oom_retry(self.logprobs, batch))
 
+        stats: list[dict[str, Tensor]] = []
+        losses: list[float] = []
+        grad_norms: list[float] = []
+        finite = True
         for _ in range(config.updates_per_batch):
             own = self.with_oom_retry(self.accumulate, batch)
             sums = [part for parts in self.world.all_gather(own) for part in parts]
             self.world.all_reduce_gradients(policy.parameters())
-            loss = sum(part.pop("loss").item() for part in sums)
+            losses.append(sum(part.pop("loss").item() for part in sums))
+            stats += sums
             learning_rate = self.scheduler.get_last_lr()[0]
             grad_norm = get_total_norm([p.grad for p in policy.parameters() if p.grad is not None])
-            finite = bool(torch.isfinite(grad_norm + loss))
-            if finite:
-                if config.max_grad_norm:
-                    clip_grads_with_norm_(policy.parameters(), config.max_grad_norm, grad_norm)
-                self.optimizer.step()
-                self.scheduler.step()
-                policy.copy_masters_to_model()
-                policy.version += 1
-            self.bad_updates = 0 if finite else self.bad_updates + 1
+            grad_norms.append(float(grad_norm))
+            finite = bool(torch.isfinite(grad_norm + losses[-1]))
+            if not finite:
+                break
+            if config.max_grad_norm:
+                clip_grads_with_norm_(policy.parameters(), config.max_grad_norm, grad_norm)
+            self.optimizer.step()
+            self.scheduler.step()
+            policy.copy_masters_to_model()
+            policy.version += 1
+        self.bad_updates = 0 if finite else self.bad_updates + 1
         if self.bad_updates >= config.max_bad_updates:
-            raise TrainingError(self.diagnosis(loss))
-        means = mean_stats(sums)
+            raise TrainingError(self.diagnosis(losses[-1]))
+        means = mean_stats(stats)
         del means["tokens"]
         return {
-            "loss": loss,
-            "grad_norm": float(grad_norm),
+            "loss": sum(losses) / len(losses),
+            "grad_norm": sum(grad_norms) / len(grad_norms),
             "learning_rate": float(learning_rate),
             **means,
             "update/skipped": float(not finite),
@@ -103,7 +114,7 @@ class Updater:
 
     @torch.no_grad()
     def logprobs(self, batch: TokenBatch) -> Tensor:
-        """Log-probabilities [N, T] of a sorted batch under the policy as it is, on the CPU."""
+        """Compute the current policy's log-probabilities [N, T] of a sorted batch, on the CPU."""
         parts = self.micro_batches(batch)
         prefix = self.policy.shared_prefix(parts)
         options: dict[str, Any] = {"temperature": self.config.temperature, "prefix": prefix}
@@ -111,7 +122,7 @@ class Updater:
         return torch.cat(rows) if rows else torch.zeros_like(batch.token_weights)
 
     def accumulate(self, batch: TokenBatch) -> list[dict[str, Tensor]]:
-        """Set the gradient to that of the batch's loss; returns a dict of sums a micro-batch."""
+        """Set the gradient to that of the batch's loss; return one dict of sums per micro-batch."""
         self.optimizer.zero_grad()
         parts = self.micro_batches(batch)
         prefix = self.policy.shared_prefix(parts)
@@ -121,7 +132,7 @@ class Updater:
         return [{name: value.cpu() for name, value in each.items()} for each in sums]
 
     def backward(self, batch: TokenBatch, prefix: SharedPrefix | None = None) -> dict[str, Tensor]:
-        """Add a micro-batch's gradient to the parameters'; returns its loss and metric sums."""
+        """Add a micro-batch's gradient to the parameters'; return its loss and metric sums."""
         config, mask = self.config, batch.completion_mask
         now = self.policy.logprobs(batch, temperature=config.temperature, prefix=prefix)
         old = now.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
@@ -150,7 +161,7 @@ class Updater:
             kl=config.kl,
         )
         loss.backward()
-        difference = now.logprobs.detach() - batch.sampling_logprobs
+        difference = old - batch.sampling_logprobs  # before the update's own steps
         return {
             **sums,
             **gap,
@@ -160,15 +171,15 @@ class Updater:
         }
 
     def micro_batches(self, batch: TokenBatch) -> list[TokenBatch]:
-        """Slices of a sorted batch that fit the budget, on the policy's device."""
+        """Cut a sorted batch into slices that fit the budget, on the policy's device."""
         return [part.to(self.policy.device) for part in self.slices(batch)]
 
     def slices(self, batch: TokenBatch) -> list[TokenBatch]:
-        """The same, where the batch is."""
+        """Cut a sorted batch into slices that fit the budget, on the batch's device."""
         return split_batch(batch, self.max_tokens, padded=self.policy.forward_mode == "padded")
 
     def with_oom_retry(self, work: Callable[[TokenBatch], Result], batch: TokenBatch) -> Result:
-        """Do a pass over the batch; out of memory, do it again in micro-batches half as large.
+        """Do a pass over the batch; when memory runs out, do it again with smaller micro-batches.
 
         Raises:
             torch.OutOfMemoryError: a single row does not fit.
@@ -179,34 +190,34 @@ class Updater:
             except RuntimeError as error:
                 if not out_of_memory(error) or len(self.slices(batch)) == len(batch):
                     raise
-            # Here the error is gone, and with it the frames that held the failed pass's tensors.
+            # The error is released here, and with it the stack that held the failed pass's tensors.
             self.max_tokens //= 2
             self.halvings += 1
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             _log.warning(
-                "out of memory in the update: micro-batches of %d tokens from here on",
+                "out of memory in the update: micro-batches of %d tokens from now on",
                 self.max_tokens,
             )
 
     def diagnosis(self, loss: float) -> str:
-        """What is not finite, and what usually helps."""
+        """Say what is not finite, and what usually causes it."""
         named = self.policy.named_parameters()
         bad = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
         where = f"{len(bad)} tensors, the first {bad[0]}" if bad else "none"
         return (
             f"{self.bad_updates} updates in a row were not finite: loss {loss:g}, gradients that "
-            f"are not finite: {where}. They were left out, the policy is as it was before them. "
+            f"are not finite: {where}. They were left out, so the policy is as it was before. "
             f"Usual causes: a dtype without headroom ({self.config.dtype}), a learning rate too "
             f"high ({self.config.learning_rate:g})"
         )
 
     def state(self) -> dict[str, Any]:
-        """What `load_state` takes."""
+        """Return the optimizer's and the schedule's state."""
         return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Restore what `state` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
 

@@ -4,68 +4,58 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from concurrent.futures import Executor
 
 import torch
 
-from envs.base import EnvError, Observation, TaskError
-from grpo.algorithm.batch import make_batch
-from grpo.rollouts.rollout import Act, Rollouts, gather, read_prompt
+from envs.base import EnvError, TaskError
+from envs.pool import EnvPool
+from grpo.algorithm.batch import rows_from_completions
+from grpo.config import Config
+from grpo.distributed import World
+from grpo.model.policy import Policy
+from grpo.rollouts.agents import oracle_agent
+from grpo.rollouts.rollout import Rollouts, gather
 from grpo.rollouts.task_sampler import TaskSampler
-from grpo.runtime import Runtime
 from grpo.training.updater import Updater
-from grpo.types import Completion, Episode, Group, TokenBatch
+from grpo.types import Episode, TokenBatch
 
 
-def oracle_agent(tokenizer: Any = None, max_prompt_tokens: int = 0) -> Act:
-    """The policy that says what the environment demonstrates: the oracle.
+def demonstration_batch(episodes: Sequence[Episode], world_size: int = 1) -> TokenBatch:
+    """Lay out demonstrations so that their policy gradient is that of maximum likelihood.
+
+    The gradient of the clipped surrogate at a ratio of 1 is A times that of log p. With A = 1 and
+    tokens averaged over the batch it is the gradient of behavior cloning's loss.
 
     Args:
-        tokenizer: makes the tokens to imitate; None for none, where nobody learns from it.
-        max_prompt_tokens: see `read_prompt`.
-
-    Returns:
-        A policy that does nothing, `noop()`, where nothing is demonstrated.
+        episodes: what to imitate, all their turns.
+        world_size: number of ranks whose batches are added up.
     """
-
-    async def act(observation: Observation, seed: int) -> tuple[str, Completion]:
-        text = observation.demonstration
-        prompt_ids: Sequence[int] = ()
-        ids: Sequence[int] = ()
-        if tokenizer is not None:
-            prompt_ids, _ = read_prompt(observation, tokenizer, max_prompt_tokens)
-            ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
-        completion = Completion(tuple(prompt_ids), tuple(ids), (0.0,) * len(ids), -1, "stop")
-        return text or "noop()", completion
-
-    return act
+    completions = [turn.completion for episode in episodes for turn in episode.turns]
+    tokens = sum(len(completion.completion_ids) for completion in completions)
+    ones = torch.ones(len(completions))
+    return rows_from_completions(completions, ones, ones / (tokens * world_size))
 
 
-def imitation_batch(episodes: Sequence[Episode], world: int = 1) -> TokenBatch:
-    """Rows whose policy gradient is that of maximum likelihood: every advantage is 1.
-
-    The gradient of the clipped surrogate at a ratio of 1 is A times that of log p; with A = 1 and
-    tokens averaged over the batch it is the gradient of behaviour cloning's loss.
+async def warm_start(
+    config: Config,
+    policy: Policy,
+    pool: EnvPool,
+    executor: Executor,
+    world: World,
+    *,
+    max_prompt_tokens: int = 0,
+    on_step: Callable[[], None] = lambda: None,
+) -> int:
+    """Do `warm_start_steps` updates towards demonstrated episodes, on training seeds.
 
     Args:
-        episodes: to imitate, all their turns.
-        world: how many such batches are added up.
-    """
-    # A group of one has no baseline; twice the same episode is the same average.
-    group = Group(episodes[0].task, tuple(episodes) if len(episodes) > 1 else (*episodes,) * 2)
-    batch = make_batch([group], aggregation="dapo")
-    assert batch is not None  # no row is dropped
-    return replace(
-        batch, advantages=torch.ones(len(batch)), token_weights=batch.token_weights / world
-    )
-
-
-async def imitate(parts: Runtime, on_step: Callable[[], None] = lambda: None) -> int:
-    """Do `warm_start_steps` updates towards demonstrated episodes, on seeds of training.
-
-    Args:
-        parts: of the run; a step plays one episode a group.
+        config: of the run; a step plays one episode per group.
+        policy: what is trained.
+        pool: environments that demonstrate (see `envs.base.Demonstrator`).
+        executor: one thread, which does all of torch's work.
+        world: the processes that train together.
+        max_prompt_tokens: see `grpo.rollouts.agents.read_prompt`.
         on_step: called after each update.
 
     Returns:
@@ -73,29 +63,27 @@ async def imitate(parts: Runtime, on_step: Callable[[], None] = lambda: None) ->
 
     Raises:
         TaskError: no episode of a step was demonstrated to success.
-        EnvError: the machinery lost all episodes of a step.
+        EnvError: the infrastructure lost all episodes of a step.
     """
-    config, policy, world = parts.config, parts.policy, parts.world
-    # An optimizer of its own, and nothing that has a meaning for samples alone. (At a ratio of 1
-    # every `loss` has the same gradient.)
-    plain: dict[str, Any] = {"beta": 0.0, "log_kl": False, "importance": "none"}
-    plain["updates_per_batch"] = 1
-    updater = Updater(replace(config, **plain), policy, world)
-    oracle = oracle_agent(policy.tokenizer, parts.max_prompt_tokens)
-    play, sampler = Rollouts(parts.pool, oracle, config.max_turns), TaskSampler(config.tasks)
-    count = 0
+    # A separate optimizer, without what only makes sense for samples. (At a ratio of 1 every
+    # `loss` has the same gradient.)
+    imitation = config.replace(beta=0.0, log_kl=False, importance="none", updates_per_batch=1)
+    updater = Updater(imitation, policy, world)
+    oracle = oracle_agent(policy.tokenizer, max_prompt_tokens)
+    rollouts, task_sampler = Rollouts(pool, oracle, config.max_turns), TaskSampler(config.task)
+    count, per_rank = 0, config.groups_per_step
     for step in range(config.warm_start_steps):
-        tasks = sampler.draw(step, config.groups_per_step * world.world_size)
-        own = tasks[config.groups_per_step * world.rank :][: config.groups_per_step]
-        episodes = [e for e in await gather(play.episode(task, [0]) for task in own) if e]
+        tasks = task_sampler.draw(step, per_rank * world.world_size)
+        tasks = tasks[per_rank * world.rank :][:per_rank]
+        episodes = [e for e in await gather(rollouts.episode(task, [0]) for task in tasks) if e]
         if not episodes:
-            raise EnvError(f"no demonstration could be played: {play.last_error}")
+            raise EnvError(f"no demonstration could be played: {rollouts.last_error}")
         solved = [episode for episode in episodes if episode.success]
         if not solved:
-            names = ", ".join(sorted({task.name for task in own}))
+            names = ", ".join(sorted({task.name for task in tasks}))
             raise TaskError(f"nothing to imitate: no solver of {names} succeeded")
         count += len(solved)
-        batch = imitation_batch(solved, world.world_size)
-        await asyncio.get_running_loop().run_in_executor(parts.executor, updater.update, batch)
+        batch = demonstration_batch(solved, world.world_size)
+        await asyncio.get_running_loop().run_in_executor(executor, updater.update, batch)
         on_step()
     return count
