@@ -1,4 +1,4 @@
-"""What the benchmarks of the browser server count: episodes a second, and memory."""
+"""Counting for the benchmarks of the browser server: episodes per second, and memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode of a session; times in seconds, no reward if an exception ended it."""
+    """One episode of a session; times in seconds, reward None if an exception ended it."""
 
     session: int
     end: float
@@ -25,16 +25,16 @@ class Episode:
 def windows(
     episodes: Sequence[Episode], seconds: float, sessions: int
 ) -> dict[int, tuple[float, float]]:
-    """Return from when to when each session is measured, once it is known.
+    """Return the start and end of each session's measurement window, once it is known.
 
-    That is from an end of an episode, the first when all sessions have had one, to an end
-    `seconds` later. Sessions end their episodes together, in bursts, so a window common to all
-    would hold one burst more or less.
+    A window begins and ends with the end of an episode of its session. It begins once every
+    session has ended an episode. Sessions end their episodes together, in bursts, so a window
+    common to all of them would contain one burst more or less.
 
     Args:
         episodes: of all sessions so far.
-        seconds: the least length of a window.
-        sessions: how many there are.
+        seconds: minimum length of a window.
+        sessions: number of sessions.
     """
     ends: dict[int, list[float]] = defaultdict(list)
     for episode in episodes:
@@ -51,13 +51,14 @@ def windows(
 
 
 def count(episodes: Sequence[Episode], seconds: float, sessions: int) -> dict[str, Any]:
-    """Count what ended in its session's window.
+    """Count the episodes that ended in their session's window; arguments as in `windows`.
 
     Returns:
-        `rate` (episodes with reward 1 a second, of all sessions) and the seconds of `resets` and
-        `steps`; how many of all episodes were `wrong` (another reward) or `lost` (none).
+        `rate`, episodes with reward 1 per second over all sessions; the seconds of `resets` and
+        `steps`; and of all episodes, how many were `wrong` (any other reward) or `lost` (none).
     """
-    rate, inside = 0.0, []
+    rate = 0.0
+    inside: list[Episode] = []
     for session, (begin, stop) in windows(episodes, seconds, sessions).items():
         some = [e for e in episodes if e.session == session and begin < e.end <= stop]
         rate += sum(e.reward == 1 for e in some) / (stop - begin)
@@ -72,12 +73,12 @@ def count(episodes: Sequence[Episode], seconds: float, sessions: int) -> dict[st
 
 
 def pss(pids: Iterable[int]) -> float:
-    """Return the memory of processes in MB, each page shared out among those that map it."""
+    """Return the memory of processes in MB; a shared page is divided among those that map it."""
     kilobytes = 0
     for pid in pids:
         try:
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
         except OSError:
-            continue  # it ended meanwhile
+            continue  # it has ended
         kilobytes += sum(map(int, re.findall(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)))
     return kilobytes * 1024 / 1e6

@@ -1,10 +1,10 @@
-"""Seconds to sync and tokens a second after it: the local generator, vLLM here, vLLM's server.
+"""Seconds per sync and tokens per second: the local generator, vLLM in-process, a vLLM server.
 
-Every generator runs in a process of its own, one after the other, on the same model and the
-same 32 requests: 4 groups of 8, 317-token prompts that share 170, up to 16 new tokens. A sync
-is the whole way from the trainer's adapter to a sampler that uses it, merge included.
+The generators run one after the other, each in its own process, on the same model and the same
+32 requests: 4 groups of 8, 317-token prompts that share 170 tokens, up to 16 new tokens. A sync
+lasts until the generator samples with the trainer's new adapter, merging included.
 
-    make benchmark-generate                              # the table, ten minutes on two cores
+    make benchmark-generate                              # ten minutes on two cores
     make benchmark-generate ARGS="--dtype bfloat16"
 """
 
@@ -35,12 +35,12 @@ console = Console(stderr=True)
 
 
 def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure one generator; on failure the last words that say why."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "generate_worker.py"), name]
+    """Measure one generator; a failure becomes `{"error": its last line of output}`."""
+    command = [sys.executable, "-m", "benchmarks.generate_worker", name]
     for option in ("model", "dtype", "device", "memory", "rounds"):
         command += [f"--{option}", str(getattr(arguments, option))]
     with tempfile.TemporaryFile("w+") as log:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
         if done.returncode == 0:
             measured = json.loads(done.stdout)
             result = {key: median(measured[key]) for key in ("sync", "tokens")}
@@ -55,8 +55,9 @@ def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(results: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """Print the table."""
     title = f"32 requests, {arguments.dtype}, {arguments.device}, medians of {arguments.rounds}"
-    table = Table("generator", "sync s", "tokens/s after it", "gap, nats", "load", title=title)
+    table = Table("generator", "sync s", "tokens/s", "gap, nats", "load", title=title)
     for name, result in results.items():
         if "error" in result:
             table.add_row(name, "-", "-", result["error"], f"{result['load']:.1f}")
@@ -72,6 +73,7 @@ def show(results: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> N
 
 
 def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the largest gap, how long syncs take and how fast vLLM samples, as ratios."""
     adapter, merged = results["engine adapter"], results["engine merged"]
     fastest = max(adapter["tokens"], merged["tokens"])
     vllm = [name for name in results if name not in ("local", "engine trl")]
@@ -84,22 +86,30 @@ def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure every generator and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="", help="a folder (default: the bundled model)")
-    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--memory", type=float, default=0.5, help="as vllm_memory")
-    parser.add_argument("--rounds", type=int, default=3, help="syncs of each generator")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("--model", default="", help="model folder (default: the bundled model)")
+    parser.add_argument(
+        "--dtype", default="float32", help="dtype of the weights: float32 or bfloat16"
+    )
+    parser.add_argument("--device", default="cpu", help="device: cpu or cuda")
+    parser.add_argument(
+        "--memory",
+        type=float,
+        default=0.5,
+        help="share of GPU memory for vLLM, or GiB of cache on a CPU",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="syncs per generator")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
     arguments = parser.parse_args()
-    arguments.model = arguments.model or str(bundled_model_path())
+    arguments.model = str(Path(arguments.model or bundled_model_path()).resolve())
     results = {name: run(name, arguments) for name in GENERATORS}
     show(results, arguments)
     failed = [name for name, r in results.items() if "error" in r and name != "engine trl"]
     if failed:
-        sys.exit(f"no figures of: {', '.join(failed)}")
+        sys.exit(f"failed: {', '.join(failed)}")
     if arguments.json:
         print(json.dumps(summary(results)))
 

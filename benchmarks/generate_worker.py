@@ -1,6 +1,6 @@
-"""One generator in a process of its own, for benchmarks/generate.py: prints one line of JSON.
+"""Measure one generator for `benchmarks/generate.py` and print one line of JSON.
 
-What libraries print goes to standard error.
+Output of libraries goes to standard error.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ TOKENS = 16
 
 
 class TRLSync(VLLMEngine):
-    """The engine with the weights given as TRL's `VLLMGeneration.sync_weights` gives them.
+    """Updates the engine's weights as TRL's `VLLMGeneration.sync_weights` does.
 
-    TRL 1.16 merges the adapter and calls `model.load_weights` for one tensor after the other.
+    TRL 1.16 merges the adapter and calls `model.load_weights` once per tensor.
     """
 
     async def sync(self) -> None:
@@ -51,7 +51,7 @@ class TRLSync(VLLMEngine):
 
 @contextmanager
 def server(arguments: argparse.Namespace) -> Iterator[None]:
-    """A vLLM server, which its clients wait for."""
+    """Start a vLLM server and stop it afterwards; clients wait until it responds."""
     command = [sys.executable, "-m", "grpo.generators.vllm.serve", "--vllm-url", URL]
     command += ["--dtype", arguments.dtype, "--device", arguments.device]
     command += ["--model", arguments.model]
@@ -59,30 +59,31 @@ def server(arguments: argparse.Namespace) -> Iterator[None]:
     try:
         yield
     finally:
-        os.killpg(process.pid, signal.SIGTERM)  # its engine too: the group is our own
+        os.killpg(process.pid, signal.SIGTERM)  # the process group includes its engine
         process.wait()
 
 
-def make(arguments: argparse.Namespace, policy: LoRAPolicy) -> Any:
+def make_generator(arguments: argparse.Namespace, policy: LoRAPolicy) -> Any:
+    """Make the generator that `arguments.generator` names: a kind and how weights reach it."""
     kind, _, sync = arguments.generator.partition(" ")
     if kind == "local":
         return LocalGenerator(policy, max_new_tokens=TOKENS, threads=1)
     if kind == "server":
         return VLLMServers(policy, [URL], max_new_tokens=TOKENS, sync=sync, deadline_s=300)
     engine = TRLSync if sync == "trl" else VLLMEngine
-    road = "merged" if sync == "trl" else sync
-    return engine(policy, max_new_tokens=TOKENS, sync=road, memory=arguments.memory)
+    sync = "merged" if sync == "trl" else sync
+    return engine(policy, max_new_tokens=TOKENS, sync=sync, memory=arguments.memory)
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Sync and sample `rounds` times, the adapter another one each time."""
+    """Sync and sample `rounds` times, each time with a different adapter."""
     dtype = getattr(torch, arguments.dtype)
     model, tokenizer = load_model(arguments.model, device=arguments.device, dtype=dtype)
     policy = LoRAPolicy(model, tokenizer)
     batch = Workload(completion=TOKENS).batch(model.config.vocab_size)
     lengths = (batch.token_mask & ~batch.completion_mask).sum(1).tolist()
     prompts = [row[:length] for row, length in zip(batch.rows(), lengths, strict=True)]
-    generator = make(arguments, policy)
+    generator = make_generator(arguments, policy)
 
     async def sample() -> tuple[list[Completion], float]:
         started = time.perf_counter()
@@ -109,8 +110,9 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure the generator named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("generator", help='"local", or "engine" or "server" and a sync')
+    parser.add_argument("generator", help='"local", "engine SYNC" or "server SYNC"')
     parser.add_argument("--model", required=True)
     parser.add_argument("--dtype", required=True)
     parser.add_argument("--device", required=True)

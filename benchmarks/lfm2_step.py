@@ -1,11 +1,11 @@
 """A GRPO step of LFM2-350M's shape: seconds of sampling and update, and peak memory.
 
-Weights and rewards are random, the settings those of a configuration in `examples/configs/`;
-an episode is one turn. The memory is all that the process ever held, loading included. From the
-second step on the optimizer's moments are there before the backward pass: `--steps 2`.
+Weights and rewards are random; the options are those of a configuration in `examples/configs/`,
+with one turn per episode. Peak memory is the whole process's, loading included. From the second
+step on the optimizer's moments exist before the backward pass: use `--steps 2` to include them.
 
-    python benchmarks/lfm2_step.py
-    python benchmarks/lfm2_step.py --config examples/configs/lfm2_350m_full.yaml --json
+    python -m benchmarks.lfm2_step
+    python -m benchmarks.lfm2_step --config examples/configs/lfm2_350m_full.yaml --json
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +34,17 @@ from grpo.model.bundled import bundled_model_path
 from grpo.model.loading import make_policy
 from grpo.training.updater import Updater
 from grpo.types import Episode, Group, Turn
-from tests.support.workloads import LFM2_350M, Workload, make_lfm2
+from tests.support.models import LFM2_350M, make_lfm2
+from tests.support.workloads import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 async def sample(config: Config, generator: LocalGenerator, prompt_tokens: int) -> list[Group]:
-    """One-turn episodes on random prompts, half of each group's rewarded."""
+    """Sample one-turn episodes on random prompts; half of each group is rewarded."""
     load = Workload(config.groups_per_step, config.group_size, prompt_tokens)
     rows = load.batch(generator.policy.model.config.vocab_size).input_ids
-    prompts = rows[:, :prompt_tokens].tolist()  # those of a group are equal
+    prompts = rows[:, :prompt_tokens].tolist()  # equal within a group
     completions = await asyncio.gather(
         *(generator.generate(prompt, seed=n) for n, prompt in enumerate(prompts))
     )
@@ -61,11 +61,11 @@ async def sample(config: Config, generator: LocalGenerator, prompt_tokens: int) 
 
 
 def step(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Load, sample, update; what the last step took."""
+    """Load, sample and update; return the figures of the last step."""
     from transformers import AutoTokenizer
 
     changes = {"max_new_tokens": arguments.max_new_tokens, "dtype": arguments.dtype}
-    config = replace(Config.from_yaml(arguments.config), **changes)
+    config = Config.from_yaml(arguments.config).replace(**changes)
     tokenizer = AutoTokenizer.from_pretrained(bundled_model_path())
     policy = make_policy(config, make_lfm2(LFM2_350M, getattr(torch, config.dtype)), tokenizer)
     updater = Updater(config, policy, World.single())
@@ -92,21 +92,26 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure in a fresh process and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default=str(ROOT / "examples/configs/lfm2_350m_lora.yaml"))
-    parser.add_argument("--steps", type=int, default=1, help="the last one is timed")
-    parser.add_argument("--prompt", type=int, default=300, help="tokens of a prompt")
-    parser.add_argument("--max-new-tokens", type=int, default=16, help="of an answer")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("--config", default=str(ROOT / "examples/configs/lfm2_350m_lora.yaml"),
+                        help="configuration file of the run")  # fmt: skip
+    parser.add_argument("--steps", type=int, default=1, help="steps to run; the last one is timed")
+    parser.add_argument("--prompt", type=int, default=300, help="tokens per prompt")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=16, help="maximum tokens per completion"
+    )
+    parser.add_argument("--dtype", default="bfloat16", help="dtype of the weights")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.here:
         print(json.dumps(step(arguments)))
         return
-    command = [sys.executable, __file__, *sys.argv[1:], "--here"]  # its memory is its own
+    # A fresh process, so that its peak memory is the step's alone.
+    command = [sys.executable, "-m", "benchmarks.lfm2_step", *sys.argv[1:], "--here"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     table = Table("train", "trained", "rows", "sample s", "update s", "peak GB", "load")

@@ -1,12 +1,12 @@
 """Time and memory of one update: the token tree, padded rows, TRL with PEFT.
 
-Every implementation runs in a process of its own, on the same model, adapter and rows, and
-takes its turns with the others, so that a slow minute of the machine meets them all. A step
-is the forward and the backward of one batch. The floor is the time of the products that the
-distinct tokens need (`floor_operations`) at the matrix rate measured in between.
+Every implementation runs in its own process, on the same model, adapter and rows. They take turns,
+so that a slow minute of the machine affects all of them. A step is the forward and the backward
+of one batch. The floor is the time of the matrix products that the distinct tokens need
+(`floor_operations`) at the matrix rate measured between the steps.
 
-    make benchmark-update                 # the table, 20 minutes on two cores
-    make benchmark-update ARGS=--sweep    # the cost over group size and prompt length
+    make benchmark-update                 # 20 minutes on two cores
+    make benchmark-update ARGS=--sweep    # the cost by group size and prompt length
 """
 
 from __future__ import annotations
@@ -35,57 +35,73 @@ from tests.support.workloads import Workload
 ROOT = Path(__file__).resolve().parent.parent
 
 REFERENCE = ROOT / ".venv-reference" / "bin" / "python"
-BUDGET = 4096  # distinct tokens of one forward: the configuration's default
+BUDGET = 4096  # distinct tokens per forward: the configuration's default
 MULTI_TURN = Workload(groups=2, pages=(1, 2, 2))
 console = Console(stderr=True)
 
 
-class Gone(Exception):
-    """The process ended, as it does when memory runs out."""
+class WorkerEnded(Exception):
+    """The worker's process ended, as it does when memory runs out."""
 
 
 class Worker:
-    """One implementation in its own process."""
+    """One implementation in its own process; see `benchmarks.update_worker`."""
 
     def __init__(self, name: str, arguments: argparse.Namespace, folder: str, *flags: str) -> None:
         self.name = name
         python = str(REFERENCE) if name == "trl" else sys.executable
-        command = [python, str(ROOT / "benchmarks" / "update_worker.py"), name]
+        command = [python, "-m", "benchmarks.update_worker", name]
         command += ["--model", arguments.model, "--adapter", f"{folder}/adapter"]
         command += ["--device", arguments.device, *flags]
         self.log = Path(folder, f"{name}.log")
-        # Bound OpenMP threads leave their process one core, and what it starts inherits that.
+        # Bound OpenMP threads restrict this process to one core, which its children would inherit.
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+                command,
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
             )
         self.read()
 
     def read(self) -> dict[str, Any]:
+        """Read one response.
+
+        Raises:
+            WorkerEnded: the process ended.
+        """
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             tail = self.log.read_text(errors="replace")[-1000:]
-            raise Gone(f"{self.name} ended with {self.process.wait()}; its last words:\n{tail}")
-        return json.loads(line)
+            raise WorkerEnded(
+                f"{self.name} ended with {self.process.wait()}; its last output:\n{tail}"
+            )
+        response: dict[str, Any] = json.loads(line)
+        return response
 
     def ask(self, **request: Any) -> dict[str, Any]:
+        """Send a request and return the response."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return self.read()
 
     def step(self, workload: Workload, rows: int, gradients: str = "") -> dict[str, Any]:
+        """Measure a step of `rows` rows (for the tree: tokens) at a time; save its gradients."""
         return self.ask(do="step", workload=asdict(workload), rows=rows, gradients=gradients)
 
     def close(self) -> None:
+        """End the process."""
         self.process.terminate()
         self.process.wait()
 
 
 def search(arguments: argparse.Namespace, folder: str) -> dict[int, dict[str, Any]]:
-    """Half a step of TRL's for each micro-batch size, in a fresh process each; what fits."""
+    """Measure half of TRL's step for each micro-batch size that fits, each in a fresh process."""
     found = {}
     for size in arguments.rows:
         try:
@@ -93,19 +109,21 @@ def search(arguments: argparse.Namespace, folder: str) -> dict[int, dict[str, An
             found[size] = worker.step(Workload(groups=2), size)
             worker.close()
             seconds, peak = found[size]["seconds"], found[size]["peak"] / 1e9
-            console.print(f"trl, {size} rows at a time: {seconds:.1f} s and {peak:.2f} GB for half")
-        except Gone as end:
-            console.print(f"trl, {size} rows do not fit: {str(end).splitlines()[0]}")
+            console.print(
+                f"trl, {size} rows at a time: {seconds:.1f} s, {peak:.2f} GB for half a step"
+            )
+        except WorkerEnded as error:
+            console.print(f"trl, {size} rows do not fit: {str(error).splitlines()[0]}")
     return found
 
 
 def compare(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
-    """All implementations on the workload, `rounds` times in turn."""
+    """Measure every implementation on the workload, in turn, `rounds` times."""
     Worker("tree", arguments, folder).close()  # writes the adapter
     variants: dict[str, tuple[str, int, tuple[str, ...]]] = {
         "tree": ("tree", BUDGET, ()),
-        "tree in parts": ("tree", 512, ()),
-        "in parts, checkpointed": ("tree", 512, ("--checkpointing",)),
+        "tree, micro-batches": ("tree", 512, ()),
+        "tree, checkpointed": ("tree", 512, ("--checkpointing",)),
         "tree, bfloat16": ("tree", BUDGET, ("--dtype", "bfloat16")),
         "padded": ("padded", 4, ()),
     }
@@ -117,26 +135,26 @@ def compare(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         name: Worker(kind, arguments, folder, *flags) for name, (kind, _, flags) in variants.items()
     }
     steps: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for number in range(arguments.rounds + 1):  # the first one only warms up what is quick
+    for number in range(arguments.rounds + 1):  # round 0 warms up the fast ones
         for name, (kind, rows, _) in variants.items():
-            quick = kind == "tree"
-            for _ in range(2 if quick else min(number, 1)):
+            fast = kind == "tree"
+            for _ in range(2 if fast else min(number, 1)):
                 rate = workers[name].ask(do="rate")["rate"]
-                answer = workers[name].step(Workload(), rows, f"{folder}/{name}.pt")
+                response = workers[name].step(Workload(), rows, f"{folder}/{name}.pt")
                 if number:
-                    floor = answer["operations"] / rate
-                    answer |= {"rate": rate, "floors": answer["seconds"] / floor}
-                    steps[name].append(answer)
-        latest = {name: round(answers[-1]["seconds"], 2) for name, answers in steps.items()}
+                    floor = response["operations"] / rate
+                    response |= {"rate": rate, "floors": response["seconds"] / floor}
+                    steps[name].append(response)
+        latest = {name: round(some[-1]["seconds"], 2) for name, some in steps.items()}
         console.print(f"round {number}, load {os.getloadavg()[0]:.1f}: {latest}")
     for worker in workers.values():
         worker.close()
 
-    middle = {
-        name: {key: median(s[key] for s in answers) for key in ("seconds", "rate", "floors")}
-        for name, answers in steps.items()
+    medians = {
+        name: {key: median(s[key] for s in some) for key in ("seconds", "rate", "floors")}
+        for name, some in steps.items()
     }
-    peaks = {name: max(s["peak"] for s in answers) for name, answers in steps.items()}
+    peaks = {name: max(s["peak"] for s in some) for name, some in steps.items()}
     gradients = {name: torch.load(f"{folder}/{name}.pt") for name in variants}
     difference = {name: distance(g, gradients["tree"]) for name, g in gradients.items()}
     any_step = steps["tree"][0]
@@ -145,45 +163,46 @@ def compare(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     for heading in ("update", "at a time", "seconds", "ratio", "peak GB", "x floor", "gradient"):
         table.add_column(heading, justify="right")
     for name, (kind, rows, _) in variants.items():
-        seconds = middle[name]["seconds"]
+        seconds = medians[name]["seconds"]
         table.add_row(
             name,
             f"{rows} {'tokens' if kind == 'tree' else 'rows'}",
             f"{seconds:.2f}",
-            f"{seconds / middle['tree']['seconds']:.2f}",
+            f"{seconds / medians['tree']['seconds']:.2f}",
             f"{peaks[name] / 1e9:.2f}",
-            f"{middle[name]['floors']:.2f}",
+            f"{medians[name]['floors']:.2f}",
             f"{difference[name]:.1e}",
         )
     Console().print(table)
     exact = [name for name, (_, _, flags) in variants.items() if "bfloat16" not in flags]
     result = {
-        "time_ratio_padded": middle["padded"]["seconds"] / middle["tree"]["seconds"],
-        "floor_ratio": middle["tree"]["floors"],
-        "floor_ratio_bfloat16": middle["tree, bfloat16"]["floors"],
+        "time_ratio_padded": medians["padded"]["seconds"] / medians["tree"]["seconds"],
+        "floor_ratio": medians["tree"]["floors"],
+        "floor_ratio_bfloat16": medians["tree, bfloat16"]["floors"],
         "gradient_difference": max(difference[name] for name in exact),
-        "medians": middle,
+        "medians": medians,
         "peak_bytes": peaks,
         "trl_half_steps": halves,
     }
     if "trl" in variants:
-        result["time_ratio_trl"] = middle["trl"]["seconds"] / middle["tree"]["seconds"]
+        result["time_ratio_trl"] = medians["trl"]["seconds"] / medians["tree"]["seconds"]
         result["memory_ratio_trl"] = peaks["trl"] / peaks["tree"]
     return result
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """|one - other| / |other| over all parameters."""
+    """Return `|one - other| / |other|` over all parameters."""
     assert one.keys() == other.keys(), sorted(one.keys() ^ other.keys())[:4]
     squares = sum(float((one[n] - other[n]).double().square().sum()) for n in other)
     return (squares / sum(float(g.double().square().sum()) for g in other.values())) ** 0.5
 
 
 def sweep(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
-    """The cost over the group size and the prompt length, and of several turns."""
+    """Measure the cost by group size and prompt length, and of several turns."""
     cases = [("group size", g, Workload(group_size=g, completion=8)) for g in (2, 4, 8, 16, 32)]
     cases += [
-        ("prompt", p, Workload(groups=1, prompt=p, prefix=p // 2)) for p in (100, 317, 1000, 2000)
+        ("prompt", p, Workload(groups=1, prompt=p, shared_prefix=p // 2))
+        for p in (100, 317, 1000, 2000)
     ]
     cases += [("turns", 3, MULTI_TURN)]
     workers = {name: Worker(name, arguments, folder) for name in ("tree", "padded")}
@@ -196,7 +215,7 @@ def sweep(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         point |= {name: tree[0][name] for name in ("distinct", "tokens")}
         point["tree"] = median(t["seconds"] for t in tree)
         if point["tokens"] <= arguments.most_padded:
-            rows = max(1, 1300 // workload.prompt)  # what is fast at 317 tokens, and fits at 2000
+            rows = max(1, 1300 // workload.prompt)  # fast at 317 tokens and fits in memory at 2000
             point["padded"] = workers["padded"].step(workload, rows)["seconds"]
         points.append(point)
         padded = point.get("padded")
@@ -218,7 +237,7 @@ def sweep(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
 
 
 def plot(points: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw seconds a step over the group size and the prompt length."""
+    """Plot seconds per update by group size and prompt length."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -231,7 +250,7 @@ def plot(points: Sequence[dict[str, Any]], path: Path) -> None:
             some = [p for p in points if p["over"] == over and name in p]
             xs, ys = [p["value"] for p in some], [p[name] for p in some]
             axis.plot(xs, ys, "o-", color=colour, label=name)
-        axis.set(title=title, xlabel=over, ylabel="seconds an update", xscale="log", yscale="log")
+        axis.set(title=title, xlabel=over, ylabel="seconds per update", xscale="log", yscale="log")
         ticks = [p["value"] for p in points if p["over"] == over]
         axis.set_xticks(ticks, [str(t) for t in ticks], minor=False)
         axis.minorticks_off()
@@ -241,24 +260,29 @@ def plot(points: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
+    """Measure and print one table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="", help="a folder (default: the bundled model)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--rounds", type=int, default=2, help="each implementation's turns")
+    parser.add_argument("--model", default="", help="model folder (default: the bundled model)")
+    parser.add_argument("--device", default="cpu", help="device: cpu or cuda")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="measured rounds of all implementations"
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16],
-                        help="TRL's micro-batches to try")  # fmt: skip
-    parser.add_argument("--no-trl", action="store_true", help="leave TRL and PEFT out")
-    parser.add_argument("--sweep", action="store_true", help="over group sizes and prompts")
+                        help="sizes of TRL's micro-batches to try")  # fmt: skip
+    parser.add_argument("--no-trl", action="store_true", help="leave TRL with PEFT out")
+    parser.add_argument(
+        "--sweep", action="store_true", help="measure by group size and prompt length instead"
+    )
     parser.add_argument("--most-padded", type=int, default=16_500, metavar="TOKENS",
-                        help="of the sweep: no padded rows above this many tokens")  # fmt: skip
-    parser.add_argument("--plot", type=Path, help="of the sweep: write it to this PNG")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+                        help="sweep: skip padded rows above this number of tokens")  # fmt: skip
+    parser.add_argument("--plot", type=Path, help="sweep: write a plot to this PNG file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
     arguments = parser.parse_args()
-    arguments.model = arguments.model or str(bundled_model_path())
+    arguments.model = str(Path(arguments.model or bundled_model_path()).resolve())
     if not (arguments.no_trl or arguments.sweep or REFERENCE.exists()):
-        parser.error("TRL is not there: python3 scripts/setup.py --reference, or --no-trl")
+        parser.error("TRL is missing: run python3 scripts/setup.py --reference, or pass --no-trl")
     with tempfile.TemporaryDirectory() as folder:
         result = (sweep if arguments.sweep else compare)(arguments, folder)
     if arguments.json:

@@ -1,6 +1,7 @@
-"""One update implementation in a process of its own, for benchmarks/update.py.
+"""Measure one implementation of the update for `benchmarks/update.py`.
 
-It answers a line of JSON with a line of JSON; what libraries print goes to standard error.
+Reads one JSON request per line and writes one JSON response per line. Output of libraries goes to
+standard error.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ LORA = {"r": 8, "alpha": 16}
 
 
 class Ours:
-    """`LoRAPolicy` on one of its roads, and `policy_loss`."""
+    """Our `LoRAPolicy` with one of its forwards (tree or padded), and `policy_loss`."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         dtype = getattr(torch, arguments.dtype)
@@ -47,25 +48,27 @@ class Ours:
             activation_checkpointing=arguments.checkpointing,
         )
         self.config = model.config
-        if adapter is None:  # B starts at zero, and A's gradient with it: begin elsewhere
+        if adapter is None:  # with B at zero the gradient of A would be zero
             random = torch.Generator().manual_seed(1)
             for p in self.policy.parameters():
                 p.data += (0.01 * torch.randn(p.shape, generator=random)).to(p.device)
             self.policy.save(arguments.adapter)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Return the trained parameters by name."""
         return {n: p for n, p in self.policy.model.named_parameters() if p.requires_grad}
 
     def backward(self, batch: TokenBatch, rows: int) -> None:
-        """Add up the gradient, `rows` rows of the padded road at a time."""
+        """Accumulate the gradient over micro-batches of `rows` padded rows, or tree tokens."""
         padded = self.forward_mode == "padded"
         tokens = rows * batch.input_ids.shape[1] if padded else rows
-        parts = [p.to(self.policy.device) for p in split_batch(batch, tokens, padded=padded)]
-        prefix = self.policy.shared_prefix(parts)
-        for part in parts:
-            logprobs = self.policy.logprobs(part, prefix=prefix).logprobs
+        micro_batches = split_batch(batch, tokens, padded=padded)
+        micro_batches = [micro.to(self.policy.device) for micro in micro_batches]
+        prefix = self.policy.shared_prefix(micro_batches)
+        for micro in micro_batches:
+            logprobs = self.policy.logprobs(micro, prefix=prefix).logprobs
             loss, _ = policy_loss(
-                logprobs, part.advantages, part.completion_mask, part.token_weights
+                logprobs, micro.advantages, micro.completion_mask, micro.token_weights
             )
             loss.backward()
         if prefix:
@@ -103,10 +106,11 @@ class Reference:
         )
         self.model = self.trainer.model.train()
         self.config = model.config
-        # What a whole step of one accumulation sets, so that its normalizer is the token count.
+        # Set as in a step without gradient accumulation: the normalizer is the token count.
         self.trainer.current_gradient_accumulation_steps = self.trainer.args.steps_per_generation
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Return the trained parameters by the names that ours have."""
         named = self.model.named_parameters()
         return {
             n.removeprefix("base_model.model.").replace(".default.weight", ""): p
@@ -115,6 +119,7 @@ class Reference:
         }
 
     def backward(self, batch: TokenBatch, rows: int) -> None:
+        """Accumulate the gradient over micro-batches of `rows` rows."""
         batch = batch.to(self.model.device)
         start = int(batch.completion_mask.any(0).nonzero()[0])
         for part in split_batch(batch, rows * batch.input_ids.shape[1], padded=True):
@@ -131,25 +136,28 @@ class Reference:
 
 
 class Memory:
-    """Bytes above the loaded model: of the process on a CPU, of torch's tensors on CUDA."""
+    """Memory in bytes above the loaded model's: the process's on a CPU, torch's tensors on CUDA."""
 
     def __init__(self, device: str) -> None:
         self.device, self.loaded = device, 0
         self.loaded = self.now()
 
     def now(self) -> int:
+        """Return the memory in use."""
         if self.device != "cpu":
             return torch.cuda.memory_allocated()
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * resource.getpagesize()
 
     def reset(self) -> None:
+        """Begin a new peak."""
         if self.device != "cpu":
             torch.cuda.reset_peak_memory_stats()
         else:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+            Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self) -> int:
+        """Return the peak since `reset`, without the loaded model."""
         if self.device != "cpu":
             return torch.cuda.max_memory_allocated() - self.loaded
         status = Path("/proc/self/status").read_text()
@@ -157,7 +165,7 @@ class Memory:
 
 
 def matrix_rate(device: str, dtype: torch.dtype, config: Any, nodes: int = 1024) -> float:
-    """Operations a second of the model's largest layer, the median of 20 products."""
+    """Return operations per second in a layer of the model's size, the median of 20 products."""
     x = torch.randn(nodes, config.hidden_size).to(device, dtype)
     weight = torch.randn(config.intermediate_size, config.hidden_size).to(device, dtype)
     seconds = [timed(lambda: torch.nn.functional.linear(x, weight), device) for _ in range(22)]
@@ -165,6 +173,7 @@ def matrix_rate(device: str, dtype: torch.dtype, config: Any, nodes: int = 1024)
 
 
 def timed(function: Callable[[], Any], device: str) -> float:
+    """Return the seconds that a call takes."""
     if device != "cpu":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -175,7 +184,7 @@ def timed(function: Callable[[], Any], device: str) -> float:
 
 
 def step(worker: Ours | Reference, memory: Memory, request: dict[str, Any]) -> dict[str, Any]:
-    """One update's forward and backward."""
+    """Measure the forward and backward of one update."""
     batch = Workload(**request["workload"]).batch(worker.config.vocab_size)
     parameters = worker.parameters()
     for p in parameters.values():
@@ -196,33 +205,36 @@ def step(worker: Ours | Reference, memory: Memory, request: dict[str, Any]) -> d
 
 
 def main() -> None:
+    """Respond to requests until standard input ends."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("implementation", choices=["tree", "padded", "trl"])
     parser.add_argument("--model", required=True)
-    parser.add_argument("--adapter", type=Path, required=True, help="made if it is not there")
+    parser.add_argument(
+        "--adapter", type=Path, required=True, help="adapter folder, created if missing"
+    )
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--checkpointing", action="store_true")
     arguments = parser.parse_args()
 
-    answers = os.fdopen(os.dup(1), "w")
+    responses = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    if sys.platform == "linux":  # if memory runs out, it is this process that ends
+    if sys.platform == "linux":  # the kernel ends this process first when memory runs out
         Path("/proc/self/oom_score_adj").write_text("1000")
     torch.manual_seed(0)
     worker = (Reference if arguments.implementation == "trl" else Ours)(arguments)
-    small = Workload(groups=1, group_size=2, prompt=24, prefix=8, completion=4)
-    worker.backward(small.batch(worker.config.vocab_size), 2)  # the weights are in memory now
+    small = Workload(groups=1, group_size=2, prompt=24, shared_prefix=8, completion=4)
+    worker.backward(small.batch(worker.config.vocab_size), 2)  # loads the weights
     memory = Memory(arguments.device)
-    print("{}", file=answers, flush=True)
+    print("{}", file=responses, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "rate":
             dtype = getattr(torch, arguments.dtype)
-            answer = {"rate": matrix_rate(arguments.device, dtype, worker.config)}
+            response = {"rate": matrix_rate(arguments.device, dtype, worker.config)}
         else:
-            answer = step(worker, memory, request)
-        print(json.dumps(answer), file=answers, flush=True)
+            response = step(worker, memory, request)
+        print(json.dumps(response), file=responses, flush=True)
 
 
 if __name__ == "__main__":

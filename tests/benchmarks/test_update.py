@@ -1,4 +1,4 @@
-"""The benchmark of the update: what it counts, and that its workers answer."""
+"""`benchmarks/update.py`: its workload, its floor, its workers."""
 
 import sys
 from argparse import Namespace
@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from benchmarks.update import Worker, distance
+from tests.support.models import make_llama, make_tokenizer
 from tests.support.workloads import Workload, floor_operations
 
-SMALL = Workload(groups=2, group_size=3, prompt=20, prefix=8, completion=4, pages=(1, 2))
+SMALL = Workload(groups=2, group_size=3, prompt=20, shared_prefix=8, completion=4, pages=(1, 2))
 
 
-def test_rows_share_their_trunk_and_their_pages():
+def test_rows_share_their_prefix_and_their_pages():
     batch = SMALL.batch(16)
     rows = batch.rows()
     assert len(rows) == 2 * 3 * 2
@@ -25,9 +26,9 @@ def test_rows_share_their_trunk_and_their_pages():
     assert batch.token_weights.sum() == pytest.approx(1)
 
 
-def test_the_floor_by_hand():
-    # Two rows of three tokens that share two; the third was sampled.
-    batch = Workload(groups=1, group_size=2, prompt=2, prefix=1, completion=1).batch(10**6)
+def test_floor_operations_counted_by_hand():
+    # Two rows of three tokens share two; the third token is sampled.
+    batch = Workload(groups=1, group_size=2, prompt=2, shared_prefix=1, completion=1).batch(10**6)
     config = SimpleNamespace(
         hidden_size=4,
         intermediate_size=6,
@@ -36,17 +37,19 @@ def test_the_floor_by_hand():
         num_key_value_heads=1,
         vocab_size=10,
     )
-    weights = 4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 6  # q, k and v, o, the three of the block
+    weights = (
+        4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 6
+    )  # q, k and v, o, the three feed-forward matrices
     adapters = (4 + 4) + 2 * (4 + 2) + (4 + 4) + 3 * (4 + 6)  # in + out of each
     nodes, pairs, sampled = 4, 1 + 2 + 3 + 3, 1
     layer = 2 * 2 * nodes * weights + 2 * 3 * nodes * 8 * adapters + 2 * 6 * pairs * 4
     assert floor_operations(batch, config, 8) == 3 * layer + 2 * 2 * sampled * 4 * 10
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a worker reads its memory from /proc")
-def test_workers_agree(base_model, tokenizer, tmp_path):
-    base_model().save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+@pytest.mark.skipif(sys.platform != "linux", reason="workers read their memory from /proc")
+def test_workers_compute_the_same_gradient(tmp_path):
+    make_llama().save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
     arguments = Namespace(model=str(tmp_path / "model"), device="cpu")
     gradients = []
     for name, rows, flags in (
@@ -56,10 +59,10 @@ def test_workers_agree(base_model, tokenizer, tmp_path):
     ):
         worker = Worker(name, arguments, str(tmp_path), *flags)
         assert worker.ask(do="rate")["rate"] > 0
-        answer = worker.step(SMALL, rows, str(tmp_path / "gradients.pt"))
+        response = worker.step(SMALL, rows, str(tmp_path / "gradients.pt"))
         worker.close()
-        assert answer["seconds"] > 0
-        assert answer["distinct"] < answer["tokens"]
+        assert response["seconds"] > 0
+        assert response["distinct"] < response["tokens"]
         gradients.append(torch.load(tmp_path / "gradients.pt"))
     assert all(distance(one, gradients[0]) < 1e-5 for one in gradients)
     assert distance({n: -g for n, g in gradients[0].items()}, gradients[0]) == pytest.approx(2)
