@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from envs.base import TaskError
-from envs.browser.server.chromium import miniwob_url
+from envs.browser.miniwob.files import miniwob_url
 
 Script = tuple[str, bool]
 """A JavaScript expression or function, and whether to wait until its value is true."""

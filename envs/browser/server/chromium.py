@@ -1,10 +1,11 @@
-"""Where the browser and MiniWoB's pages are on this machine."""
+"""The Chromium of this machine and its arguments. Standard library only: set-up loads this file."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import re
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 CHROMIUM_ARGS = (
@@ -14,15 +15,15 @@ CHROMIUM_ARGS = (
     "--disable-dev-shm-usage",  # a container's /dev/shm is small
     "--force-color-profile=srgb",
     "--mute-audio",
-    # A page is left for good: keeping the old one costs a third more time.
+    # No page is returned to: keeping the old one costs a third more time.
     "--disable-back-forward-cache",
-    # All pages are at work, though at most one could be in front.
+    # All pages are in use, though at most one could be in front.
     "--disable-background-timer-throttling",
     "--disable-backgrounding-occluded-windows",
     "--disable-renderer-backgrounding",
     "--disable-ipc-flooding-protection",
     "--disable-hang-monitor",
-    # Nothing but pages.
+    # Nothing except pages.
     "--disable-background-networking",
     "--disable-breakpad",
     "--disable-component-update",
@@ -36,69 +37,64 @@ CHROMIUM_ARGS = (
     # Every host name and address fails to resolve: the pages are files.
     "--host-resolver-rules=MAP * ~NOTFOUND",
 )
-"""Command line of every browser: scrollbars as on a desktop, and no network."""
+"""Arguments of every Chromium: scrollbars as on a desktop, and no network."""
 
-# The packages' real binaries: the wrapper scripts in /usr/bin start slower and add flags.
-_BINARIES = ("/usr/lib/chromium/chromium-headless-shell", "/usr/lib/chromium/chromium")
-_NAMES = (
-    "chrome-headless-shell",
-    "chromium-headless-shell",
-    "chromium",
-    "google-chrome",
-)
-_PLAYWRIGHT_DOWNLOADS = (
-    "chromium_headless_shell-*/*/headless_shell",
-    "chromium_headless_shell-*/*/chrome-headless-shell",
-    "chromium-*/*/chrome",
-)
+# Real binaries of Debian's packages: the wrapper scripts in /usr/bin start slower and add flags.
+_DEBIAN = ("/usr/lib/chromium/chromium-headless-shell", "/usr/lib/chromium/chromium")
+_NAMES = ("chrome-headless-shell", "chromium-headless-shell", "chromium", "google-chrome")
+_PLAYWRIGHT = ("chromium*/*/*headless[-_]shell", "chromium-*/*/chrome")
+_PLAYWRIGHT_CACHES = ("~/.cache/ms-playwright", "~/Library/Caches/ms-playwright")
 
 
-def find_chromium() -> str:
-    """Find a Chromium: `GRPO_CHROMIUM`, Debian's packages, `PATH`, then Playwright's download.
+def find_chromium(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the path of a Chromium executable; see `search_chromium`.
+
+    Raises:
+        FileNotFoundError: there is none, or `GRPO_CHROMIUM` is not an executable file.
+    """
+    path = search_chromium(environ)
+    if path is None:
+        raise FileNotFoundError(
+            "no Chromium found: run `make setup` in a checkout or "
+            "`playwright install chromium-headless-shell`, or set GRPO_CHROMIUM to its path"
+        )
+    return path
+
+
+def search_chromium(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Search for a Chromium: `GRPO_CHROMIUM`, Debian's packages, `PATH`, Playwright's downloads.
+
+    Args:
+        environ: environment variables.
 
     Returns:
-        The path of the executable.
+        The path of the first executable; None if there is none.
 
     Raises:
-        FileNotFoundError: there is none, or `GRPO_CHROMIUM` names something else.
+        FileNotFoundError: `GRPO_CHROMIUM` is not an executable file.
     """
-    chosen = os.environ.get("GRPO_CHROMIUM")
+    chosen = environ.get("GRPO_CHROMIUM")
     if chosen:
-        if not os.access(chosen, os.X_OK) or not os.path.isfile(chosen):
+        if not _is_executable(chosen):
             raise FileNotFoundError(f"GRPO_CHROMIUM must be an executable file, got {chosen!r}")
         return chosen
-    for path in (*_BINARIES, *map(shutil.which, _NAMES), *_downloads()):
-        if path and os.access(path, os.X_OK):
-            return path
-    raise FileNotFoundError(
-        "no Chromium found: run `make setup`, or set GRPO_CHROMIUM to the path of one"
-    )
+    return next(filter(_is_executable, _candidates(environ)), None)
 
 
-def miniwob_url() -> str:
-    """Return the address of MiniWoB's pages, files of the installed `miniwob` package.
-
-    Raises:
-        ModuleNotFoundError: the package is not installed.
-    """
-    spec = importlib.util.find_spec("miniwob")  # not imported: it would import selenium
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("MiniWoB's pages are missing: run `make setup`")
-    return (Path(spec.origin).parent / "html" / "miniwob").as_uri() + "/"
+def _candidates(environ: Mapping[str, str]) -> Iterator[str]:
+    yield from _DEBIAN
+    for name in _NAMES:
+        yield shutil.which(name, path=environ.get("PATH")) or ""
+    cache = environ.get("PLAYWRIGHT_BROWSERS_PATH", "")
+    for folder in [cache] if cache not in ("", "0") else _PLAYWRIGHT_CACHES:
+        for pattern in _PLAYWRIGHT:
+            yield from map(str, sorted(Path(folder).expanduser().glob(pattern), key=_newest_first))
 
 
-def _downloads() -> list[str]:
-    cache = os.environ.get("PLAYWRIGHT_BROWSERS_PATH")
-    if cache in (None, "", "0"):
-        folders = [
-            Path.home() / ".cache/ms-playwright",
-            Path.home() / "Library/Caches/ms-playwright",
-        ]
-    else:
-        folders = [Path(cache)]
-    return [
-        str(path)
-        for folder in folders
-        for pattern in _PLAYWRIGHT_DOWNLOADS
-        for path in sorted(folder.glob(pattern), reverse=True)
-    ]
+def _newest_first(download: Path) -> int:
+    revision = re.search(r"-(\d+)$", download.parts[-3])
+    return -int(revision[1]) if revision else 0
+
+
+def _is_executable(path: str) -> bool:
+    return os.path.isfile(path) and os.access(path, os.X_OK)

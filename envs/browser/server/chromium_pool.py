@@ -9,9 +9,10 @@ import time
 from typing import Any
 
 from envs.base import TaskError
+from envs.browser.miniwob.files import miniwob_url
 from envs.browser.server.cdp.chromium import CDPError, Chromium
 from envs.browser.server.cdp.page import Page
-from envs.browser.server.chromium import CHROMIUM_ARGS, find_chromium, miniwob_url
+from envs.browser.server.chromium import CHROMIUM_ARGS, find_chromium
 from envs.browser.server.session import Session, SessionError
 
 CLOSE_DEADLINE_S = 10.0

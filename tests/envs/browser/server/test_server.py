@@ -9,47 +9,65 @@ import pytest
 
 from envs.base import EnvError
 from envs.browser.server import chromium
-from envs.browser.server.chromium import find_chromium
+from envs.browser.server.chromium import find_chromium, search_chromium
 from envs.browser.server.local import LocalServer
 from envs.browser.server.processes import kill_marked, marked
 
 
 def test_the_library_imports_without_the_browsers_packages():
     code = (
-        "import sys, envs.browser.env, envs.browser.server.local, envs.browser.server.chromium, envs.pool, "
-        "envs.scripted, envs.checker; "
+        "import sys, envs, envs.scripted, envs.browser.pool, envs.browser.server.chromium; "
         "print([m for m in ('torch', 'openenv', 'playwright', 'browsergym') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_chosen_chromium(monkeypatch, tmp_path):
+def make_executable(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_chosen_chromium(tmp_path):
     mine = tmp_path / "chrome"
     mine.write_text("")
-    monkeypatch.setenv("GRPO_CHROMIUM", str(mine))
-    with pytest.raises(FileNotFoundError, match="GRPO_CHROMIUM must be an executable file"):
-        find_chromium()
-    mine.chmod(0o755)
-    assert find_chromium() == str(mine)
+    environ = {"GRPO_CHROMIUM": str(mine)}
+    for search in (find_chromium, search_chromium):
+        with pytest.raises(FileNotFoundError, match="GRPO_CHROMIUM must be an executable file"):
+            search(environ)
+    assert find_chromium({"GRPO_CHROMIUM": make_executable(mine)}) == str(mine)
 
 
 def test_order_of_the_search(monkeypatch, tmp_path):
-    monkeypatch.delenv("GRPO_CHROMIUM", raising=False)
-    monkeypatch.setattr(chromium, "_BINARIES", ())
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path / "cache"))
-    with pytest.raises(FileNotFoundError, match="make setup"):
-        find_chromium()
-    download = tmp_path / "cache" / "chromium-1117" / "chrome-linux" / "chrome"
-    download.parent.mkdir(parents=True)
-    download.write_text("")
-    download.chmod(0o755)
-    assert find_chromium() == str(download)
-    on_path = tmp_path / "google-chrome"
-    on_path.write_text("")
-    on_path.chmod(0o755)
-    assert find_chromium() == str(on_path)
+    monkeypatch.setattr(chromium, "_DEBIAN", (str(tmp_path / "debian"),))
+    cache = tmp_path / "cache"
+    environ = {"PATH": str(tmp_path / "bin"), "PLAYWRIGHT_BROWSERS_PATH": str(cache)}
+    assert search_chromium(environ) is None
+    with pytest.raises(FileNotFoundError, match=r"no Chromium found: .*make setup"):
+        find_chromium(environ)
+    for path in (  # each is preferred to the ones before it
+        cache / "chromium-1117" / "chrome-linux" / "chrome",
+        cache / "chromium_headless_shell-999" / "chrome-linux" / "headless_shell",
+        cache / "chromium_headless_shell-1187" / "chrome-linux" / "chrome-headless-shell",
+        tmp_path / "bin" / "google-chrome",
+        tmp_path / "bin" / "chromium",
+        tmp_path / "debian",
+    ):
+        made = make_executable(path)
+        assert find_chromium(environ) == search_chromium(environ) == made
+
+
+def test_the_search_can_be_loaded_by_its_path():
+    # As scripts/setup.py does, with a Python that has no packages.
+    code = (
+        "import runpy, sys; found = runpy.run_path(sys.argv[1]); found['search_chromium'](); "
+        "print([m for m in sys.modules if m.partition('.')[0] in ('envs', 'numpy')])"
+    )
+    command = [sys.executable, "-I", "-S", "-c", code, chromium.__file__]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")

@@ -8,10 +8,11 @@ import pytest
 import pytest_asyncio
 
 from envs.browser.actions import ACTIONS, parse_action
+from envs.browser.miniwob.files import miniwob_url
 from envs.browser.server import chromium_pool
 from envs.browser.server.cdp.chromium import BrowserGone, CDPError, Chromium
 from envs.browser.server.cdp.page import Page
-from envs.browser.server.chromium import find_chromium, miniwob_url
+from envs.browser.server.chromium import find_chromium
 from envs.browser.server.chromium_pool import ChromiumPool, Slot
 from envs.browser.server.session import Session, SessionError
 
