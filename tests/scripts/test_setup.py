@@ -1,6 +1,7 @@
-"""Which recipe set-up takes on which machine, what it says when there is none, and the model."""
+"""The recipes that set-up tries, its errors, and the conversion of the bundled model."""
 
 import importlib.util
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ def recipes() -> ModuleType:
 
 
 def runner(works: Callable[[str], bool]) -> tuple[Callable[[tuple[str, ...]], bool], list[str]]:
-    """A machine on which the commands that `works` accepts succeed, and what it was asked."""
+    """A machine on which commands succeed if `works` accepts them, and the commands it ran."""
     asked: list[str] = []
 
     def run(command: tuple[str, ...]) -> bool:
@@ -37,14 +38,14 @@ def runner(works: Callable[[str], bool]) -> tuple[Callable[[tuple[str, ...]], bo
     return run, asked
 
 
-def test_first_road_that_works_is_taken_and_the_next_is_not_tried(recipes: ModuleType) -> None:
-    ways = [recipes.Recipe(name, ((name, "1"), (name, "2"))) for name in ("a", "b", "c")]
+def test_the_first_recipe_that_works_is_the_last_one_tried(recipes: ModuleType) -> None:
+    candidates = [recipes.Recipe(name, ((name, "1"), (name, "2"))) for name in ("a", "b", "c")]
     run, asked = runner(lambda command: command != "a 2")
-    assert recipes.take_first(ways, run, "advice") == "b"
+    assert recipes.take_first(candidates, run, "advice") == "b"
     assert asked == ["a 1", "a 2", "b 1", "b 2"]
 
 
-def test_no_road_says_what_to_do(recipes: ModuleType) -> None:
+def test_the_error_says_what_to_do_where_no_recipe_works(recipes: ModuleType) -> None:
     run, _ = runner(lambda command: False)
     with pytest.raises(recipes.SetupError, match="install it like this"):
         recipes.take_first([recipes.Recipe("a", (("a",),))], run, "install it like this")
@@ -54,8 +55,8 @@ def test_no_road_says_what_to_do(recipes: ModuleType) -> None:
     ("versions", "expected"),
     [
         ({"python3.12": (3, 12), "python3.11": (3, 11)}, ["python3.12", "python3.11"]),
-        ({"python3": (3, 13)}, ["python3"]),
-        ({"python3": (3, 14), "python3.11": (3, 11)}, ["python3.11"]),
+        ({"python3": (3, 14)}, ["python3"]),
+        ({"python3": (3, 15), "python3.11": (3, 11)}, ["python3.11"]),
     ],
 )
 def test_newest_supported_python_comes_first(
@@ -72,8 +73,8 @@ def test_asked_python_is_the_only_one(recipes: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("asked", "version", "message"),
     [
-        (None, None, "3.11, 3.12, 3.13: none is on the PATH.*apt-get install python3"),
-        ("old", (3, 8), "PYTHON=old must be one of Python 3.11, 3.12, 3.13, got 3.8"),
+        (None, None, "3.11, 3.12, 3.13, 3.14: none is on the PATH.*apt-get install python3"),
+        ("old", (3, 8), "PYTHON=old must be one of Python 3.11, 3.12, 3.13, 3.14, got 3.8"),
         ("gone", None, "PYTHON=gone .* got none that runs"),
     ],
 )
@@ -117,7 +118,7 @@ def test_no_gpu_gets_a_cpu_build(
     assert (
         recipes.take_first(recipes.torch_recipes("py", "2.13.0", "c", gpu=False), run, "") == name
     )
-    # PyPI's own torch, gigabytes of CUDA, is never asked for
+    # PyPI's own torch, with gigabytes of CUDA, is never installed
     torch = [command for command in asked if "torch==2.13.0" in command]
     assert all("--no-index" in command or "--torch-backend=cpu" in command for command in torch)
 
@@ -148,7 +149,7 @@ def test_vllm_comes_as_the_build_for_the_machine(recipes: ModuleType) -> None:
     assert "vllm" in gpu.commands[0]
 
 
-def test_what_vllm_adds_is_pinned_apart_and_leaves_the_rest_alone(recipes: ModuleType) -> None:
+def test_the_packages_of_vllm_have_pins_of_their_own(recipes: ModuleType) -> None:
     own = (ROOT / "constraints-vllm.txt").read_text()
     both = (ROOT / "constraints.txt").read_text()
     for package in (*recipes.BARE_VLLM, "vllm"):
@@ -156,45 +157,55 @@ def test_what_vllm_adds_is_pinned_apart_and_leaves_the_rest_alone(recipes: Modul
     for package in recipes.VLLM_IMPORTS:
         assert f"\n{package}==" in own or recipes.pinned(package, both)
     assert "\ntorch==" not in own
-    assert recipes.pinned("fastapi", own) != recipes.pinned("fastapi", both)  # why it stands apart
+    assert recipes.pinned("fastapi", own) != recipes.pinned(
+        "fastapi", both
+    )  # why there are two files
 
 
-SHELL, BROWSER = "/usr/lib/chromium/chromium-headless-shell", "/usr/lib/chromium/chromium"
-
-
-@pytest.mark.parametrize(
-    ("environ", "files", "path", "globbed", "expected"),
-    [
-        ({"GRPO_CHROMIUM": "/mine"}, {"/mine", SHELL}, {}, [], "/mine"),
-        ({}, {SHELL, BROWSER}, {"chromium": "/usr/bin/chromium"}, [], SHELL),
-        ({}, set(), {"google-chrome": "/opt/chrome"}, ["/p/headless_shell"], "/opt/chrome"),
-        ({}, set(), {}, ["/p-1/headless_shell", "/p-2/headless_shell"], "/p-2/headless_shell"),
-        ({}, set(), {}, [], None),
-    ],
-)
-def test_chromium_is_found_in_order(
-    recipes: ModuleType,
-    environ: dict[str, str],
-    files: set[str],
-    path: dict[str, str],
-    globbed: list[str],
-    expected: str | None,
+def test_set_up_finds_the_chromium_that_the_server_finds(
+    recipes: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = recipes.find_chromium(environ, path.get, files.__contains__, lambda pattern: globbed)
-    assert found == expected
+    monkeypatch.setenv("GRPO_CHROMIUM", sys.executable)
+    assert recipes.find_chromium() == sys.executable
 
 
-def test_wrong_chromium_is_named_not_replaced(recipes: ModuleType) -> None:
-    with pytest.raises(recipes.SetupError, match=r"GRPO_CHROMIUM .* got /gone: no file"):
-        recipes.find_chromium(
-            {"GRPO_CHROMIUM": "/gone"}, {}.get, {SHELL}.__contains__, lambda _: []
-        )
+def test_wrong_chromium_is_an_error(recipes: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRPO_CHROMIUM", "/gone")
+    with pytest.raises(recipes.SetupError, match=r"GRPO_CHROMIUM must be .* got '/gone'"):
+        recipes.find_chromium()
+
+
+def test_a_machine_without_chromium(
+    recipes: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def find() -> str:
+        raise FileNotFoundError("no Chromium found")
+
+    monkeypatch.delenv("GRPO_CHROMIUM", raising=False)
+    monkeypatch.setattr(recipes.runpy, "run_path", lambda path: {"find_chromium": find})
+    assert recipes.find_chromium() is None
+
+
+def test_an_overlay_sees_the_packages_below_and_the_checkout(
+    recipes: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "below.py").write_text("answer = 42")
+    venv = str(tmp_path / "venv")
+    make, share, install = recipes.overlay_commands(
+        sys.executable, venv, str(tmp_path / "packages"), "/project"
+    )
+    subprocess.run([*make, "--without-pip"], check=True)
+    subprocess.run(share, check=True)
+    subprocess.run([share[0], "-c", "import below"], check=True)
+    assert install[:4] == (f"{venv}/bin/python", "-m", "pip", "install")
+    assert {"--no-deps", "-e", "/project"} <= set(install)
 
 
 def test_chromium_comes_from_apt_else_from_playwright(recipes: ModuleType) -> None:
-    ways = recipes.chromium_recipes("py", root=True, apt=True)
+    both = recipes.chromium_recipes("py", root=True, apt=True)
     run, asked = runner(lambda command: "playwright" in command)  # Ubuntu: apt has no such package
-    assert recipes.take_first(ways, run, "") == "Playwright's"
+    assert recipes.take_first(both, run, "") == "Playwright's"
     assert "apt-get install" in asked[0]
     assert "--with-deps" in asked[1]
     (only,) = recipes.chromium_recipes("py", root=False, apt=False)
@@ -202,7 +213,7 @@ def test_chromium_comes_from_apt_else_from_playwright(recipes: ModuleType) -> No
 
 
 @pytest.mark.model
-def test_bundled_model_is_the_gguf_file_to_the_last_bit_and_speaks() -> None:
+def test_bundled_model_equals_the_gguf_file_bit_for_bit() -> None:
     import gguf
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -226,8 +237,8 @@ def test_bundled_model_is_the_gguf_file_to_the_last_bit_and_speaks() -> None:
     prompt = tokenizer.apply_chat_template(
         chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    answer = model.generate(**prompt, max_new_tokens=12, do_sample=False)
-    assert "Paris" in tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :])
+    completion = model.generate(**prompt, max_new_tokens=12, do_sample=False)
+    assert "Paris" in tokenizer.decode(completion[0, prompt["input_ids"].shape[1] :])
 
 
 def test_missing_model_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +249,7 @@ def test_missing_model_package_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / "cache").exists()
 
 
-def test_interrupted_conversion_leaves_nothing_that_passes_for_a_model(
+def test_interrupted_conversion_leaves_no_folder_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop_half_way(source: Path, folder: Path) -> None:
