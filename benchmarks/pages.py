@@ -1,10 +1,10 @@
-"""Tokens of a page at reset, as BrowserGym writes it and as the model reads it, for every task.
+"""Tokens of every task's first page, as BrowserGym writes it and as the model reads it.
 
-Beside each task stands whether element ids are enough to do it: `solved` by the scripted solver
-of `envs.browser.miniwob.solvers`, or a verdict of `UNSOLVED`.
+The table also says whether element ids are enough to do the task: `solved` by the scripted
+solver of `envs.browser.miniwob.solvers`, or a verdict of `UNSOLVED`.
 
-    python benchmarks/pages.py --write docs/pages.md     # two minutes
-    python benchmarks/pages.py --seeds 1 --json
+    python -m benchmarks.pages --write docs/pages.md     # two minutes
+    python -m benchmarks.pages --seeds 1 --json
 """
 
 from __future__ import annotations
@@ -27,41 +27,45 @@ from envs.base import Observation, Task
 from envs.browser.env import BrowserEnv
 from envs.browser.miniwob.solvers import SOLVERS
 from envs.browser.miniwob.tasks import tasks
-from envs.browser.protocol import Answer
+from envs.browser.protocol import Response
 from envs.browser.server.local import LocalServer
 from grpo.model.bundled import HUB_ID, bundled_model_path
-from grpo.rollouts.rollout import read_prompt
+from grpo.rollouts.agents import read_prompt
 
 VERDICTS = {
-    "solved": "a scripted solver does it with element ids alone",
-    "attemptable": "the page tells all and has the ids; nobody wrote the solver",
-    "in part": "the same for some of its goals; the others are chance",
-    "no id": "what is to be clicked is on the page without an id (SVG)",
-    "no name": "what is to be clicked or counted has an id but no name: the page drops it",
-    "pixels": "the answer is a place, a colour or a picture that no text tells",
-    "drag by pixels": "something is dragged to a place that is no element",
-    "unrewardable": "BrowserGym gives no reward for what is right",
+    "solved": "a scripted solver completes it by element ids alone",
+    "attemptable": "the page has the text and ids it takes, but no solver has been written",
+    "in part": "the page is enough for some of its goals; the others are guesses",
+    "no id": "the element to click is on the page without an id (SVG)",
+    "no name": "the element to click or count has an id but no name, so the page drops it",
+    "pixels": "the answer is a position, a colour or a picture that the text does not describe",
+    "drag by pixels": "something has to be dragged to a position where there is no element",
+    "unrewardable": "BrowserGym gives no reward for the right answer",
 }
 
 Verdict = tuple[str, str, str]
-"""One of `VERDICTS`, why, and the tasks."""
+"""One of `VERDICTS`, the reason, the tasks."""
 
 UNSOLVED: tuple[Verdict, ...] = (
-    ("attemptable", "icons stand in the goal by name", "click-menu-2"),
-    ("attemptable", "one more by Control+ArrowDown, Control+Space", "click-scroll-list"),
-    ("attemptable", "numbers dragged onto numbers", "drag-sort-numbers"),
-    ("attemptable", "the slider takes focus and arrows", "form-sequence use-slider use-slider-2"),
+    ("attemptable", "the goal names icons by their text", "click-menu-2"),
+    ("attemptable", "Control+ArrowDown and Control+Space select more", "click-scroll-list"),
+    ("attemptable", "numbers are dragged onto numbers", "drag-sort-numbers"),
+    (
+        "attemptable",
+        "the slider takes focus and arrow keys",
+        "form-sequence use-slider use-slider-2",
+    ),
     ("attemptable", "a list and a button", "form-sequence-3"),
-    ("attemptable", "where a click follows the price within 0.1 s", "stock-market"),
-    ("attemptable", "keys one by one", "terminal"),
+    ("attemptable", "if a click follows the price within 0.1 s", "stock-market"),
+    ("attemptable", "key by key", "terminal"),
     ("attemptable", "the field takes the colour's code", "use-colorwheel"),
     ("in part", "a text and a textarea look alike", "click-widget"),
-    ("in part", "letters and digits are told; shape, colour, size not", "count-shape"),
-    ("in part", "letters and digits are told, shapes not", "identify-shape"),
-    ("in part", "a drag between sides turns to 1, 4, 5, 6; 2 and 3 not settled", "drag-cube"),
-    ("in part", "dragged up it lands, down it does not", "drag-items"),
-    ("in part", "some places cannot be dragged to", "drag-items-grid"),
-    ("in part", "by keys, where the text starts the page", "highlight-text highlight-text-2"),
+    ("in part", "the text has letters and digits, not shape, colour, size", "count-shape"),
+    ("in part", "the text has letters and digits, not shapes", "identify-shape"),
+    ("in part", "drags between sides show 1, 4, 5, 6; unclear for 2 and 3", "drag-cube"),
+    ("in part", "dropping works upwards, not downwards", "drag-items"),
+    ("in part", "some positions cannot be dragged to", "drag-items-grid"),
+    ("in part", "by keys, if the text starts the page", "highlight-text highlight-text-2"),
     ("in part", "folders and files look alike", "navigate-tree"),
     ("no id", "SVG texts", "ascending-numbers click-pie click-pie-nodelay"),
     ("no id", "SVG points", "grid-coordinate"),
@@ -73,67 +77,70 @@ UNSOLVED: tuple[Verdict, ...] = (
         "email-inbox-forward-nl-turk email-inbox-important email-inbox-nl-turk "
         "email-inbox-noscroll email-inbox-reply email-inbox-star-reply",
     ),
-    ("no name", "cards; the numbers on them are hidden", "find-greatest"),
+    ("no name", "cards with hidden numbers", "find-greatest"),
     ("no name", "handles", "resize-textarea"),
     ("no name", "buttons are icons", "social-media social-media-all social-media-some"),
-    ("no name", "the editor; and BrowserGym's marks break its toolbar", "text-editor"),
+    ("no name", "the editor; BrowserGym's marks also break its toolbar", "text-editor"),
     ("no name", "squares of the board", "tic-tac-toe"),
     ("no name", "blocks to count", "visual-addition"),
     ("pixels", "an angle", "bisect-angle right-angle"),
-    ("pixels", "a place", "circle-center find-midpoint hot-cold"),
+    ("pixels", "a position", "circle-center find-midpoint hot-cold"),
     ("pixels", "colours", "click-color click-shades"),
-    ("pixels", "shapes, and without ids", "click-shape"),
+    ("pixels", "shapes, which also have no ids", "click-shape"),
     ("pixels", "a drawn shape", "count-sides"),
     ("pixels", "the pattern is a picture", "number-checkboxes"),
     ("drag by pixels", "shapes", "drag-circle drag-shapes drag-shapes-2 drag-single-shape"),
     ("drag by pixels", "a stroke", "draw-circle draw-line"),
-    ("unrewardable", "a click on a result changes the address", "search-engine"),
+    ("unrewardable", "clicking a result changes the address", "search-engine"),
 )
 
 REACHED = ("solved", "attemptable", "in part")
 
-HEADER = """# What a page costs, and how far element ids reach
+HEADER = """# Page sizes, and which tasks can be done by element id
 
-`benchmarks/pages.py` wrote this page. Tokens are {model}'s, of the page
-after the reset, medians over {seeds} seeds. *Tree* is BrowserGym's accessibility tree as text, with
-the generic nodes that alone carry some ids, without the folder of MiniWoB's files. *Page* is what
-`envs.browser.prompts` makes of it, under the ids that the model reads. *Prompt* is the page with the goal,
-the instructions and the worked examples, in the chat template. The last two rows are over all.
+Written by `benchmarks/pages.py`. Counts are tokens of {model} for the page after the
+reset, medians over {seeds} seeds. *Tree* is BrowserGym's accessibility tree as text, with generic
+nodes, which alone carry some ids, and without the folder of MiniWoB's files. *Page* is the text
+that the model reads, made by `envs.browser.page_text`, with renumbered ids. *Prompt* is the page
+with the goal, the instructions and the worked examples, in the chat template. The last two rows
+summarize all tasks.
 
-Of BrowserGym's {all} MiniWoB tasks, {reached}; not attemptable are {missed}.
+Of BrowserGym's {all} MiniWoB tasks, {reached}; {missed}.
 
-A verdict without a solver comes from the task's page, its goal and MiniWoB's HTML; what is called
-attemptable was also played, by actions written for it, on six seeds or more, with reward on each;
-what is unrewardable is so in BrowserGym by itself, too.
+A verdict without a solver was reached by reading the task's page, its goal and MiniWoB's HTML.
+Tasks called attemptable were also solved by hand-written actions on at least six seeds. The
+unrewardable task gives no reward in BrowserGym itself either.
 
 | verdict | tasks | meaning |
 |---|---|---|
 """
 
 Row = dict[str, Any]
-"""`task`, the tokens `tree`, `page` and `prompt`, and `ids`, a verdict and why."""
+"""`task`; `tree`, `page` and `prompt` in tokens; `ids`, a verdict and its reason."""
 
 
 class Reader(Protocol):
-    """An environment that keeps the tree of the page it showed last."""
+    """An environment that keeps the accessibility tree of its newest page."""
 
     tree: str
 
-    async def reset(self, task: Task) -> Observation: ...
+    async def reset(self, task: Task) -> Observation:
+        """Start an episode."""
+        ...
 
 
 class PageReader(BrowserEnv):
-    """A session with the server that keeps the tree, too."""
+    """A `BrowserEnv` that also keeps the accessibility tree of its newest page."""
 
     tree = ""
 
-    def _observe(self, task: Task, answer: Answer, goal: str) -> Observation:
-        self.tree = answer.axtree_txt
-        return super()._observe(task, answer, goal)
+    def _observe(self, task: Task, response: Response, goal: str) -> Observation:
+        self.tree = response.axtree_txt
+        return super()._observe(task, response, goal)
 
 
 def verdicts() -> dict[str, str]:
-    """Return of each task without a solver the verdict and why, `pixels: colours`."""
+    """Return the verdict and reason of each task without a solver, as in `pixels: colours`."""
     return {name: f"{kind}: {why}" for kind, why, names in UNSOLVED for name in names.split()}
 
 
@@ -141,13 +148,13 @@ async def measure(env: Reader, names: Iterable[str], seeds: int, tokenizer: Any)
     """Count the tokens of each task's first pages.
 
     Args:
-        env: on which the tasks are reset.
-        names: of the tasks.
-        seeds: the seeds 0, 1, ... of each task.
-        tokenizer: the model's, with a chat template.
+        env: the environment to reset.
+        names: names of the tasks.
+        seeds: number of seeds per task: 0, 1, ...
+        tokenizer: the model's tokenizer; has a chat template.
 
     Returns:
-        One row a task.
+        One row per task.
     """
 
     def count(text: str) -> int:
@@ -157,10 +164,11 @@ async def measure(env: Reader, names: Iterable[str], seeds: int, tokenizer: Any)
     for name in names:
         counts = []
         for seed in range(seeds):
-            seen = await env.reset(Task(name, seed))
-            # The address of a file says where this checkout lies.
+            observation = await env.reset(Task(name, seed))
+            # The address of a file contains the path of this checkout.
             tree = re.sub(r"url='file:[^']*/", "url='", env.tree)
-            counts.append((count(tree), count(seen.page), len(read_prompt(seen, tokenizer)[0])))
+            prompt, _ = read_prompt(observation, tokenizer)
+            counts.append((count(tree), count(observation.page), len(prompt)))
         tokens = map(median, zip(*counts, strict=True))
         rows.append(dict(zip(("tree", "page", "prompt"), tokens, strict=True), task=name))
         rows[-1]["ids"] = "solved" if name in SOLVERS else ids[name]
@@ -184,12 +192,12 @@ def totals(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def cells(row: Row) -> list[str]:
-    """Write a row's cells."""
+    """Format the cells of a row."""
     return [row["task"], *(f"{row[key]:,.0f}" for key in ("tree", "page", "prompt")), row["ids"]]
 
 
 def markdown(rows: Sequence[Row], seeds: int) -> str:
-    """Write the page that goes into the documentation."""
+    """Format the page for the documentation."""
     found = totals(rows)
     missed = {kind: number for kind, number in found.items() if kind not in REACHED}
     text = HEADER.format(
@@ -198,7 +206,7 @@ def markdown(rows: Sequence[Row], seeds: int) -> str:
         all=len(rows),
         reached=f"{found['solved']} are solved, {found['attemptable']} more are attemptable and "
         f"{found['in part']} in part",
-        missed=f"{sum(missed.values())}: "
+        missed=f"{sum(missed.values())} are not attemptable: "
         + ", ".join(f"{number} *{kind}*" for kind, number in missed.items()),
     )
     text += "".join(f"| {kind} | {found[kind]} | {VERDICTS[kind]} |\n" for kind in found)
@@ -207,14 +215,15 @@ def markdown(rows: Sequence[Row], seeds: int) -> str:
 
 
 def main() -> None:
+    """Measure every task and print the table."""
     from transformers import AutoTokenizer
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=3, help="the seeds 0, 1, ... of each task")
-    parser.add_argument("--write", metavar="FILE", help="write the table as Markdown")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds per task: 0, 1, ...")
+    parser.add_argument("--write", metavar="FILE", help="write the table as Markdown to this file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
     arguments = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(bundled_model_path())
     names = track(sorted(tasks()), "resets", console=Console(stderr=True))

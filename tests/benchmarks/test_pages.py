@@ -1,4 +1,4 @@
-"""The benchmark of the pages: its verdicts cover the tasks, and its table adds up."""
+"""`benchmarks/pages.py`: its verdicts cover all tasks, and its table adds up."""
 
 from collections import Counter
 
@@ -15,7 +15,7 @@ def test_every_task_without_a_solver_has_one_verdict():
 
 
 class Words:
-    """A token a word, and one more for the chat."""
+    """A tokenizer of one token per word, plus one for the chat template."""
 
     def __call__(self, text, add_special_tokens):
         return {"input_ids": text.split()}
@@ -28,7 +28,7 @@ WORDS = {"click-test": (1, 5, 2), "click-color": (3, 4, 8)}
 
 
 class Stub:
-    """Pages of as many words as `WORDS` says for the seed, and twice as many in the tree."""
+    """An environment whose pages have as many words as `WORDS` says; their trees, twice as many."""
 
     async def reset(self, task):
         page = " ".join(["a"] * WORDS[task.name][task.seed])
