@@ -1,4 +1,4 @@
-# Training in a container, on a CPU or an NVIDIA GPU: docs/docker.md.
+# Training on a CPU or an NVIDIA GPU: docs/docker.md.
 FROM debian:bookworm-slim
 
 # hadolint ignore=DL3008
@@ -7,20 +7,21 @@ RUN apt-get update \
          ca-certificates fonts-liberation python3 python3-venv tini \
     && rm -rf /var/lib/apt/lists/*
 
-# What decides the packages comes first: a change of the code does not install them again.
+# The files that decide the packages come first: a change of other code does not reinstall them.
 WORKDIR /app
 COPY pyproject.toml setup.py LICENSE constraints.txt constraints-vllm.txt ./
 COPY scripts/setup.py scripts/recipes.py scripts/
-COPY grpo/model/bundled.py grpo/
-# cpu or cuda: the machine that builds tells nothing of the one that trains.
+COPY envs/browser/server/chromium.py envs/browser/server/
+COPY grpo/model/bundled.py grpo/model/
+# cpu or cuda: the image may be built on another machine than it runs on.
 ARG DEVICE=cpu
-# uv compiles nothing by itself, and the user below may not write what Python would then; nor may
-# it read the model, which safetensors writes for its owner alone.
+# uv compiles only when told to, and the user below cannot write .pyc files. safetensors makes the
+# model's file readable for its owner only.
 RUN PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1 \
       python3 scripts/setup.py --device "$DEVICE" \
     && chmod --recursive a+rX .cache \
     && rm -rf /var/lib/apt/lists/*
-# 1 adds vLLM, and the compiler that its kernels' launchers want.
+# 1 adds vLLM, and the compiler that its kernel launchers need.
 ARG VLLM=0
 # hadolint ignore=DL3008
 RUN if [ "$VLLM" = 1 ]; then \
@@ -30,8 +31,8 @@ RUN if [ "$VLLM" = 1 ]; then \
       && rm -rf /var/lib/apt/lists/*; \
     fi
 
-# Chromium's own sandbox needs user namespaces, which a container has not: the container is the
-# sandbox, its user is not root, and the browser reaches no host.
+# Chromium's own sandbox needs user namespaces, which a container does not allow: the container is
+# the sandbox, its user is not root, and the browser resolves no host name.
 RUN printf '#!/bin/sh\nexec /usr/lib/chromium/chromium-headless-shell --no-sandbox "$@"\n' \
       > /usr/local/bin/chromium-in-container \
     && chmod 755 /usr/local/bin/chromium-in-container \
@@ -40,7 +41,6 @@ RUN printf '#!/bin/sh\nexec /usr/lib/chromium/chromium-headless-shell --no-sandb
 ENV GRPO_CHROMIUM=/usr/local/bin/chromium-in-container \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     PATH=/app/.venv-vllm/bin:/app/.venv/bin:$PATH \
-    PYTHONPATH=/app \
     PYTHONUNBUFFERED=1
 COPY examples/ examples/
 COPY envs/ envs/
@@ -48,5 +48,5 @@ COPY lora/ lora/
 COPY grpo/ grpo/
 
 USER 1000
-# tini takes in the orphans of a browser that was killed, and hands signals on.
-ENTRYPOINT ["tini", "--", "python", "examples/click_test.py"]
+# tini reaps the orphans of a killed browser and forwards signals.
+ENTRYPOINT ["tini", "--", "grpo", "train"]

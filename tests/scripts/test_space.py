@@ -1,4 +1,4 @@
-"""The server as a Hugging Face Space, as far as it can be checked without Docker."""
+"""Checks of the server as a Hugging Face Space that need no Docker."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ README = (ROOT / "docs" / "space.md").read_text()
 
 @pytest.fixture(scope="module")
 def space():
-    sys.path.insert(0, str(ROOT / "scripts"))  # where it finds recipes.py
+    sys.path.insert(0, str(ROOT / "scripts"))  # where recipes.py is
     spec = importlib.util.spec_from_file_location("space", ROOT / "scripts" / "space.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -26,7 +26,7 @@ def space():
 
 
 def instruction(name):
-    """The instruction's text, its continued lines joined; its only one or its last."""
+    """The text of the last instruction of this name, with continued lines joined."""
     joined = re.sub(r"\\\n\s*", " ", DOCKERFILE)
     return re.findall(rf"^(?:HEALTHCHECK .* )?{name} (.*)$", joined, re.MULTILINE)[-1]
 
@@ -47,7 +47,9 @@ def test_the_port_is_the_same_everywhere():
     port = str(yaml.safe_load(README.split("---\n")[1])["app_port"])
     command = json.loads(instruction("CMD"))
     assert command[command.index("--port") + 1] == port
-    assert command[command.index("--host") + 1] == "0.0.0.0"  # what the Space's proxy can reach
+    assert (
+        command[command.index("--host") + 1] == "0.0.0.0"
+    )  # or the Space's proxy could not reach it
     assert instruction("EXPOSE") == port
     assert f"127.0.0.1:{port}/health" in DOCKERFILE
 
@@ -74,7 +76,7 @@ def test_the_user_is_not_root():
     assert DOCKERFILE.index("\nUSER 1000") < DOCKERFILE.index("\nCMD")
 
 
-def test_the_folder_holds_all_that_the_build_needs(space, tmp_path):
+def test_the_folder_holds_everything_that_the_build_needs(space, tmp_path):
     (tmp_path / "envs").mkdir()
     (tmp_path / "envs" / "old.py").touch()
     (tmp_path / ".gitattributes").touch()
@@ -84,7 +86,7 @@ def test_the_folder_holds_all_that_the_build_needs(space, tmp_path):
     assert (tmp_path / "README.md").read_text() == README
     for source in space.copied(DOCKERFILE):
         assert (tmp_path / source).exists(), source
-    assert (tmp_path / "envs" / "server" / "__main__.py").is_file()
+    assert (tmp_path / "envs" / "browser" / "server" / "__main__.py").is_file()
     assert not (tmp_path / "envs" / "old.py").exists()
     assert (tmp_path / ".gitattributes").exists()
     assert not list(tmp_path.rglob("__pycache__"))
@@ -92,7 +94,7 @@ def test_the_folder_holds_all_that_the_build_needs(space, tmp_path):
     subprocess.run(ask, cwd=tmp_path, capture_output=True, check=True)
 
 
-def test_what_the_image_installs(space):
+def test_packages_of_the_image(space):
     listed, bare = space.install_commands("python")
     assert listed[:4] == ("python", "-m", "pip", "install")
     names = {re.split(r"[<>=]", word)[0] for word in listed}
