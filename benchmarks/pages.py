@@ -40,7 +40,7 @@ VERDICTS = {
     "no name": "the element to click or count has an id but no name, so the page drops it",
     "pixels": "the answer is a position, a colour or a picture that the text does not describe",
     "drag by pixels": "something has to be dragged to a position where there is no element",
-    "unrewardable": "BrowserGym gives no reward for the right answer",
+    "unrewardable": "BrowserGym gives no reward for a correct solution",
 }
 
 Verdict = tuple[str, str, str]
@@ -141,7 +141,7 @@ class PageReader(BrowserEnv):
 
 def verdicts() -> dict[str, str]:
     """Return the verdict and reason of each task without a solver, as in `pixels: colours`."""
-    return {name: f"{kind}: {why}" for kind, why, names in UNSOLVED for name in names.split()}
+    return {name: f"{kind}: {reason}" for kind, reason, names in UNSOLVED for name in names.split()}
 
 
 async def measure(env: Reader, names: Iterable[str], seeds: int, tokenizer: Any) -> list[Row]:

@@ -1,11 +1,11 @@
-"""Episodes a second without a model: this server beside BrowserGym by itself.
+"""Episodes per second without a model: our server compared with plain BrowserGym.
 
-The oracle of `envs.browser.miniwob.solvers` plays. Every kind drives the same Chromium from a process of its own,
-and they take turns, so that a slow minute of the machine meets them all. BrowserGym plays one
-episode after the other; the server plays for one client with many sessions at a time.
+The oracle of `envs.browser.miniwob.solvers` plays. Each kind drives the same Chromium from its own
+process, and they take turns, so that a slow minute of the machine affects all of them. BrowserGym
+plays one episode after the other; the server plays many sessions of one client at once.
 
-    python benchmarks/rollouts.py                 # the table, 5 minutes on two cores
-    python benchmarks/rollouts.py --tasks click-test --sessions 1 8 --rounds 1
+    python -m benchmarks.rollouts                 # 5 minutes on two cores
+    python -m benchmarks.rollouts --tasks click-test --sessions 1 8 --rounds 1
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
     DEFAULTS: {},
     TUNED: {"slow_mo": 0, "pre_observation_delay": 0.0, "disable_env_checker": True},
 }
-"""What `gymnasium.make` is given: options that leave the observation as it is."""
+"""Options for `gymnasium.make` that do not change the observation."""
 
 Point = tuple[str, str, int]
-"""Task, kind, sessions at a time."""
+"""Task, kind, number of sessions."""
 
 console = Console(stderr=True)
 
 
 class Worker:
-    """One kind in its own process."""
+    """One kind in its own process; see `benchmarks.rollouts_worker`."""
 
     def __init__(self, kind: str, settings: dict[str, Any], folder: str) -> None:
         self.kind = kind
         self.log = Path(folder, f"{kind}.log")
-        script = ROOT / "benchmarks" / "rollouts_worker.py"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(script), json.dumps(settings)],
+                [sys.executable, "-m", "benchmarks.rollouts_worker", json.dumps(settings)],
+                cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -61,12 +61,18 @@ class Worker:
         self._read()
 
     def measure(self, **request: Any) -> dict[str, Any]:
+        """Send a request and return the response.
+
+        Raises:
+            RuntimeError: the process ended.
+        """
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return self._read()
 
     def close(self) -> None:
+        """End the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
@@ -77,16 +83,17 @@ class Worker:
         if not line:
             tail = self.log.read_text(errors="replace")[-1000:]
             raise RuntimeError(f"{self.kind} ended with {self.process.wait()}:\n{tail}")
-        return json.loads(line)
+        response: dict[str, Any] = json.loads(line)
+        return response
 
 
 def compare(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
-    """Measure every kind on every task, `rounds` times in turn."""
+    """Measure every kind on every task, in turn, `rounds` times."""
     most = max(arguments.sessions)
     settings = {kind: {"options": options} for kind, options in OPTIONS.items()}
     settings[SERVER] = {"workers": arguments.workers, "sessions": most}
     workers: dict[str, Worker] = {}
-    answers: dict[Point, list[dict[str, Any]]] = defaultdict(list)
+    responses: dict[Point, list[dict[str, Any]]] = defaultdict(list)
     try:
         for kind, setting in settings.items():
             workers[kind] = Worker(kind, setting, folder)
@@ -95,38 +102,40 @@ def compare(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
                 for kind, worker in workers.items():
                     for sessions in arguments.sessions if kind == SERVER else (1,):
                         request = {"task": task, "sessions": sessions, "seconds": arguments.seconds}
-                        answers[task, kind, sessions].append(worker.measure(**request))
-            rates = [f"{turns[-1]['rate']:.2f}" for turns in answers.values()]
+                        responses[task, kind, sessions].append(worker.measure(**request))
+            rates = [f"{rounds[-1]['rate']:.2f}" for rounds in responses.values()]
             load = os.getloadavg()[0]
             console.print(f"round {number}, load {load:.1f}: {' '.join(rates)} episodes/s")
     finally:
         for worker in workers.values():
             worker.close()
-    return summarise(answers)
+    return summarize(responses)
 
 
-def summarise(answers: Mapping[Point, Sequence[dict[str, Any]]]) -> dict[str, Any]:
-    """Put the rounds together.
+def summarize(responses: Mapping[Point, Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """Combine the rounds.
 
     Args:
-        answers: of each point what the worker answered, one answer a round.
+        responses: of the worker at each point, one per round.
 
     Returns:
-        `points` (median rate in episodes/s, milliseconds over all rounds, median MB), for each
-        task `ratio_<task>` (the server's best rate over BrowserGym's with its defaults) and
-        `ratio_tuned_<task>`, `mb_per_session` of the server, and all that was wrong or lost.
+        `points` (median rate in episodes/s, milliseconds over all rounds, median MB); per task
+        `ratio_<task>` (the server's best rate over BrowserGym's with its defaults) and
+        `ratio_tuned_<task>`; the server's `mb_per_session`; how many were `wrong` or `lost`.
     """
     points = []
-    for (task, kind, sessions), turns in answers.items():
+    for (task, kind, sessions), rounds in responses.items():
         point: dict[str, Any] = {"task": task, "kind": kind, "sessions": sessions}
-        point["rate"] = median(turn["rate"] for turn in turns)
-        point["rates"] = [turn["rate"] for turn in turns]
+        point["rate"] = median(measured["rate"] for measured in rounds)
+        point["rates"] = [measured["rate"] for measured in rounds]
         for name in ("reset", "step"):
-            times = [1000 * seconds for turn in turns for seconds in turn[f"{name}s"]]
+            times = [1000 * seconds for measured in rounds for seconds in measured[f"{name}s"]]
             point[f"{name}_p50"] = median(times) if times else None
             point[f"{name}_p95"] = percentile_95(times)
-        point["memory_mb"] = median(turn["memory"] for turn in turns)
-        points.append(point | {key: sum(turn[key] for turn in turns) for key in ("wrong", "lost")})
+        point["memory_mb"] = median(measured["memory"] for measured in rounds)
+        points.append(
+            point | {key: sum(measured[key] for measured in rounds) for key in ("wrong", "lost")}
+        )
     result: dict[str, Any] = {}
     for task in dict.fromkeys(point["task"] for point in points):
         rates: dict[str, float] = defaultdict(float)
@@ -143,23 +152,23 @@ def summarise(answers: Mapping[Point, Sequence[dict[str, Any]]]) -> dict[str, An
 
 
 def ratio(rate: float, other: float) -> float | None:
-    """Divide, None by an `other` whose episodes were all wrong or lost."""
+    """Return rate / other, None if the other's episodes were all wrong or lost."""
     return rate / other if other else None
 
 
 def percentile_95(values: Sequence[float]) -> float | None:
-    """Return what 95 % of the values do not pass, None of fewer than two."""
+    """Return the 95th percentile, None for fewer than two values."""
     return quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else None
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float | None:
-    """Return the slope of the least-squares line, None where all x are the same."""
+    """Return the slope of the least-squares line, None if all x are equal."""
     xs, ys = [x for x, _ in points], [y for _, y in points]
     return linear_regression(xs, ys).slope if len(set(xs)) > 1 else None
 
 
 def show(result: dict[str, Any], workers: int) -> None:
-    """Print a table for each task."""
+    """Print one table per task."""
     defaults = {p["task"]: p["rate"] for p in result["points"] if p["kind"] == DEFAULTS}
     tables: dict[str, Table] = {}
     for point in result["points"]:
@@ -171,7 +180,7 @@ def show(result: dict[str, Any], workers: int) -> None:
             for heading in ("episodes/s", "ratio", "reset p50 p95", "step p50 p95", "MB"):
                 tables[task].add_column(heading, justify="right")
         if name == SERVER:
-            name += f", {point['sessions']} at once"
+            name += f", {point['sessions']} sessions"
         tables[task].add_row(
             name,
             shown(point["rate"], 2),
@@ -181,27 +190,31 @@ def show(result: dict[str, Any], workers: int) -> None:
             shown(point["memory_mb"]),
         )
     Console().print(*tables.values(), sep="\n")
-    more = f"{shown(result['mb_per_session'], 1)} MB for each further session"
+    more = f"{shown(result['mb_per_session'], 1)} MB per additional session"
     Console().print(f"{result['wrong']} wrong, {result['lost']} lost; {more}")
 
 
 def shown(value: float | None, digits: int = 0) -> str:
-    """Return a number as the table shows it."""
+    """Format a number of the table."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Measure every kind and print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each point in each round")
-    parser.add_argument("--rounds", type=int, default=3, help="each point's turns")
+    parser.add_argument(
+        "--seconds", type=float, default=8.0, help="minimum seconds per point and round"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="measurements per point")
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 2, 4, 8, 16],
-                        help="the server's sessions at a time")  # fmt: skip
-    parser.add_argument("--workers", type=int, default=2, help="the server's Chromiums")
+                        help="numbers of concurrent sessions on the server")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=2, help="Chromiums of the server")
     parser.add_argument("--tasks", nargs="+", default=["click-test", "login-user"],
-                        choices=sorted(SOLVERS), metavar="TASK", help="those solved")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+                        choices=sorted(SOLVERS), metavar="TASK",
+                        help="tasks that the oracle solves")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         result = compare(arguments, folder)

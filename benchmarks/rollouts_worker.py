@@ -1,7 +1,8 @@
-"""One kind of environment behind a pipe, for `benchmarks/rollouts.py`.
+"""Measure one kind of environment for `benchmarks/rollouts.py`.
 
-Reads one JSON request a line, `{"task": …, "sessions": …, "seconds": …}`, and answers with one.
-The oracle plays: a reset, then steps until the episode is over, each with the page's text.
+Reads one JSON request per line, `{"task": …, "sessions": …, "seconds": …}`, and writes one JSON
+response per line. The oracle plays: a reset, then steps until the episode is over, each of which
+returns the page as text.
 """
 
 from __future__ import annotations
@@ -21,36 +22,43 @@ from typing import Any
 
 from benchmarks.episodes import Episode, count, pss, windows
 from envs.browser.actions import format_action
+from envs.browser.miniwob.files import miniwob_url
 from envs.browser.miniwob.solvers import SOLVERS
 from envs.browser.miniwob.tasks import merged_tree_text
-from envs.browser.prompts import simplify_axtree
-from envs.browser.server.chromium import find_chromium, miniwob_url
+from envs.browser.page_text import simplify_axtree
+from envs.browser.server.chromium import find_chromium
 from envs.browser.server.local import LocalServer
 from envs.browser.server.processes import marked
 
 RESET: dict[str, Any] = {"final_page": False}
-"""What our server's reset is given beside the task and the seed, as `BrowserEnv` does."""
+"""Options of our server's reset, as `BrowserEnv` sets them without screenshots."""
 
-MOST_STEPS = 30
+MAX_STEPS = 30
 
 State = tuple[str, str, float, bool]
-"""Goal, page as text, reward, done."""
+"""Goal, page text, reward, done."""
 
 
 class BrowserGym:
-    """Gymnasium's environment; synchronous Playwright wants one thread, without an event loop."""
+    """BrowserGym's Gymnasium environment; each call must come from the executor's only thread.
+
+    Synchronous Playwright is bound to one thread and refuses one with an event loop.
+    """
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
         self.env: Any = None
 
     async def reset(self, task: str, seed: int) -> State:
+        """Start an episode."""
         return await asyncio.to_thread(self._reset, task, seed)
 
     async def step(self, action: str) -> State:
+        """Perform an action of BrowserGym's."""
         return await asyncio.to_thread(self._step, action)
 
     async def close(self) -> None:
+        """Close it."""
         if self.env is not None:
             await asyncio.to_thread(self.env.close)
 
@@ -68,13 +76,18 @@ class BrowserGym:
 
     def _state(self, observation: dict[str, Any], reward: float, done: bool) -> State:
         if done:
-            return observation["goal"], "", float(reward), True  # nobody reads the finished page
+            return (
+                observation["goal"],
+                "",
+                float(reward),
+                True,
+            )  # the page after the end is not read
         page = merged_tree_text(observation["axtree_object"])
         return observation["goal"], page, float(reward), False
 
 
 class Session:
-    """A session with our server, by OpenEnv's own client."""
+    """A session with our server, through OpenEnv's own client."""
 
     def __init__(self, url: str) -> None:
         from openenv.core import GenericEnvClient
@@ -82,17 +95,20 @@ class Session:
         self.client = GenericEnvClient(base_url=url)
 
     async def reset(self, task: str, seed: int) -> State:
+        """Start an episode."""
         return self._state(await self.client.reset(task_name=task, seed=seed, **RESET))
 
     async def step(self, action: str) -> State:
+        """Perform an action of BrowserGym's."""
         return self._state(await self.client.step({"action_str": action}))
 
     async def close(self) -> None:
+        """Close it."""
         await self.client.close()
 
-    def _state(self, reply: Any) -> State:
-        page = reply.observation
-        return page["goal"], page["axtree_txt"], reply.reward or 0.0, reply.done
+    def _state(self, response: Any) -> State:
+        page = response.observation
+        return page["goal"], page["axtree_txt"], response.reward or 0.0, response.done
 
 
 Env = BrowserGym | Session
@@ -104,11 +120,11 @@ async def play(env: Env, session: int, task: str, seed: int) -> Episode:
     begun = time.perf_counter()
     goal, page, reward, done = await env.reset(task, seed)
     reset = time.perf_counter() - begun
-    while not done and len(steps) < MOST_STEPS:
+    while not done and len(steps) < MAX_STEPS:
         try:
             action = SOLVERS[task](goal, simplify_axtree(page), len(steps))
         except LookupError:
-            break  # the page lacks what the task needs: an episode without its reward
+            break  # the solver cannot do this page: the episode ends without reward
         begun = time.perf_counter()
         goal, page, reward, done = await env.step(format_action(action))
         steps.append(time.perf_counter() - begun)
@@ -122,7 +138,7 @@ async def measure(
     sessions: int,
     seconds: float,
 ) -> dict[str, Any]:
-    """Play on `sessions` environments at a time until each of them has its window."""
+    """Play in `sessions` environments at once until each has its window; see `count`."""
     envs = [make() for _ in range(sessions)]
     episodes: list[Episode] = []
     seeds = itertools.count()
@@ -131,7 +147,7 @@ async def measure(
         while len(windows(episodes, seconds, sessions)) < sessions:
             try:
                 episode = await play(envs[session], session, task, next(seeds))
-            except Exception as error:  # whatever it was, this episode is lost
+            except Exception as error:  # any failure loses the episode
                 print(f"lost: {error!r}", file=sys.stderr)
                 episode = Episode(session, time.perf_counter(), None)
                 await envs[session].close()
@@ -145,9 +161,9 @@ async def measure(
 
 
 def lay_out_chromium(folder: Path) -> None:
-    """Link our Chromium to where Playwright looks for its own.
+    """Link our Chromium into a folder where Playwright looks for its own.
 
-    BrowserGym launches a second one for its chat window, and no option reaches that.
+    BrowserGym launches a second Chromium for its chat window, whose path no option sets.
     """
     import playwright
 
@@ -163,7 +179,7 @@ def lay_out_chromium(folder: Path) -> None:
 
 
 def serve(make: Callable[[], Env], processes: Callable[[], list[int]]) -> None:
-    """Answer requests until standard input ends, as it does when the parent dies."""
+    """Respond to requests until standard input ends, as it does when the parent dies."""
     with asyncio.Runner() as runner:
         runner.get_loop().set_default_executor(ThreadPoolExecutor(1))
         print(json.dumps({}), flush=True)
@@ -173,6 +189,7 @@ def serve(make: Callable[[], Env], processes: Callable[[], list[int]]) -> None:
 
 
 def main() -> None:
+    """Measure the kind of environment that the first argument describes."""
     settings = json.loads(sys.argv[1])
     if "workers" in settings:
         server = LocalServer(settings["workers"], max_sessions=2 * settings["sessions"])
@@ -184,7 +201,9 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as folder:
             mark = Path(folder).name
-            os.environ["GRPO_BENCHMARK"] = mark  # the children's; not seen in our own
+            os.environ["GRPO_BENCHMARK"] = (
+                mark  # inherited by children; /proc does not show it here
+            )
             lay_out_chromium(Path(folder))
             make = partial(BrowserGym, settings["options"])
             serve(make, lambda: [os.getpid(), *marked(f"GRPO_BENCHMARK={mark}")])

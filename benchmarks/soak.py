@@ -1,63 +1,70 @@
-"""Thousands of episodes through `EnvPool` and `BrowserEnv`: what is lost, wrong, or left.
+"""Thousands of episodes through `EnvPool` and `BrowserEnv`: lost and wrong ones, memory, processes.
 
-The oracle of `envs.browser.miniwob.solvers` plays all the tasks that it solves, in turn, so an episode that is
-finished without reward 1 is `wrong`. An exception costs the attempt (`lost`); the second attempt,
-in a fresh session, costs the episode (`dropped`). Ends with status 1 if an episode was wrong, a
-call took longer than its deadline, a process was left, or, without --faults, something was lost.
+The oracle of `envs.browser.miniwob.solvers` plays every task that it solves, in turn; an episode
+that ends without reward 1 is `wrong`. If an attempt raises EnvError it is `lost` and repeated in a
+fresh session; if that fails too, the episode is `dropped`. The exit status is 1 if an episode was
+wrong, a call exceeded its deadline, a process was left or, without --faults, an attempt was lost.
 
-    python benchmarks/soak.py                                # does memory grow?
-    python benchmarks/soak.py --faults --episodes 1000       # is every failure noticed?
+    python -m benchmarks.soak                                # does memory grow?
+    python -m benchmarks.soak --faults --episodes 1000       # is every failure noticed?
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import asyncio
 import json
 import os
-import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Awaitable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.episodes import pss
 from benchmarks.rollouts import slope
-from benchmarks.rollouts_worker import MOST_STEPS
-from envs.base import Env, EnvError, Task
+from benchmarks.rollouts_worker import MAX_STEPS
+from envs.base import EnvError, Task
 from envs.browser.actions import Action, format_action
 from envs.browser.env import BrowserEnv
 from envs.browser.miniwob.solvers import SOLVERS
-from envs.browser.prompts import Element
 from envs.browser.server.local import LocalServer
 from envs.pool import EnvPool
 from tests.support.faults import FAULTS, Faults
 
 WARM_UP = 500
-"""Episodes after which memory should stand still."""
+"""Episodes after which memory should stop growing."""
 
 SLACK_S = 3.0
 """Seconds past its deadline after which a call is late."""
 
-_QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
-_LINE = re.compile(rf"(\S+)(?: ({_QUOTED}))?(?: \[(\w+)\])?(.*)")
-
 console = Console(stderr=True)
+Result = TypeVar("Result")
+
+
+class SolverEnv(BrowserEnv):
+    """A `BrowserEnv` whose solver can be asked for a given step and says why it gives up."""
+
+    def solve(self, task: Task, step: int) -> Action:
+        """Return the solver's action at a step, counted from 0.
+
+        Raises:
+            LookupError: the page lacks what the solver needs.
+        """
+        return SOLVERS[task.name](self._observation.goal, self._elements, step)
 
 
 class Soak:
-    """The episodes and what became of them."""
+    """Plays the episodes and counts their outcomes."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.server = LocalServer(arguments.workers, max_sessions=4 * arguments.sessions)
         self.pool = EnvPool(self._connect, arguments.sessions)
-        self.playing: set[BrowserEnv] = set()
+        self.playing: set[SolverEnv] = set()
         self.faults = Faults(
             arguments.faults or [],
             self.server,
@@ -83,7 +90,7 @@ class Soak:
         )
         try:
             async with self.pool.lease() as env:
-                await env.reset(Task(names[0], 0))  # loads what the first one loads
+                await env.reset(Task(names[0], 0))  # starts the server
             self.begun = time.perf_counter()
             async with asyncio.TaskGroup() as group:
                 playing = [
@@ -113,9 +120,9 @@ class Soak:
             "processes_left": len(self.server.processes()),
         }
 
-    async def _connect(self) -> BrowserEnv:
+    async def _connect(self) -> SolverEnv:
         url = await self.server.ensure()
-        return BrowserEnv(url, deadline_s=self.arguments.deadline)
+        return SolverEnv(url, deadline_s=self.arguments.deadline)
 
     async def _session(self, tasks: Iterator[Task]) -> None:
         for task in tasks:
@@ -125,11 +132,11 @@ class Soak:
                 await self._report()
 
     async def _attempt(self, task: Task, fresh: bool = False) -> bool:
-        """Play one episode; False if the machinery failed."""
+        """Play one episode; return False if the infrastructure failed."""
         begun = time.perf_counter()
         try:
             async with self.pool.lease(fresh=fresh) as env:
-                assert isinstance(env, BrowserEnv)
+                assert isinstance(env, SolverEnv)
                 self.playing.add(env)
                 try:
                     outcome = await self._play(env, task)
@@ -137,8 +144,8 @@ class Soak:
                     self.playing.remove(env)
         except EnvError as error:
             self.lost += 1
-            why = str(error).splitlines()[0]
-            console.print(f"lost {task.name} {task.seed}: {why}", markup=False, soft_wrap=True)
+            reason = str(error).splitlines()[0]
+            console.print(f"lost {task.name} {task.seed}: {reason}", markup=False, soft_wrap=True)
             return False
         finally:
             self.longest_attempt = max(self.longest_attempt, time.perf_counter() - begun)
@@ -148,25 +155,25 @@ class Soak:
             console.print(f"wrong {self.wrong[-1]}", markup=False, soft_wrap=True)
         return True
 
-    async def _play(self, env: Env, task: Task) -> str:
+    async def _play(self, env: SolverEnv, task: Task) -> str:
         """Return why the episode is wrong, empty if it is right."""
         observation = await self._timed(env.reset(task))
-        for step in range(MOST_STEPS):
+        for step in range(MAX_STEPS):
             try:
-                action = SOLVERS[task.name](observation.goal, read_page(observation.page), step)
+                action = env.solve(task, step)
             except LookupError as error:
                 return str(error)
             result = await self._timed(env.step(format_action(action)))
             if result.observation.error.endswith("another element covers it"):
-                # Some seeds lay one button over another; the keyboard reaches both.
+                # Some seeds place one button over another; the keyboard reaches both.
                 press = Action("press", (action.args[0], "Enter"))
                 result = await self._timed(env.step(format_action(press)))
             if result.done:
                 return "" if result.reward == 1 else f"reward {result.reward:g}"
             observation = result.observation
-        return f"not over after {MOST_STEPS} steps; the last error: {observation.error}"
+        return f"not over after {MAX_STEPS} steps; the last error: {observation.error}"
 
-    async def _timed(self, call: Any) -> Any:
+    async def _timed(self, call: Awaitable[Result]) -> Result:
         begun = time.perf_counter()
         try:
             return await call
@@ -186,39 +193,34 @@ class Soak:
         )
 
 
-def read_page(page: str) -> list[Element]:
-    """Turn the lines of `Observation.page` back into elements."""
-    elements = []
-    for line in page.splitlines():
-        match = _LINE.fullmatch(line)
-        assert match, line
-        role, name, bid, state = match.groups()
-        elements.append(Element(bid or "", role, ast.literal_eval(name) if name else "", state))
-    return elements
-
-
 def growth(memory: Sequence[tuple[int, float]]) -> float | None:
-    """Return MB for each 1000 episodes after the warm-up, from (episodes, MB)."""
+    """Return the MB per 1000 episodes after the warm-up, from points (episodes, MB)."""
     return slope([(episodes / 1000, mb) for episodes, mb in memory if episodes >= WARM_UP])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Play the episodes, print the table and return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--episodes", type=int, default=3000)
-    parser.add_argument("--sessions", type=int, default=8, help="at a time")
-    parser.add_argument("--workers", type=int, default=2, help="the server's Chromiums")
+    parser.add_argument("--episodes", type=int, default=3000, help="episodes to play")
+    parser.add_argument("--sessions", type=int, default=8, help="concurrent sessions")
+    parser.add_argument("--workers", type=int, default=2, help="Chromiums of the server")
     parser.add_argument("--tasks", nargs="+", default=sorted(SOLVERS), choices=sorted(SOLVERS),
-                        metavar="TASK", help="default: all that the oracle solves")  # fmt: skip
-    parser.add_argument("--every", type=int, default=100, help="episodes between two reports")
-    parser.add_argument("--deadline", type=float, default=45.0, help="seconds for a call")
+                        metavar="TASK",
+                        help="tasks to play (default: all that the oracle solves)")  # fmt: skip
+    parser.add_argument("--every", type=int, default=100, help="episodes between reports")
+    parser.add_argument("--deadline", type=float, default=45.0, help="seconds allowed per call")
     parser.add_argument("--faults", nargs="*", choices=FAULTS, metavar="FAULT",
-                        help=f"inject these, or all: {', '.join(FAULTS)}")  # fmt: skip
-    parser.add_argument("--gap", type=float, default=20.0, help="mean seconds between two faults")
-    parser.add_argument("--stall", type=float, default=30.0, help="seconds of a server's stall")
-    parser.add_argument("--seed", type=int, default=0, help="of the faults' order and moments")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+                        help=f"faults to inject (default: all): {', '.join(FAULTS)}")  # fmt: skip
+    parser.add_argument("--gap", type=float, default=20.0, help="mean seconds between faults")
+    parser.add_argument(
+        "--stall", type=float, default=30.0, help="seconds that a stalled server is stopped"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of the faults' order and moments"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
     arguments = parser.parse_args(argv)
     if arguments.faults == []:
         arguments.faults = FAULTS
@@ -230,8 +232,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Console().print(table)
     if arguments.json:
         print(json.dumps(result))
-    broken = result["lost"] and not arguments.faults
-    return int(bool(result["wrong"] or result["late"] or result["processes_left"] or broken))
+    lost = result["lost"] and not arguments.faults
+    return int(bool(result["wrong"] or result["late"] or result["processes_left"] or lost))
 
 
 if __name__ == "__main__":

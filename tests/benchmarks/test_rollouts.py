@@ -1,4 +1,4 @@
-"""The benchmarks of the browser server: what they count, and that they run."""
+"""`benchmarks/rollouts.py` and `benchmarks/soak.py`: their counting, and short runs of both."""
 
 import asyncio
 import json
@@ -10,53 +10,52 @@ import pytest
 
 from benchmarks import rollouts, soak
 from benchmarks.episodes import Episode, count, pss, windows
-from benchmarks.rollouts import DEFAULTS, SERVER, TUNED, slope, summarise
-from envs.browser.prompts import Element
-from tests.support.faults import chromiums, freeze
+from benchmarks.rollouts import DEFAULTS, SERVER, TUNED, slope, summarize
+from tests.support.processes import chromiums, freeze
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-def test_sessions_are_measured_from_an_end_of_their_own_to_another():
+def test_a_window_begins_and_ends_with_episodes_of_its_session():
     ends = {0: (1.0, 2.0, 4.0, 6.0, 9.0), 1: (3.0, 5.0, 7.5)}
     episodes = [Episode(s, end, 1.0, reset=end, steps=(s, end)) for s in ends for end in ends[s]]
-    # All are warm at 3.0; the last end of either session is for the other one's sake.
+    # Every session has ended an episode at 3.0; windows begin there.
     assert windows(episodes, 2.0, 2) == {0: (4.0, 6.0), 1: (3.0, 5.0)}
     assert windows(episodes, 3.0, 2) == {0: (4.0, 9.0), 1: (3.0, 7.5)}
     assert windows(episodes, 5.0, 2) == {0: (4.0, 9.0)}
     assert windows(episodes, 2.0, 3) == {}
-    answer = count(episodes, 3.0, 2)
-    assert answer["rate"] == pytest.approx(2 / 5 + 2 / 4.5)
-    assert sorted(answer["resets"]) == [5.0, 6.0, 7.5, 9.0]
-    assert sorted(answer["steps"]) == [0, 0, 1, 1, 5.0, 6.0, 7.5, 9.0]
-    assert (answer["wrong"], answer["lost"]) == (0, 0)
+    counted = count(episodes, 3.0, 2)
+    assert counted["rate"] == pytest.approx(2 / 5 + 2 / 4.5)
+    assert sorted(counted["resets"]) == [5.0, 6.0, 7.5, 9.0]
+    assert sorted(counted["steps"]) == [0, 0, 1, 1, 5.0, 6.0, 7.5, 9.0]
+    assert (counted["wrong"], counted["lost"]) == (0, 0)
 
 
-def test_sessions_in_step_count_in_full():
-    # Ten sessions of 7 s an episode, all ending at nearly the same time.
+def test_sessions_that_end_together_count_in_full():
+    # Ten sessions with episodes of 7 s that all end at nearly the same time.
     episodes = [Episode(s, 7 * n + 0.01 * s, 1.0) for n in range(1, 4) for s in range(10)]
     assert count(episodes, 5.0, 10)["rate"] == pytest.approx(10 / 7)
 
 
-def test_wrong_and_lost_episodes_count_everywhere_but_in_the_rate():
+def test_wrong_and_lost_episodes_do_not_count_in_the_rate():
     rewards = (0.0, 1.0, None, 0.0, 1.0, None)
-    answer = count([Episode(0, end, rewards[end], 0.5) for end in range(6)], 4.0, 1)
-    assert answer["rate"] == 2 / 4
-    assert answer["resets"] == [0.5, 0.5, 0.5]
-    assert (answer["wrong"], answer["lost"]) == (2, 2)
+    counted = count([Episode(0, end, rewards[end], 0.5) for end in range(6)], 4.0, 1)
+    assert counted["rate"] == 2 / 4
+    assert counted["resets"] == [0.5, 0.5, 0.5]
+    assert (counted["wrong"], counted["lost"]) == (2, 2)
 
 
-def test_rounds_are_put_together():
-    def turn(rate, memory, wrong=0, lost=0):
+def test_rounds_are_combined():
+    def measured(rate, memory, wrong=0, lost=0):
         times = {"resets": [0.001 * i for i in range(101)], "steps": [rate]}
         return times | {"rate": rate, "memory": memory, "wrong": wrong, "lost": lost}
 
-    result = summarise(
+    result = summarize(
         {
-            ("login-user", DEFAULTS, 1): [turn(0.5, 200), turn(0.6, 200), turn(0.1, 200)],
-            ("login-user", TUNED, 1): [turn(1.0, 200, wrong=2)],
-            ("login-user", SERVER, 1): [turn(2.0, 300)],
-            ("login-user", SERVER, 4): [turn(5.0, 315, lost=1), turn(3.0, 325)],
+            ("login-user", DEFAULTS, 1): [measured(r, 200) for r in (0.5, 0.6, 0.1)],
+            ("login-user", TUNED, 1): [measured(1.0, 200, wrong=2)],
+            ("login-user", SERVER, 1): [measured(2.0, 300)],
+            ("login-user", SERVER, 4): [measured(5.0, 315, lost=1), measured(3.0, 325)],
         }
     )
     assert result["ratio_login_user"] == 4.0 / 0.5
@@ -71,9 +70,9 @@ def test_rounds_are_put_together():
     assert (ours["wrong"], ours["lost"]) == (0, 1)
 
 
-def test_a_task_that_nobody_solved_has_no_ratio():
-    turn = {"rate": 0.0, "resets": [], "steps": [], "memory": 1.0, "wrong": 3, "lost": 0}
-    result = summarise({("click-test", kind, 1): [turn] for kind in (DEFAULTS, TUNED, SERVER)})
+def test_a_task_without_a_correct_episode_has_no_ratio():
+    measured = {"rate": 0.0, "resets": [], "steps": [], "memory": 1.0, "wrong": 3, "lost": 0}
+    result = summarize({("click-test", kind, 1): [measured] for kind in (DEFAULTS, TUNED, SERVER)})
     assert result["ratio_click_test"] is None
     assert result["points"][0]["reset_p95"] is None
     rollouts.show(result, workers=2)
@@ -83,7 +82,7 @@ def test_the_slope_of_memory():
     assert slope([(1, 10.0), (3, 14.0), (5, 18.0)]) == pytest.approx(2)
     assert slope([(1, 10.0), (1, 14.0)]) is None
     points = [(100, 9000.0), (500, 300.0), (1000, 302.0), (1500, 304.0)]
-    assert soak.growth(points) == pytest.approx(4)  # MB for 1000 episodes, the warm-up left out
+    assert soak.growth(points) == pytest.approx(4)  # MB per 1000 episodes after the warm-up
     assert soak.growth(points[:2]) is None
 
 
@@ -100,25 +99,15 @@ def test_memory_of_a_process():
     assert pss([process.pid]) == 0
 
 
-def test_a_page_becomes_elements_again():
-    elements = [
-        Element("7", "button", 'It\'s [3] "x"', ", value='a', checked=false"),
-        Element("a12", "textbox", ""),
-        Element("", "text", "line\nbreak, \\ and [9]"),
-        Element("", "text", ""),
-    ]
-    assert soak.read_page("\n".join(map(str, elements))) == elements
-
-
 @linux
-@pytest.mark.parametrize("end", ["thaws", "cancelled"])
-async def test_a_stopped_process_goes_on(end):
+@pytest.mark.parametrize("end", ["timeout", "cancelled"])
+async def test_a_frozen_process_resumes(end):
     process = subprocess.Popen(["sleep", "60"])
 
     def state():
         return Path(f"/proc/{process.pid}/stat").read_text().split()[2]
 
-    task = asyncio.create_task(freeze(process.pid, 0.5 if end == "thaws" else 60))
+    task = asyncio.create_task(freeze(process.pid, 0.5 if end == "timeout" else 60))
     try:
         async with asyncio.timeout(10):
             while state() != "T":
@@ -133,7 +122,7 @@ async def test_a_stopped_process_goes_on(end):
 
 
 @linux
-async def test_nobody_waits_for_a_stopped_process_that_was_killed():
+async def test_freeze_returns_when_the_process_is_killed():
     process = await asyncio.create_subprocess_exec("sleep", "60")
     task = asyncio.create_task(freeze(process.pid, 60))
     await asyncio.sleep(0.2)
