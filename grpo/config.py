@@ -7,7 +7,7 @@ a run is resumed. This file loads neither torch nor transformers, so `grpo train
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -402,12 +402,17 @@ def field_extra(name: str) -> dict[str, Any]:
     return extra
 
 
-def unknown_option(name: str) -> str:
-    """Say that there is no such option, and which one was meant."""
+def unknown_option(name: str, spell: Callable[[str], str] = repr) -> str:
+    """Say that there is no such option, and which one was probably meant.
+
+    Args:
+        name: as in a YAML file, with underscores.
+        spell: how names appear in the message.
+    """
     if name in RENAMED:
-        return f"{name} is now called {RENAMED[name]}"
+        return f"{spell(name)} is now called {spell(RENAMED[name])}"
     near = difflib.get_close_matches(name, Config.model_fields, n=1)
-    return f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    return f"unknown option {spell(name)}" + (f"; did you mean {spell(near[0])}?" if near else "")
 
 
 def is_hub_id(text: str) -> bool:

@@ -1,183 +1,204 @@
-"""A whole run: evaluate, train, evaluate again, and leave what there is to see."""
+"""Whole programs: evaluate, train, evaluate again; or evaluate alone."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from envs.base import EnvError, TaskError
 from grpo.config import Config, ConfigError
 from grpo.distributed import World
-from grpo.generators.base import GeneratorError
-from grpo.reporting.hub import check_access, push_to_hub
-from grpo.reporting.loggers import MetricsLog, read_metrics
-from grpo.reporting.progress import plot_curves, sparkline, step_line, success_table, time_line
-from grpo.reporting.report import Report
-from grpo.rollouts.evaluation import blind, random_agent
-from grpo.rollouts.rollout import Act, Rollouts
-from grpo.runtime import OpenPool, Runtime, open_runtime
-from grpo.shutdown import Stopped
+from grpo.reporting.hub import check_access
+from grpo.reporting.loggers import read_metrics
+from grpo.reporting.progress import Bars, step_line
+from grpo.reporting.report import EvaluationReport, TrainingReport
+from grpo.rollouts.agents import Agent, blind_agent, random_agent
+from grpo.rollouts.rollout import Rollouts
+from grpo.runtime import EnvSource, open_runtime
+from grpo.shutdown import Shutdown
 from grpo.training.trainer import Trainer
-from grpo.training.updater import TrainingError
-from grpo.training.warm_start import imitate
-from grpo.types import Group
-
-FAILURES = (EnvError, GeneratorError, TrainingError, OSError)
+from grpo.training.warm_start import warm_start
 
 
-async def run(
-    config: Config,
-    open_pool: OpenPool,
-    baselines: Mapping[str, Act] | None = None,
-    world: World | None = None,
-) -> dict[str, Any]:
-    """Evaluate, train, evaluate again.
+@dataclass(frozen=True)
+class RunResult:
+    """What a program leaves behind.
+
+    Attributes:
+        summary: success rates of every agent, over all tasks and per task; for a training run
+            also steps, episodes and seconds.
+        folder: the run's folder.
+        weights: folder of the trained adapter or model; None after an evaluation.
+    """
+
+    summary: dict[str, Any]
+    folder: Path
+    weights: Path | None = None
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """The metrics of every training step, as `metrics.jsonl` holds them."""
+        return read_metrics(self.folder / "metrics.jsonl")
+
+
+def train(
+    config: Config, env: EnvSource, *, baselines: Mapping[str, Agent] | None = None
+) -> RunResult:
+    """Train a policy on an environment, and evaluate it before and after.
+
+    Blocks until the run is over, also in a notebook cell. An interrupt finishes the running
+    step, saves, and raises `Stopped`.
 
     Args:
         config: of the run.
-        open_pool: the environment.
-        baselines: policies to evaluate beside the random one.
-        world: the processes that train together; None for this one alone.
+        env: a pool of environments, which is closed at the end, or what makes an environment,
+            such as its class.
+        baselines: agents to evaluate beside the random one, e.g. an oracle.
 
-    Returns:
-        What `summary.json` holds: success of every policy, over all tasks and of each.
+    Raises:
+        ConfigError, TaskError: the configuration asks for something that cannot be done.
+        EnvError, GeneratorError, TrainingError, OSError: the infrastructure failed; what was
+            learned is saved.
+        Stopped: a signal ended the run.
     """
-    started = time.monotonic()
-    if config.push_to_hub and (world is None or world.is_main):
+    world, shutdown = World(), Shutdown()
+    program = run_training(config, env, baselines=baselines, world=world, shutdown=shutdown)
+    return _wait_for(program, world, shutdown)
+
+
+def evaluate(
+    config: Config, env: EnvSource, *, baselines: Mapping[str, Agent] | None = None
+) -> RunResult:
+    """Evaluate the policy that a configuration names on held-out seeds.
+
+    Args and errors are those of `train`.
+    """
+    world, shutdown = World(), Shutdown()
+    program = run_evaluation(config, env, baselines=baselines, world=world, shutdown=shutdown)
+    return _wait_for(program, world, shutdown)
+
+
+async def run_training(
+    config: Config,
+    env: EnvSource,
+    *,
+    baselines: Mapping[str, Agent] | None = None,
+    world: World | None = None,
+    shutdown: Shutdown | None = None,
+) -> RunResult:
+    """Do what `train` does, as a coroutine of the caller's event loop."""
+    started, world = time.monotonic(), world or World.single()
+    if config.push_to_hub and world.is_main:
         check_access(config.push_to_hub)
-    async with open_runtime(config, open_pool, world) as parts:
-        ways, bars, console = parts.ways, parts.bars, parts.console
+    bars = Bars.for_world(world)
+    bars.console.print(f"[bold]{', '.join(config.task)}[/]  loading the model")
+    async with open_runtime(config, env, world, shutdown) as runtime:
+        policy, decodings = runtime.policy, runtime.decodings
         rollouts = Rollouts(
-            parts.pool, ways["sampled"], config.max_turns, config.valid_action_bonus
+            runtime.pool, decodings["sampled"], config.max_turns, config.valid_action_bonus
         )
         trainer = Trainer(
-            config, parts.policy, parts.generator, rollouts, parts.executor, parts.world
+            config, policy, runtime.generator, rollouts, runtime.executor, world, runtime.shutdown
         )
-        parts.stop.ask = trainer.stop
-        record = TrainingReport(parts, trainer.step)
+        report = TrainingReport(runtime, bars, trainer.step)
         if trainer.step:
-            console.print(f"going on from step {trainer.step}")
+            bars.console.print(f"resuming from step {trainer.step}")
         else:
-            with record.timed("eval"):
-                for who, act in {"random": random_agent, **(baselines or {})}.items():
-                    await record.examine(who, {"sampled": act})
-                await record.examine("untrained", ways)
-                await record.pictures("untrained", "before")
+            with report.timed("eval"):
+                for name, agent in {"random": random_agent, **(baselines or {})}.items():
+                    await report.evaluate(name, {"sampled": agent})
+                await report.evaluate("untrained", decodings)
+                await report.record_episodes("untrained", "before")
             if config.warm_start_steps:
-                with bars.bar("imitate: steps", config.warm_start_steps) as advance:
-                    demonstrations = await imitate(parts, advance)
-                console.print(f"imitated {demonstrations} demonstrations")
-                await parts.generator.sync()
-                with record.timed("eval"):
-                    await record.examine("warm_started", ways)
-        record.seconds["setup"] = time.monotonic() - started - record.seconds["eval"]
+                with bars.bar("warm start: steps", config.warm_start_steps) as on_step:
+                    count = await warm_start(
+                        config,
+                        policy,
+                        runtime.pool,
+                        runtime.executor,
+                        world,
+                        max_prompt_tokens=runtime.max_prompt_tokens,
+                        on_step=on_step,
+                    )
+                bars.console.print(f"imitated {count} demonstrations")
+                await runtime.generator.sync()
+                with report.timed("eval"):
+                    await report.evaluate("warm_started", decodings)
+        report.seconds["setup"] = time.monotonic() - started - report.seconds["eval"]
 
         per_step = config.groups_per_step * config.group_size
         with (
-            bars.bar("train: steps", config.steps - trainer.step) as advance,
-            bars.bar("  rollouts of the step", per_step) as rollouts.on_episode,
+            bars.bar("train: steps", config.steps - trainer.step) as on_step,
+            bars.bar("  rollouts of the step", per_step) as on_episode,
         ):
-            async for metrics in trainer.train():
-                record.step(trainer.step, metrics, trainer.groups)
-                console.print(step_line(trainer.step, metrics), soft_wrap=True)
-                advance()
-                rollouts.on_episode.reset()
-        if parts.stop.received:
-            raise Stopped(parts.stop.received[0])  # the step is done, its checkpoint written
+            async for step in trainer.train(on_episode):
+                report.log(step)
+                bars.console.print(step_line(step.step, step.metrics), soft_wrap=True)
+                on_step()
+                on_episode.reset()
+        runtime.shutdown.raise_if_requested()  # the step is done, its checkpoint written
 
-        with record.timed("eval"):
+        with report.timed("eval"):
             if config.blind:
-                await record.examine("blind", {way: blind(act) for way, act in ways.items()})
-            await record.examine("trained", ways)
-            await record.pictures("trained", "after")
-    return record.finish(trainer)
+                blind = {name: blind_agent(agent) for name, agent in decodings.items()}
+                await report.evaluate("blind", blind)
+            await report.evaluate("trained", decodings)
+            await report.record_episodes("trained", "after")
+    report.finish(trainer)
+    return RunResult(report.summary, config.folder, config.folder / policy.weights_dirname)
 
 
-class TrainingReport(Report):
-    """What a run leaves in its folder: beside its report the metrics of every step."""
-
-    def __init__(self, parts: Runtime, step: int) -> None:
-        config, path = parts.config, parts.config.folder / "summary.json"
-        super().__init__(parts, path, resume=bool(step) and path.is_file())
-        self.seconds = {"setup": 0.0, "eval": 0.0}
-        if parts.world.is_main:
-            self._log = MetricsLog(config.folder, keep_before_step=step + 1, config=config)
-            (config.folder / "config.yaml").write_text(config.to_yaml())
-
-    def step(self, step: int, metrics: dict[str, float], groups: Sequence[Group]) -> None:
-        """Log a training step."""
-        if self.runtime.world.is_main:
-            self._log.log(step, metrics)
-            self._log.completions(step, groups)
-
-    def finish(self, trainer: Trainer) -> dict[str, Any]:
-        """Save what was learned, draw the curves, print the summary; returns it."""
-        config, console = self.runtime.config, self.runtime.console
-        seconds = {k: round(v, 1) for k, v in (self.seconds | trainer.seconds).items()}
-        self.summary |= {"steps": trainer.step, "episodes": trainer.episodes, "seconds": seconds}
-        if not self.runtime.world.is_main:
-            return self.summary
-        self._log.close()
-        folder, policy = config.folder, self.runtime.policy
-        policy.save(folder / policy.weights_dirname)
-        policy.tokenizer.save_pretrained(folder / policy.weights_dirname)
-        self.write()
-        steps = read_metrics(folder / "metrics.jsonl")
-        title = f"{config.task}: {trainer.step} steps, {trainer.episodes} episodes"
-        plot_curves(steps, folder / "curves.png", title=title)
-        console.print(f"\nsuccess while training  {sparkline(steps)}\n", soft_wrap=True)
-        if "per_task" in self.summary:
-            console.print(success_table(self.summary))
-        console.print(time_line(self.summary), soft_wrap=True)
-        console.print(
-            f"\n{folder}/  {policy.weights_dirname}, curves.png, media, metrics.jsonl, summary.json"
-        )
-        if config.logger == "tensorboard":
-            console.print(f"tensorboard --logdir {folder}/tensorboard")
-        if config.push_to_hub:
-            console.print(push_to_hub(folder, config.push_to_hub))
-        return self.summary
+async def run_evaluation(
+    config: Config,
+    env: EnvSource,
+    *,
+    baselines: Mapping[str, Agent] | None = None,
+    world: World | None = None,
+    shutdown: Shutdown | None = None,
+) -> RunResult:
+    """Do what `evaluate` does, as a coroutine of the caller's event loop."""
+    if not config.eval_episodes:
+        raise ConfigError("eval_episodes must be at least 1 to evaluate, got 0")
+    started, world = time.monotonic(), world or World.single()
+    bars = Bars.for_world(world)
+    bars.console.print(f"[bold]{', '.join(config.task)}[/]  loading the model")
+    async with open_runtime(config, env, world, shutdown) as runtime:
+        report = EvaluationReport(runtime, bars)
+        report.seconds["setup"] = time.monotonic() - started
+        agents: dict[str, Mapping[str, Agent]] = {"random": {"sampled": random_agent}}
+        agents |= {name: {"sampled": agent} for name, agent in (baselines or {}).items()}
+        if config.blind:
+            agents["blind"] = {name: blind_agent(a) for name, a in runtime.decodings.items()}
+        agents["policy"] = runtime.decodings
+        for name, decodings in agents.items():
+            with report.timed(name):
+                await report.evaluate(name, decodings)
+        with report.timed("media"):
+            await report.record_episodes("policy", "evaluation")
+    report.finish()
+    return RunResult(report.summary, config.folder)
 
 
-Program = Callable[
-    [Config, OpenPool, Mapping[str, Act] | None, World | None], Coroutine[Any, Any, object]
-]
-
-
-def main(
-    read_config: Callable[[], Config],
-    open_pool: OpenPool,
-    baselines: Mapping[str, Act] | None = None,
-    program: Program = run,
-) -> int:
-    """Run a program's whole life: one line for an error, the exit code that a shell expects.
-
-    Args:
-        read_config: called first; what is wrong with it is told like any other mistake.
-        open_pool: the environment.
-        baselines: policies to evaluate beside the random one, e.g. an oracle.
-        program: what is run.
-
-    Returns:
-        0; 2 if what was asked for cannot be done, 1 if the machinery fails (what was learned is
-        saved), 128 and the signal's number if one ended it.
-    """
+def _wait_for(
+    program: Coroutine[Any, Any, RunResult], world: World, shutdown: Shutdown
+) -> RunResult:
+    """Run a program to its end: in an event loop here, or beside the one that runs already."""
     try:
-        config, world = read_config(), World()
-        asyncio.run(program(config, open_pool, baselines, world))
-        world.close()
-    except Stopped as stopped:
-        hint = "; ARGS=--resume goes on" if program is run else ""
-        print(f"{stopped}{hint}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(stopped.exit_code)  # at once: torch's thread may be in an update nobody waits for
-    except KeyboardInterrupt:  # while the model was loading: there is nothing to save
-        return 130
-    except (ConfigError, TaskError, *FAILURES) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, FAILURES) else 2
-    return 0
+        asyncio.get_running_loop()
+    except RuntimeError:
+        result = asyncio.run(program)
+    else:  # a notebook cell: the program gets a thread, and interrupts arrive in this one
+        with ThreadPoolExecutor(1) as thread:
+            future = thread.submit(asyncio.run, program)
+            while True:
+                try:
+                    result = future.result()
+                    break
+                except KeyboardInterrupt:
+                    shutdown.request_from_thread()
+    world.close()
+    return result

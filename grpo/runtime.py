@@ -50,7 +50,10 @@ class Runtime(NamedTuple):
 
 @asynccontextmanager
 async def open_runtime(
-    config: Config, env: EnvSource, world: World | None = None
+    config: Config,
+    env: EnvSource,
+    world: World | None = None,
+    shutdown: Shutdown | None = None,
 ) -> AsyncIterator[Runtime]:
     """Load, start and connect what a configuration names; close it at the end of the block.
 
@@ -58,6 +61,7 @@ async def open_runtime(
         config: of the program.
         env: the environment; a pool is closed with the rest.
         world: the processes that work together; None for this one alone.
+        shutdown: handles the signals; None for a new one.
 
     Raises:
         ConfigError: the configuration asks for something that cannot be done.
@@ -70,7 +74,7 @@ async def open_runtime(
     executor = ThreadPoolExecutor(1, thread_name_prefix="torch")
     pool = env if isinstance(env, EnvPool) else EnvPool(env, config.env_sessions)
     async with (
-        Shutdown() as shutdown,
+        shutdown or Shutdown() as shutdown,
         open_generator(config, policy, executor, world) as generator,
         pool,
     ):

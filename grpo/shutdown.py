@@ -28,7 +28,7 @@ class Shutdown:
 
     A signal cancels the task, which closes on its way out what it holds, and the block raises
     `Stopped`. Inside `deferred()` the first signal only sets `requested`: the work there ends by
-    itself. In a thread other than the main one no signal arrives; call `request` instead.
+    itself. In a thread other than the main one no signal arrives: call `request_from_thread`.
 
     Attributes:
         received: the signals so far.
@@ -74,7 +74,11 @@ class Shutdown:
             self._task.uncancel()
             raise Stopped(self.received[0]) from None
 
-    def request(self, number: signal.Signals = signal.SIGINT) -> None:
+    def request_from_thread(self) -> None:
+        """Act as on Ctrl-C; called in another thread than the block's."""
+        self._loop.call_soon_threadsafe(self.request, signal.SIGINT)
+
+    def request(self, number: int) -> None:
         """Act on a signal; called in the block's event loop."""
         now = time.monotonic()
         if now - self._last < SAME_S:

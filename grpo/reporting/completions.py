@@ -1,17 +1,15 @@
-"""What the policy said: a few episodes of a step as a table that a person reads."""
+"""A few episodes of a step as a table: what the policy said, and the advantage it got for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from rich import box
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
-from grpo.algorithm.advantages import group_advantages
-from grpo.config import Config
 from grpo.types import Episode, Group
 
 GROUPS = 4
@@ -19,65 +17,64 @@ GROUPS = 4
 
 
 class CompletionRow(NamedTuple):
-    """One episode: a line of the table."""
+    """One episode: a row of the table. Completions and advantages have one line per turn."""
 
     task: str
     seed: int
     goal: str
-    answers: str
+    completions: str
     reward: float
-    advantage: float
+    advantages: str
 
 
-def said(groups: Sequence[Group], config: Config) -> list[CompletionRow]:
-    """The best and the worst episode of a step's first groups: what the update told apart.
+def completion_rows(groups: Sequence[Group], advantages: Tensor) -> list[CompletionRow]:
+    """Return the best and the worst episode of a step's first groups.
 
     Args:
-        groups: the step's.
-        config: says how advantages are made.
+        groups: the step's groups, with E episodes.
+        advantages: [E, K] of their turns, as the update used them.
     """
-    rewards = torch.tensor([e.reward for group in groups for e in group.episodes])
-    group_ids = torch.tensor([g for g, group in enumerate(groups) for _ in group.episodes])
-    scale, baseline = config.scale_rewards, config.baseline
-    advantages = group_advantages(rewards, group_ids, scale=scale, baseline=baseline)
-    lines = []
-    for g, group in enumerate(groups[:GROUPS]):
-        own = zip(group.episodes, advantages[group_ids == g].tolist(), strict=True)
-        ordered = sorted(own, key=lambda pair: -pair[0].reward)
-        for episode, advantage in (ordered[0], ordered[-1]):
-            task, reward = episode.task, episode.reward
-            lines.append(
-                CompletionRow(
-                    task.name, task.seed, episode.goal, _answers(episode), reward, advantage
-                )
-            )
-    return lines
+    rows, first = [], 0
+    for group in groups[:GROUPS]:
+        last = first + len(group.episodes)
+        pairs = zip(group.episodes, advantages[first:last].tolist(), strict=True)
+        ordered = sorted(pairs, key=lambda pair: -pair[0].reward)
+        rows += [_row(*pair) for pair in (ordered[0], ordered[-1])]
+        first = last
+    return rows
 
 
-def as_table(lines: Sequence[CompletionRow]) -> Table:
-    """The lines for a terminal or a text file."""
+def as_table(rows: Sequence[CompletionRow]) -> Table:
+    """Make the rows a table for a terminal or a text file."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in CompletionRow._fields:
-        table.add_column(name, justify="right" if name in ("reward", "advantage") else "left")
-    for line in lines:
-        table.add_row(*map(Text, _cells(line)))  # as text: an answer's [b] is no markup
+        table.add_column(name, justify="right" if name in ("reward", "advantages") else "left")
+    for row in rows:
+        table.add_row(*map(Text, _cells(row)))  # as text: a completion's [b] is not markup
     return table
 
 
-def as_markdown(lines: Sequence[CompletionRow]) -> str:
-    """The lines as a table of Markdown."""
-    rows = [CompletionRow._fields, ["---"] * len(CompletionRow._fields), *map(_cells, lines)]
-    safe = ([cell.replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in rows)
-    return "\n".join(f"| {' | '.join(row)} |" for row in safe)
+def as_markdown(rows: Sequence[CompletionRow]) -> str:
+    """Make the rows a table in Markdown."""
+    lines = [CompletionRow._fields, ["---"] * len(CompletionRow._fields), *map(_cells, rows)]
+    safe = ([cell.replace("|", "\\|").replace("\n", "<br>") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in safe)
 
 
-def _cells(line: CompletionRow) -> list[str]:
-    return [*map(str, line[:4]), f"{line.reward:g}", f"{line.advantage:+.2f}"]
-
-
-def _answers(episode: Episode) -> str:
-    """Each answer on a line of its own, what was no action marked."""
-    return "\n".join(
-        " ".join(turn.text.split()) + ("" if turn.valid_action else "  (no action)")
+def _row(episode: Episode, advantages: Sequence[float]) -> CompletionRow:
+    texts = [
+        " ".join(turn.text.split()) + ("" if turn.valid_action else "  (not a valid action)")
         for turn in episode.turns
+    ]
+    return CompletionRow(
+        episode.task.name,
+        episode.task.seed,
+        episode.goal,
+        "\n".join(texts),
+        episode.reward,
+        "\n".join(f"{advantage:+.2f}" for advantage in advantages[: len(texts)]),
     )
+
+
+def _cells(row: CompletionRow) -> list[str]:
+    return [*map(str, row[:4]), f"{row.reward:g}", row.advantages]

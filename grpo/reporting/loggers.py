@@ -1,4 +1,4 @@
-"""Where metrics go: a JSONL file always, and the curves to TensorBoard or Weights & Biases."""
+"""Loggers: metrics go to a JSONL file, and to TensorBoard or Weights & Biases."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
+from torch import Tensor
 
 from grpo.config import Config, ConfigError
-from grpo.reporting.completions import CompletionRow, as_markdown, as_table, said
+from grpo.reporting.completions import CompletionRow, as_markdown, as_table, completion_rows
 from grpo.reporting.progress import CURVES
 from grpo.types import Group
 
 
 class MetricsLog:
-    """Writes each step's metrics to `metrics.jsonl` and a dashboard, now and then its answers.
+    """Writes metrics to `metrics.jsonl` and a dashboard, and some completions now and then.
 
     Attributes:
-        path: the JSONL file; a line a step: `{"step": 3, "time": ..., "reward": ...}`.
+        path: the JSONL file; one line per step: `{"step": 3, "time": ..., "reward": ...}`.
     """
 
     def __init__(
@@ -34,12 +34,13 @@ class MetricsLog:
 
         Args:
             folder: the run's folder.
-            keep_before_step: lines of earlier steps that are kept (a resumed run's); later
-                ones belong to a future that did not happen.
-            config: says which dashboard, and how often answers are shown; None for the defaults.
+            keep_before_step: lines of earlier steps are kept (of a resumed run); later ones are
+                computed again.
+            config: says which dashboard, and how often completions are shown; None for the
+                defaults.
 
         Raises:
-            ConfigError: W&B is asked for, and is not installed or does not start.
+            ConfigError: W&B is not installed or does not start.
         """
         self._config = config or Config()
         self.path = Path(folder) / "metrics.jsonl"
@@ -47,9 +48,11 @@ class MetricsLog:
         before = read_metrics(self.path)
         kept = [line for line in before if line["step"] < keep_before_step]
         _rewrite(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._said = self.path.with_name("completions.txt")
-        if self._said.is_file():
-            _rewrite(self._said, _before_step(keep_before_step, self._said.read_text()))
+        self._completions = self.path.with_name("completions.txt")
+        if self._completions.is_file():
+            _rewrite(
+                self._completions, _before_step(keep_before_step, self._completions.read_text())
+            )
         self._dashboard: _Dashboard | None
         if self._config.logger == "wandb":
             seen = int(before[-1]["step"]) if kept else 0
@@ -64,21 +67,22 @@ class MetricsLog:
         if self._dashboard is not None:
             self._dashboard.metrics(step, metrics)
 
-    def completions(self, step: int, groups: Sequence[Group]) -> None:
-        """Append a few answers of a step to `completions.txt`, every `log_completions` steps.
+    def completions(self, step: int, groups: Sequence[Group], advantages: Tensor) -> None:
+        """Append a few completions of a step to `completions.txt`, every `log_completions` steps.
 
         Args:
             step: its number, from 1; the first is always shown.
-            groups: what was played in it.
+            groups: the step's groups.
+            advantages: [E, K] of their E episodes' turns, as the update used them.
         """
         every = self._config.log_completions
         if not every or (step - 1) % every or not groups:
             return
-        lines = said(groups, self._config)
-        with self._said.open("a") as file:
-            Console(file=file, width=120).print(f"step {step}", as_table(lines), "", sep="\n")
+        rows = completion_rows(groups, advantages)
+        with self._completions.open("a") as file:
+            Console(file=file, width=120).print(f"step {step}", as_table(rows), "", sep="\n")
         if self._dashboard is not None:
-            self._dashboard.completions(step, lines)
+            self._dashboard.completions(step, rows)
 
     def close(self) -> None:
         """Close the dashboard's files and connections."""
@@ -89,7 +93,7 @@ class MetricsLog:
 class _Dashboard(Protocol):
     def metrics(self, step: int, metrics: dict[str, float]) -> None: ...
 
-    def completions(self, step: int, lines: Sequence[CompletionRow]) -> None: ...
+    def completions(self, step: int, rows: Sequence[CompletionRow]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -105,8 +109,8 @@ class _TensorBoard:
             self._writer.add_scalar(f"Overview/{name}" if name in first else name, value, step)
         self._writer.flush()
 
-    def completions(self, step: int, lines: Sequence[CompletionRow]) -> None:
-        self._writer.add_text("completions", as_markdown(lines), step)
+    def completions(self, step: int, rows: Sequence[CompletionRow]) -> None:
+        self._writer.add_text("completions", as_markdown(rows), step)
         self._writer.flush()
 
     def close(self) -> None:
@@ -114,7 +118,7 @@ class _TensorBoard:
 
 
 def _tensorboard(folder: Path, purge_step: int) -> _TensorBoard | None:
-    """Events in the run's folder; nothing, with a warning, where TensorBoard is not installed."""
+    """Write events into the run's folder; warn and return None without TensorBoard."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -125,16 +129,16 @@ def _tensorboard(folder: Path, purge_step: int) -> _TensorBoard | None:
 
 
 class _WandB:
-    """A run of Weights & Biases; once it has started, its failures are warnings."""
+    """A run of Weights & Biases. Once it has started, its failures are warnings."""
 
     def __init__(self, folder: Path, config: Config, seen: int) -> None:
-        """Start the run, or go on with the one that the folder names.
+        """Start the run, or continue the one that the folder names.
 
         Args:
-            folder: the run's; `wandb-id` in it names the W&B run.
-            config: logged with it.
-            seen: steps that an earlier part of the run has logged. A resumed run computes some
-                of them again, with the same results, and W&B does not take a step twice.
+            folder: the run's folder; `wandb-id` in it names the W&B run.
+            config: logged with the run.
+            seen: steps that were logged before the run was resumed. A resumed run computes some
+                of them again, with the same results, and W&B accepts each step once.
         """
         try:
             import wandb
@@ -151,11 +155,11 @@ class _WandB:
                 dir=folder,
                 id=path.read_text().strip() if resumed else None,
                 resume="allow" if resumed else None,
-                config=asdict(config),
+                config=config.model_dump(mode="json"),
                 allow_val_change=True,
-                settings=wandb.Settings(console="off"),  # it would take the progress bars apart
+                settings=wandb.Settings(console="off"),  # it would break the progress bars
             )
-        except (wandb.Error, ValueError) as error:  # the latter for its environment variables
+        except (wandb.Error, ValueError) as error:  # ValueError: of its environment variables
             raise ConfigError(f"W&B does not start: {' '.join(str(error).split())}") from error
         path.write_text(self._run.id + "\n")
 
@@ -163,10 +167,10 @@ class _WandB:
         if step > self._seen:
             self._try(lambda: self._run.log(metrics, step=step))
 
-    def completions(self, step: int, lines: Sequence[CompletionRow]) -> None:
+    def completions(self, step: int, rows: Sequence[CompletionRow]) -> None:
         if step > self._seen:
             table = self._table(
-                columns=list(CompletionRow._fields), data=[list(line) for line in lines]
+                columns=list(CompletionRow._fields), data=[list(row) for row in rows]
             )
             self._try(lambda: self._run.log({"completions": table}, step=step))
 
@@ -176,12 +180,12 @@ class _WandB:
     def _try(self, call: Callable[[], Any]) -> None:
         try:
             call()
-        except Exception as error:  # whatever it is, it is no reason to end a training run
+        except Exception as error:  # no failure of a dashboard ends a training run
             warnings.warn(f"W&B failed: {error}", stacklevel=3)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """The steps of a `metrics.jsonl`; none if there is no file. A torn last line is left out."""
+    """Read a `metrics.jsonl`; [] if there is no file. An incomplete last line is left out."""
     if not Path(path).is_file():
         return []
     steps = []
@@ -194,13 +198,13 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
 
 
 def _rewrite(path: Path, text: str) -> None:
-    """Whole or not at all: a death here must not cost what the steps before left."""
+    """Replace a file atomically, so that a crash cannot lose the steps before."""
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(text)
     unfinished.replace(path)
 
 
 def _before_step(step: int, text: str) -> str:
-    """The parts of `completions.txt` that stand under earlier steps."""
+    """Return the parts of `completions.txt` that belong to earlier steps."""
     parts = re.split(r"^(?=step \d+$)", text, flags=re.MULTILINE)
     return "".join(part for part in parts if part and int(part.split()[1]) < step)

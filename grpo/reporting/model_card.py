@@ -1,24 +1,25 @@
-"""The model card of a finished run: what was trained, on what, how well, and how to load it."""
+"""The model card of a finished run: the training, its success rates, and how to load it."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from typing import TYPE_CHECKING, Any
 
 from grpo.config import Config, ConfigError, is_hub_id
 from grpo.generators.vllm.options import max_lora_rank
 from grpo.model.bundled import GGUF_FILE, HUB_ID
 from grpo.reporting.progress import rate_text
 
-POLICIES = {
-    "random": "any action the page allows",
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+AGENTS = {
+    "random": "a random action of those that the page allows",
     "oracle": "a scripted solver",
     "untrained": "before training",
     "warm_started": "after imitating the oracle, before training",
-    "blind": "trained, page hidden",
+    "blind": "the trained policy with the page hidden",
     "trained": "after training",
 }
 
@@ -40,14 +41,14 @@ With vLLM:
 vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {name}={repo_id}
 ```
 
-With grpo-browser and its prompts, to evaluate it or to train on from it:
+With grpo-browser and its prompts, to evaluate it (`grpo train` trains it further):
 
 ```sh
-python examples/click_test.py --task {task} --adapter {repo_id}{model_option}
+grpo eval --task {task} --adapter {repo_id}{model_option}
 ```
 """
 
-_WHOLE = """\
+_FULL = """\
 With transformers:
 
 ```python
@@ -63,24 +64,26 @@ With vLLM:
 vllm serve {repo_id}
 ```
 
-With grpo-browser and its prompts, to evaluate it or to train on from it:
+With grpo-browser and its prompts, to evaluate it (`grpo train` trains it further):
 
 ```sh
-python examples/click_test.py --task {task} --model {repo_id}
+grpo eval --task {task} --model {repo_id}
 ```
 """
 
 
 def model_card(folder: Path, repo_id: str) -> ModelCard:
-    """The card, its figures those of `summary.json`.
+    """Write the card of a run, with the figures of its `summary.json`.
 
     Args:
-        folder: the run's.
-        repo_id: where the card will stand, `user/name`.
+        folder: the run's folder.
+        repo_id: the repository of the card, `user/name`.
 
     Raises:
         ConfigError: the folder holds no finished run.
     """
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
     summary, lora = _summary(folder), trained_weights(folder).name == "adapter"
     config = Config.from_yaml(folder / "config.yaml")
     base, name = base_model(folder), repo_id.split("/")[1]
@@ -99,7 +102,7 @@ def model_card(folder: Path, repo_id: str) -> ModelCard:
     data = ModelCardData(
         base_model=base if is_hub_id(base) else None,
         library_name="peft" if lora else "transformers",
-        license="apache-2.0" if base == HUB_ID else None,  # another model's is not ours to say
+        license="apache-2.0" if base == HUB_ID else None,  # of another model it is unknown
         pipeline_tag="text-generation",
         tags=["grpo", "browser-agent", "browsergym", "miniwob", *(["lora"] if lora else [])],
         model_name=name,
@@ -111,13 +114,13 @@ def model_card(folder: Path, repo_id: str) -> ModelCard:
 
 
 def base_model(folder: Path) -> str:
-    """The hub id of a run's base model; of a folder or file on this machine the last name."""
+    """Return the hub id of a run's base model; the last part of a path on this machine."""
     model = Config.from_yaml(folder / "config.yaml").model
     return (Path(model).name if Path(model).exists() else model) if model else HUB_ID
 
 
 def trained_weights(folder: Path) -> Path:
-    """What a run trained: its folder `adapter`, or `model` where every weight was trained.
+    """Return the folder of a run's weights: `adapter`, or `model` where all were trained.
 
     Raises:
         ConfigError: there is neither.
@@ -134,12 +137,14 @@ def _summary(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"no finished run in {folder}: {error}") from error
     if "steps" not in summary:
-        raise ConfigError(f"no finished run in {folder}: its summary.json is of before training")
+        raise ConfigError(
+            f"no finished run in {folder}: its summary.json was written before training"
+        )
     return summary
 
 
 def _rates(summary: dict[str, Any]) -> dict[str, Any]:
-    """Of each task the success rates."""
+    """Return the success rates by task."""
     return summary.get("per_task") or {summary["task"]: summary}
 
 
@@ -157,24 +162,24 @@ def _what_it_is(summary: dict[str, Any], config: Config, base: str, lora: bool) 
     elif config.valid_action_bonus:
         text += f", with a bonus of {config.valid_action_bonus:g} for each valid action."
     else:
-        text += ", and no other signal than the task's reward."
+        text += ", from the task's reward alone."
     bundled = f" The base's weights were those of its 4-bit file `{GGUF_FILE}`."
     return text + (bundled if base == HUB_ID else "")
 
 
 def _success(summary: dict[str, Any]) -> str:
-    """A table a task."""
+    """Write one table per task."""
     tables = []
     for task, rates in _rates(summary).items():
-        rows = {who: rates[who] for who in POLICIES if who in rates}
+        rows = {name: rates[name] for name in AGENTS if name in rates}
         if not rows:
             continue
         n = max(rate["n"] for row in rows.values() for rate in row.values())
         lines = [f"On {n} held-out seeds of {task} [95 % interval]:", ""]
-        lines += ["| policy | sampled | greedy | what it is |", "| --- | --- | --- | --- |"]
-        for who, row in rows.items():
-            cells = [who, *(rate_text(row.get(how)) for how in ("sampled", "greedy"))]
-            lines.append(f"| {' | '.join(cells)} | {POLICIES[who]} |")
+        lines += ["| agent | sampled | greedy | what it is |", "| --- | --- | --- | --- |"]
+        for name, row in rows.items():
+            cells = [name, *(rate_text(row.get(d)) for d in ("sampled", "greedy"))]
+            lines.append(f"| {' | '.join(cells)} | {AGENTS[name]} |")
         tables.append("\n".join(lines))
     return "\n\n".join(tables) or "It was not evaluated."
 
@@ -191,9 +196,10 @@ def _pictures(folder: Path) -> list[str]:
 
 def _loading(folder: Path, repo_id: str, base: str) -> str:
     config, weights = Config.from_yaml(folder / "config.yaml"), trained_weights(folder)
-    words = {"base": base, "repo_id": repo_id, "name": repo_id.split("/")[1], "task": config.task}
+    words = {"base": base, "repo_id": repo_id, "name": repo_id.split("/")[1]}
+    words["task"] = ",".join(config.task)
     if weights.name == "model":
-        return _WHOLE.format(**words)
+        return _FULL.format(**words)
     r = json.loads((weights / "adapter_config.json").read_text())["r"]
     model_option = f" --model {base}" if config.model else ""
     return _LORA.format(**words, rank=max_lora_rank(r), model_option=model_option)

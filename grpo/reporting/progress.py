@@ -1,7 +1,8 @@
-"""What a person sees: progress bars while it runs, a summary and curves at the end."""
+"""What a person sees: progress bars during the run, tables and curves at its end."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -20,6 +21,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from grpo.distributed import World
+
 CURVES = (
     ("reward", "mean reward"),
     ("completion_length", "completion length (tokens)"),
@@ -28,24 +31,25 @@ CURVES = (
 
 
 class Bar:
-    """One progress bar: call it to advance, e.g. as `Rollouts.on_episode`."""
+    """One progress bar; call it to advance, e.g. as `on_episode`."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
 
     def __call__(self, *_: object) -> None:
-        """Advance by one, whatever is given."""
+        """Advance by one, whatever the arguments."""
         self._progress.advance(self._task)
 
     def reset(self) -> None:
-        """Back to 0, its clock too."""
+        """Set the bar and its clock back to 0."""
         self._progress.reset(self._task)
 
 
 class Bars:
-    """Nested progress bars, e.g. episodes inside steps, with the time that is left."""
+    """Nested progress bars, e.g. episodes inside steps, with the remaining time."""
 
     def __init__(self, console: Console) -> None:
+        self.console = console
         self._progress = Progress(
             TextColumn("{task.description:<26}"),
             BarColumn(bar_width=30),
@@ -58,9 +62,15 @@ class Bars:
         )
         self._open = 0
 
+    @classmethod
+    def for_world(cls, world: World) -> Bars:
+        """Make the bars of a program; only those of the main rank are shown."""
+        width = None if sys.stdout.isatty() else 120  # of a log: tables are not folded to 80
+        return cls(Console(highlight=False, quiet=not world.is_main, width=width))
+
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Bar]:
-        """A bar for the length of the block."""
+        """Show a bar for the length of the block."""
         if not self._open:
             self._progress.start()
         self._open += 1
@@ -75,7 +85,7 @@ class Bars:
 
 
 def step_line(step: int, metrics: dict[str, float]) -> str:
-    """One training step in a line."""
+    """Describe one training step in a line."""
     parts = [f"step {step:>3}"]
     for name, form in (
         ("reward", "reward {:.2f}"),
@@ -93,7 +103,7 @@ def step_line(step: int, metrics: dict[str, float]) -> str:
 
 
 def sparkline(steps: Sequence[dict[str, float]], name: str = "success", width: int = 60) -> str:
-    """The steps' values between 0 and 1 as a row of blocks, averaged down to the width."""
+    """Draw a metric between 0 and 1 as a row of blocks, averaged down to the width."""
     values = [step[name] for step in steps if name in step]
     bins = min(width, len(values))
     edges = [i * len(values) // bins for i in range(bins + 1)] if bins else []
@@ -102,46 +112,47 @@ def sparkline(steps: Sequence[dict[str, float]], name: str = "success", width: i
 
 
 def time_line(summary: dict[str, Any]) -> str:
-    """Where the time of a `summary.json` went, in a line."""
+    """Say in a line where the time of a run went."""
     seconds = summary["seconds"]
     return (
         f"{summary['steps']} steps, {summary['episodes']} episodes. Seconds: set-up "
         f"{seconds['setup']:.0f}, evaluation {seconds['eval']:.0f}, updates "
         f"{seconds['update']:.0f}, rollouts {seconds['rollout']:.0f} "
-        f"(of them {seconds['env']:.0f} for browsers alone)"
+        f"({seconds['env']:.0f} of them waiting for environments alone)"
     )
 
 
 def success_table(summary: dict[str, Any]) -> Table:
-    """The success rates of a `summary.json`: a row a task and way to answer, a column a policy.
+    """Make the success rates of a summary a table: one column per agent.
 
-    The column behind them has the last policy's mean number of answers an episode.
+    There is one row per task and decoding. The last column is the last agent's mean number of
+    completions per episode.
     """
     tasks = dict(summary["per_task"])
     names = list(next(iter(tasks.values())))
-    # What came before training stands left of what came after it, also in a resumed run.
+    # Rates before training stand left of those after it, also in a resumed run.
     newest = ("trained", "policy")
-    policies = sorted(names, key=lambda who: (who in newest, who in ("blind", "untrained")))
-    n = max(rate["n"] for rates in tasks.values() for rate in rates[policies[0]].values())
-    table = Table(title=f"success on {n} held-out seeds a task [95 % interval]")
+    agents = sorted(names, key=lambda name: (name in newest, name in ("blind", "untrained")))
+    n = max(rate["n"] for rates in tasks.values() for rate in rates[agents[0]].values())
+    table = Table(title=f"success on {n} held-out seeds per task [95 % interval]")
     if len(tasks) > 1:
-        tasks["all"] = {who: summary[who] for who in policies}
+        tasks["all"] = {name: summary[name] for name in agents}
     table.add_column("task", no_wrap=True)
-    table.add_column("answers")
-    for who in policies:
-        table.add_column(who, justify="right", style="bold green" if who in newest else "")
-    table.add_column("steps", justify="right")
+    table.add_column("decoding")
+    for name in agents:
+        table.add_column(name, justify="right", style="bold green" if name in newest else "")
+    table.add_column("turns", justify="right")
     for task, rates in tasks.items():
-        for way in ("sampled", "greedy"):
-            cells = [rate_text(rates[who].get(way)) for who in policies]
-            last = rates[policies[-1]].get(way)
-            steps = f"{last['steps']:.1f}" if last else ""
-            table.add_row(task if way == "sampled" else "", way, *cells, steps)
+        for decoding in ("sampled", "greedy"):
+            cells = [rate_text(rates[name].get(decoding)) for name in agents]
+            last = rates[agents[-1]].get(decoding)
+            turns = f"{last['turns']:.1f}" if last else ""
+            table.add_row(task if decoding == "sampled" else "", decoding, *cells, turns)
     return table
 
 
 def rate_text(rate: dict[str, float] | None) -> str:
-    """A success rate with its interval; empty where none was measured."""
+    """Format a success rate with its interval; "" where none was measured."""
     return f"{rate['success']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]" if rate else ""
 
 
@@ -149,9 +160,9 @@ def plot_curves(steps: Sequence[dict[str, float]], path: Path, *, title: str) ->
     """Draw reward, completion length and entropy over the training steps as a PNG.
 
     Args:
-        steps: what `read_metrics` gives.
+        steps: as `read_metrics` returns them.
         path: of the picture.
-        title: above it.
+        title: of the picture.
     """
     try:
         import matplotlib

@@ -1,4 +1,4 @@
-"""Policies on the held-out seeds: what a run does before and after, and a program of its own."""
+"""Reports: evaluations on held-out seeds, and what a program leaves in its folder."""
 
 from __future__ import annotations
 
@@ -17,28 +17,31 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import Task
-from grpo.config import Config, ConfigError
-from grpo.distributed import World
 from grpo.reporting.gallery import record_episode, write_gallery
-from grpo.reporting.progress import success_table
-from grpo.rollouts.evaluation import Outcome, Success, blind, evaluate, random_agent
-from grpo.rollouts.rollout import Act, Rollouts, gather
+from grpo.reporting.hub import push_to_hub
+from grpo.reporting.loggers import MetricsLog, read_metrics
+from grpo.reporting.progress import Bars, plot_curves, sparkline, success_table, time_line
+from grpo.rollouts.agents import Agent
+from grpo.rollouts.evaluation import Outcome, Success, evaluate
+from grpo.rollouts.rollout import Rollouts, gather
 from grpo.rollouts.task_sampler import HELD_OUT
-from grpo.runtime import OpenPool, Runtime, open_runtime
+from grpo.runtime import Runtime
+from grpo.training.trainer import Trainer, TrainingStep
 
 RECORDED = 4
-"""Episodes of each task that are kept to look at."""
+"""Episodes per task that are recorded to look at."""
 
 
 class Report:
-    """What a program finds out: a JSON file, and episodes to look at in `media/`.
+    """The success rates of agents in a JSON file, and recorded episodes in `media/`.
 
-    Each rank plays its share of an evaluation; the leading one alone writes.
+    Each rank plays its share of an evaluation; the main rank alone writes.
 
     Args:
-        parts: of the program.
+        runtime: of the program.
+        bars: shows the progress.
         path: of the JSON file.
-        resume: go on from what the file holds.
+        resume: start from what the file holds.
 
     Attributes:
         held_out: the tasks of an evaluation.
@@ -46,80 +49,80 @@ class Report:
         seconds: wall time by phase.
     """
 
-    def __init__(self, parts: Runtime, path: Path, *, resume: bool = False) -> None:
-        config = parts.config
-        self.runtime, self._path = parts, path
+    def __init__(self, runtime: Runtime, bars: Bars, path: Path, *, resume: bool = False) -> None:
+        config = runtime.config
+        self.runtime, self.bars, self.console, self._path = runtime, bars, bars.console, path
         self.held_out = [
             Task(name, HELD_OUT + i)
             for i in range(config.eval_episodes)
             for name in config.evaluated_tasks
         ]
         self.summary: dict[str, Any] = json.loads(path.read_text()) if resume else {}
-        self.summary |= {"task": config.task, "model": parts.policy.name}
-        # A resumed run is still the one that its first command began.
-        self.summary.setdefault(
-            "command", shlex.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]])
-        )
+        self.summary |= {"task": ",".join(config.task), "model": runtime.policy.name}
+        # A resumed run keeps the command that started it.
+        command = [os.path.relpath(sys.argv[0]), *sys.argv[1:]]
+        self.summary.setdefault("command", shlex.join(command))
         self.seconds: dict[str, float] = {}
         self._outcomes: dict[tuple[str, str], list[Outcome]] = {}
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Add the block's wall time to a phase's."""
+        """Add the block's wall time to that of a phase."""
         started = time.monotonic()
         yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - started
 
-    async def examine(self, who: str, ways: Mapping[str, Act]) -> None:
-        """Evaluate a policy: its success over the trained tasks, and of each task, is summed up.
+    async def evaluate(self, agent_name: str, decodings: Mapping[str, Agent]) -> None:
+        """Evaluate an agent, and add its success over the trained tasks and per task.
 
         Args:
-            who: its name in the summary.
-            ways: its ways to answer.
+            agent_name: its name in the summary.
+            decodings: the agent by its way of decoding, "sampled" and perhaps "greedy".
         """
         if not self.held_out:
             return
-        config, world, console = self.runtime.config, self.runtime.world, self.runtime.console
+        config, world = self.runtime.config, self.runtime.world
         tasks = self.held_out[world.rank :: world.world_size]
-        with self.runtime.bars.bar(f"evaluate {who}", len(tasks) * len(ways)) as advance:
-            plays = {
-                way: Rollouts(self.runtime.pool, act, config.max_turns, on_episode=advance)
-                for way, act in ways.items()
-            }
-            own = await evaluate(plays, tasks, seed=config.seed)
+        rollouts = {
+            decoding: Rollouts(self.runtime.pool, agent, config.max_turns)
+            for decoding, agent in decodings.items()
+        }
+        with self.bars.bar(f"evaluate {agent_name}", len(tasks) * len(decodings)) as on_episode:
+            own = await evaluate(rollouts, tasks, seed=config.seed, on_episode=on_episode)
         loop = asyncio.get_running_loop()
-        everyone = await loop.run_in_executor(self.runtime.executor, world.all_gather, own)
-        for way in ways:
-            outcomes = [outcome for part in everyone for outcome in part[way]]
-            self._outcomes[who, way] = outcomes
-            rate = Success.of(each for each in outcomes if each.task.name in config.tasks)
-            self.summary.setdefault(who, {})[way] = asdict(rate)
+        per_rank = await loop.run_in_executor(self.runtime.executor, world.all_gather, own)
+        for decoding in decodings:
+            outcomes = [outcome for of_rank in per_rank for outcome in of_rank[decoding]]
+            self._outcomes[agent_name, decoding] = outcomes
+            rate = Success.of(each for each in outcomes if each.task.name in config.task)
+            self.summary.setdefault(agent_name, {})[decoding] = asdict(rate)
             for name in config.evaluated_tasks:
                 of_task = Success.of(each for each in outcomes if each.task.name == name)
                 rates = self.summary.setdefault("per_task", {}).setdefault(name, {})
-                rates.setdefault(who, {})[way] = asdict(of_task)
-            console.print(f"{f'{who}, {way}':<20} success {rate.success:.2f} of {rate.n}")
+                rates.setdefault(agent_name, {})[decoding] = asdict(of_task)
+            title = f"{agent_name}, {decoding}"
+            self.console.print(f"{title:<20} success {rate.success:.2f} of {rate.n}")
         self.write()
 
-    async def pictures(self, who: str, when: str) -> None:
-        """Play some of a policy's sampled episodes again, and keep their pages and answers.
+    async def record_episodes(self, agent_name: str, label: str) -> None:
+        """Play some of the policy's sampled episodes again, and keep their pages.
 
-        Writes `media/<when>/<task>/<seed>/` and `media/index.html`.
+        Writes `media/<label>/<task>/<seed>/` and `media/index.html`.
 
         Args:
-            who: a policy that `examine` evaluated, as it is now.
-            when: what the episodes are filed under.
+            agent_name: the policy's name, under which `evaluate` has evaluated it.
+            label: what the episodes are filed under.
         """
         config, media = self.runtime.config, self.runtime.config.folder / "media"
         if not self.held_out or not self.runtime.world.is_main:
             return
-        shutil.rmtree(media / when, ignore_errors=True)  # an earlier program's
-        rollouts = Rollouts(self.runtime.pool, self.runtime.ways["sampled"], config.max_turns)
+        shutil.rmtree(media / label, ignore_errors=True)  # those of an earlier program
+        rollouts = Rollouts(self.runtime.pool, self.runtime.decodings["sampled"], config.max_turns)
         await gather(
-            record_episode(rollouts, task, media / when, seed=config.seed)
-            for task in pick_examples(self._outcomes[who, "sampled"], RECORDED)
+            record_episode(rollouts, task, media / label, seed=config.seed)
+            for task in pick_examples(self._outcomes[agent_name, "sampled"], RECORDED)
         )
-        write_gallery(media, title=f"{config.task}, {self.summary['model']}")
+        write_gallery(media, title=f"{', '.join(config.task)}, {self.summary['model']}")
 
     def write(self) -> None:
         """Write the JSON file."""
@@ -128,8 +131,74 @@ class Report:
             self._path.write_text(json.dumps(self.summary, indent=2) + "\n")
 
 
+class EvaluationReport(Report):
+    """The report of an evaluation: `evaluation.json`."""
+
+    def __init__(self, runtime: Runtime, bars: Bars) -> None:
+        config = runtime.config
+        super().__init__(runtime, bars, config.folder / "evaluation.json")
+        names = ("adapter", "seed", "max_turns", "max_new_tokens", "temperature")
+        self.summary |= {name: getattr(config, name) for name in names}
+
+    def finish(self) -> None:
+        """Write the file and print the table."""
+        self.summary["seconds"] = {k: round(v, 1) for k, v in self.seconds.items()}
+        self.write()
+        self.console.print(success_table(self.summary))
+        seconds = ", ".join(f"{k} {v:.0f}" for k, v in self.seconds.items())
+        self.console.print(f"Seconds: {seconds}", soft_wrap=True)
+        folder = self.runtime.config.folder
+        self.console.print(f"\n{folder}/  evaluation.json, media/index.html")
+
+
+class TrainingReport(Report):
+    """The report of a training run: `summary.json`, the metrics of every step, the weights."""
+
+    def __init__(self, runtime: Runtime, bars: Bars, step: int) -> None:
+        config, path = runtime.config, runtime.config.folder / "summary.json"
+        super().__init__(runtime, bars, path, resume=bool(step) and path.is_file())
+        self.seconds = {"setup": 0.0, "eval": 0.0}
+        if runtime.world.is_main:
+            self._log = MetricsLog(config.folder, keep_before_step=step + 1, config=config)
+            (config.folder / "config.yaml").write_text(config.to_yaml())
+
+    def log(self, step: TrainingStep) -> None:
+        """Log a training step."""
+        if self.runtime.world.is_main:
+            self._log.log(step.step, step.metrics)
+            self._log.completions(step.step, step.groups, step.advantages)
+
+    def finish(self, trainer: Trainer) -> None:
+        """Save the trained weights, draw the curves, print the summary, upload the run."""
+        config, console = self.runtime.config, self.console
+        seconds = {k: round(v, 1) for k, v in (self.seconds | trainer.seconds).items()}
+        self.summary |= {"steps": trainer.step, "episodes": trainer.episodes, "seconds": seconds}
+        if not self.runtime.world.is_main:
+            return
+        self._log.close()
+        folder, policy = config.folder, self.runtime.policy
+        weights = folder / policy.weights_dirname
+        policy.save(weights)
+        policy.tokenizer.save_pretrained(weights)
+        self.write()
+        steps = read_metrics(folder / "metrics.jsonl")
+        title = f"{', '.join(config.task)}: {trainer.step} steps, {trainer.episodes} episodes"
+        plot_curves(steps, folder / "curves.png", title=title)
+        console.print(f"\nsuccess while training  {sparkline(steps)}\n", soft_wrap=True)
+        if "per_task" in self.summary:
+            console.print(success_table(self.summary))
+        console.print(time_line(self.summary), soft_wrap=True)
+        console.print(
+            f"\n{folder}/  {weights.name}, curves.png, media, metrics.jsonl, summary.json"
+        )
+        if config.logger == "tensorboard":
+            console.print(f"tensorboard --logdir {shlex.quote(f'{folder}/tensorboard')}")
+        if config.push_to_hub:
+            console.print(push_to_hub(folder, config.push_to_hub))
+
+
 def pick_examples(outcomes: Sequence[Outcome], count: int) -> list[Task]:
-    """Choose up to `count` episodes of each task: failures and successes in turn."""
+    """Choose up to `count` episodes per task: failures and successes in turn."""
     chosen = []
     for name in dict.fromkeys(outcome.task.name for outcome in outcomes):
         of_task = [outcome for outcome in outcomes if outcome.task.name == name]
@@ -137,50 +206,3 @@ def pick_examples(outcomes: Sequence[Outcome], count: int) -> list[Task]:
         turns = [task for pair in zip_longest(failed, solved) for task in pair if task is not None]
         chosen += turns[:count]
     return chosen
-
-
-async def examine(
-    config: Config,
-    open_pool: OpenPool,
-    baselines: Mapping[str, Act] | None = None,
-    world: World | None = None,
-) -> dict[str, Any]:
-    """Evaluate a policy beside the random and the blind one, and keep some of its episodes.
-
-    Args:
-        config: of the policy, the tasks and the environment.
-        open_pool: the environment.
-        baselines: policies to evaluate beside the random one.
-        world: the processes that evaluate together; None for this one alone.
-
-    Returns:
-        What `evaluation.json` holds: success of every policy, over all tasks and of each.
-
-    Raises:
-        ConfigError: there is nothing to evaluate, or what is asked for cannot be done.
-    """
-    if not config.eval_episodes:
-        raise ConfigError("eval_episodes must be at least 1 to evaluate, got 0")
-    started = time.monotonic()
-    async with open_runtime(config, open_pool, world) as parts:
-        report = Report(parts, config.folder / "evaluation.json")
-        report.seconds["setup"] = time.monotonic() - started
-        names = ("adapter", "seed", "max_turns", "max_new_tokens", "temperature")
-        report.summary |= {name: getattr(config, name) for name in names}
-        policies: dict[str, Mapping[str, Act]] = {"random": {"sampled": random_agent}}
-        policies |= {who: {"sampled": act} for who, act in (baselines or {}).items()}
-        if config.blind:
-            policies["blind"] = {way: blind(act) for way, act in parts.ways.items()}
-        policies["policy"] = parts.ways
-        for who, ways in policies.items():
-            with report.timed(who):
-                await report.examine(who, ways)
-        with report.timed("media"):
-            await report.pictures("policy", "evaluation")
-    report.summary["seconds"] = {k: round(v, 1) for k, v in report.seconds.items()}
-    report.write()
-    parts.console.print(success_table(report.summary))
-    seconds = ", ".join(f"{k} {v:.0f}" for k, v in report.seconds.items())
-    parts.console.print(f"Seconds: {seconds}", soft_wrap=True)
-    parts.console.print(f"\n{config.folder}/  evaluation.json, media/index.html")
-    return report.summary

@@ -1,0 +1,290 @@
+"""The `grpo` command: one subcommand per job.
+
+Options are the fields of `grpo.config.Config`. What a subcommand needs is imported when it runs,
+so that `grpo --help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
+
+from grpo.config import Config, ConfigError, Names, field_extra, read_yaml, unknown_option
+
+if TYPE_CHECKING:
+    from grpo.rollouts.agents import Agent
+
+CONFIGS = Path(__file__).parent / "configs"
+"""A task's own configuration is `<task>.yaml` in here."""
+
+TRAIN = """Train a policy on browser tasks, and evaluate it before and after on held-out seeds.
+
+Leaves in the run's folder: the weights, curves.png, media/index.html with episodes to step
+through, metrics.jsonl, TensorBoard events, checkpoints and summary.json."""
+
+EVAL = """Evaluate a policy on held-out seeds, beside a random agent and a blind one.
+
+--adapter may name a run's folder: its options are then the defaults. Prints the success of each
+task with its 95 % interval, and leaves evaluation.json and media/index.html in the run's folder."""
+
+SERVE_VLLM = """Serve the policy's model with vLLM, for grpo train --backend vllm-server.
+
+Give it the options of the run: model, dtype, device, lora_r, vllm_memory, seed, and the first
+address of vllm_url are used. Whoever reaches the port controls the server: keep it on 127.0.0.1."""
+
+PUSH = "Upload a finished run to the Hugging Face Hub, with a model card."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the `grpo` command; return its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    commands: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+        "train": (train, "train a policy, and evaluate it before and after"),
+        "eval": (evaluate, "evaluate a model or an adapter on held-out seeds"),
+        "serve-env": (serve_env, "serve browser tasks to trainers on this or other machines"),
+        "serve-vllm": (serve_vllm, "serve the policy's model with vLLM"),
+        "push": (push, "upload a finished run to the Hugging Face Hub"),
+    }
+    parser = argparse.ArgumentParser(
+        prog="grpo", description="GRPO for browser agents: train a small language model to act."
+    )
+    subparsers = parser.add_subparsers(metavar="command", dest="command", required=True)
+    for name, (_, text) in commands.items():
+        subparsers.add_parser(name, help=text, add_help=False)
+    command, _ = commands[parser.parse_args(argv[:1]).command]
+    return command(argv[1:])
+
+
+def train(
+    argv: Sequence[str],
+    *,
+    prog: str = "grpo train",
+    description: str = TRAIN,
+    baselines: Mapping[str, Agent] | None = None,
+) -> int:
+    """Train on browser tasks; return the exit code."""
+
+    def program() -> None:
+        config = read_config(argv, prog=prog, description=description)
+
+        from envs.browser.pool import BrowserPool
+        from grpo.run import train
+
+        train(config, BrowserPool(config, rank=_rank()), baselines=baselines)
+
+    return exit_code(program, hint="; add --resume to continue")
+
+
+def evaluate(
+    argv: Sequence[str],
+    *,
+    prog: str = "grpo eval",
+    description: str = EVAL,
+    baselines: Mapping[str, Agent] | None = None,
+) -> int:
+    """Evaluate a policy on browser tasks; return the exit code."""
+
+    def program() -> None:
+        config = read_config(argv, prog=prog, description=description, of_run=True)
+
+        from envs.browser.pool import BrowserPool
+        from grpo.run import evaluate
+
+        evaluate(config, BrowserPool(config, rank=_rank()), baselines=baselines)
+
+    return exit_code(program)
+
+
+def serve_env(argv: Sequence[str]) -> int:
+    """Serve browser tasks; return the exit code."""
+    from envs.browser.server.command import main
+
+    return main(argv)
+
+
+def serve_vllm(argv: Sequence[str]) -> int:
+    """Become a vLLM server; return an exit code only where that fails."""
+
+    def program() -> None:
+        config = read_config(argv, prog="grpo serve-vllm", description=SERVE_VLLM)
+
+        from grpo.generators.vllm.serve import serve
+
+        serve(config)
+
+    return exit_code(program)
+
+
+def push(argv: Sequence[str]) -> int:
+    """Upload a finished run; return the exit code."""
+
+    def program() -> None:
+        parser = Parser(prog="grpo push", description=PUSH)
+        parser.add_argument("folder", type=Path, help="folder of the run")
+        parser.add_argument("repo_id", help="user/name of the repository")
+        arguments = parser.parse_args(argv)
+
+        from grpo.config import is_hub_id
+        from grpo.reporting.hub import push_to_hub
+
+        if not is_hub_id(arguments.repo_id):
+            raise ConfigError(f"expected a hub id, user/name, got {arguments.repo_id!r}")
+        print(push_to_hub(arguments.folder, arguments.repo_id))
+
+    return exit_code(program)
+
+
+def exit_code(program: Callable[[], None], *, hint: str = "") -> int:
+    """Run a program; print one line for an error, and return the exit code that a shell expects.
+
+    Args:
+        program: raises what `grpo.run.train` raises.
+        hint: added to the line that says that a signal stopped the program.
+
+    Returns:
+        0; 2 if the user asked for something that cannot be done, 1 if the infrastructure failed,
+        128 and the signal's number if a signal ended the program.
+    """
+    try:
+        program()
+        return 0
+    except KeyboardInterrupt:  # while the model was loading: there is nothing to save
+        return 130
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        from envs.base import EnvError, TaskError
+        from grpo.generators.base import GeneratorError
+        from grpo.shutdown import Stopped
+        from grpo.training.updater import TrainingError
+
+        if isinstance(error, Stopped):
+            print(f"{error}{hint}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(error.exit_code)  # torch's thread may be in an update that nobody awaits
+        if not isinstance(error, EnvError | TaskError | GeneratorError | TrainingError | OSError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, TaskError) else 1
+
+
+def read_config(
+    argv: Sequence[str], *, prog: str, description: str, of_run: bool = False
+) -> Config:
+    """Read a configuration: a file's options, then those of the command line.
+
+    The file is that of --config, else the task's own in `CONFIGS`.
+
+    Args:
+        argv: the command line.
+        prog: the program's name, for the usage line.
+        description: shown by --help.
+        of_run: True to read the options of the run that --adapter names.
+
+    Raises:
+        ConfigError: an option is unknown, or its value is wrong.
+    """
+    parser = config_parser(prog, description, show_all="--help-all" in argv)
+    arguments, others = parser.parse_known_args(argv)
+    for other in others:
+        if not other.startswith("--"):
+            raise ConfigError(f"unexpected argument {other!r}")
+        name = other.partition("=")[0].removeprefix("--").removeprefix("no-")
+        raise ConfigError(unknown_option(name.replace("-", "_"), spell=_flag))
+    given = vars(arguments)
+    path = given.pop("config", None)
+    run = Path(given.get("adapter", ""))
+    if path is None and of_run and given.get("adapter") and (run / "config.yaml").is_file():
+        path = run / "config.yaml"
+        given = {"output": str(run), **given} | run_weights(run)
+    own = CONFIGS / f"{given.get('task', 'click-test')}.yaml"
+    if path is None and own.is_file():
+        path = own
+    config = Config.from_mapping(read_yaml(path), str(path)) if path else Config()
+    return config.replace(**given)
+
+
+def run_weights(folder: Path) -> dict[str, str]:
+    """Return the options that name a finished run's weights.
+
+    Raises:
+        ConfigError: the folder has none.
+    """
+    if (folder / "adapter").is_dir():
+        return {"adapter": str(folder / "adapter")}
+    if (folder / "model").is_dir():  # every weight was trained
+        return {"adapter": "", "model": str(folder / "model")}
+    raise ConfigError(f"expected adapter/ or model/ in {folder}: has the run finished?")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ConfigErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise ConfigError(message)
+
+
+def config_parser(prog: str, description: str, *, show_all: bool) -> Parser:
+    """Make a parser with one option per field of `Config`, grouped by theme.
+
+    Args:
+        prog: the program's name.
+        description: shown by --help.
+        show_all: True to show every option, False for those that people change first.
+    """
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} [--config FILE] [options]",
+        description=description,
+        epilog="" if show_all else "--help-all shows every option.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--help-all", action="help", help="show every option, and exit")
+    parser.add_argument(
+        "--config", default=argparse.SUPPRESS, help="YAML file whose keys are the options below"
+    )
+    groups: dict[str, Any] = {}
+    for name, field in Config.model_fields.items():
+        extra = field_extra(name)
+        theme = extra["theme"]
+        if theme not in groups:
+            groups[theme] = parser.add_argument_group(theme)
+        shown = show_all or extra["common"]
+        default = field.default
+        if not isinstance(default, str) and isinstance(default, Iterable):
+            default = ",".join(default)
+        suffix = "" if default is False or default == "" else f" (default: {default})"
+        text = f"{field.description}{suffix}".replace("%", "%%")
+        groups[theme].add_argument(
+            _flag(name),
+            **_value_of(name, field.annotation, extra),
+            default=argparse.SUPPRESS,
+            help=text if shown else argparse.SUPPRESS,
+        )
+    return parser
+
+
+def _value_of(name: str, kind: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return argparse's description of an option's value; `Config` checks it further."""
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(kind) is Literal:
+        return {"metavar": "{" + ",".join(get_args(kind)) + "}"}
+    if kind in (int, float):
+        return {"type": kind, "metavar": "N" if kind is int else "X"}
+    return {"metavar": "A,B,..." if kind == get_args(Names)[0] else "TEXT"}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))  # torchrun's
