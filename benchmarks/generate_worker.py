@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from grpo.generators.local import LocalGenerator
-from grpo.generators.sync_check import changed_adapter, logprob_gap
+from grpo.generators.sync_check import changed_weights, logprob_gap
 from grpo.generators.vllm.engine import VLLMEngine
 from grpo.generators.vllm.servers import VLLMServers
 from grpo.model.loading import load_model
@@ -42,7 +42,7 @@ class TRLSync(VLLMEngine):
     """
 
     async def sync(self) -> None:
-        engine = self._loop.weights.engine
+        engine = self._thread.weights.engine
         model = engine.model_executor.driver_worker.model_runner.model
         for name, tensor in self.policy.merged():
             model.load_weights([(name, tensor)])
@@ -52,7 +52,7 @@ class TRLSync(VLLMEngine):
 @contextmanager
 def server(arguments: argparse.Namespace) -> Iterator[None]:
     """Start a vLLM server and stop it afterwards; clients wait until it responds."""
-    command = [sys.executable, "-m", "grpo.generators.vllm.serve", "--vllm-url", URL]
+    command = [sys.executable, "-m", "grpo", "serve-vllm", "--vllm-url", URL]
     command += ["--dtype", arguments.dtype, "--device", arguments.device]
     command += ["--model", arguments.model]
     process = subprocess.Popen(command, cwd=ROOT, stdout=sys.stderr, start_new_session=True)
@@ -65,14 +65,16 @@ def server(arguments: argparse.Namespace) -> Iterator[None]:
 
 def make_generator(arguments: argparse.Namespace, policy: LoRAPolicy) -> Any:
     """Make the generator that `arguments.generator` names: a kind and how weights reach it."""
-    kind, _, sync = arguments.generator.partition(" ")
+    kind, _, weight_sync = arguments.generator.partition(" ")
     if kind == "local":
         return LocalGenerator(policy, max_new_tokens=TOKENS, threads=1)
     if kind == "server":
-        return VLLMServers(policy, [URL], max_new_tokens=TOKENS, sync=sync, deadline_s=300)
-    engine = TRLSync if sync == "trl" else VLLMEngine
-    sync = "merged" if sync == "trl" else sync
-    return engine(policy, max_new_tokens=TOKENS, sync=sync, memory=arguments.memory)
+        return VLLMServers(
+            policy, [URL], max_new_tokens=TOKENS, weight_sync=weight_sync, deadline_s=300
+        )
+    engine = TRLSync if weight_sync == "trl" else VLLMEngine
+    weight_sync = "merged" if weight_sync == "trl" else weight_sync
+    return engine(policy, max_new_tokens=TOKENS, weight_sync=weight_sync, memory=arguments.memory)
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -95,7 +97,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     await generator.sync()
     completions, _ = await sample()
     result: dict[str, Any] = {"gap": [logprob_gap(policy, completions)], "sync": [], "tokens": []}
-    with changed_adapter(policy) as change:
+    with changed_weights(policy) as change:
         for number in range(arguments.rounds):
             change(0.01 + 0.002 * number)
             started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a generator promises: token ids in, sampled token ids and their log-probabilities out."""
+"""The contract of generators: token ids in, sampled ids and their log-probabilities out."""
 
 from __future__ import annotations
 
@@ -8,39 +8,43 @@ from grpo.types import Completion
 
 
 class GeneratorError(RuntimeError):
-    """The generator failed (its process, its connection), not the policy."""
+    """A failure of the generator (its process or connection), not of the policy."""
 
 
-def answer_limit(
+def completion_limit(
     prompt_ids: Sequence[int], limit: int, max_length: int, *, bound: str = "the model's limit"
 ) -> int:
-    """How many tokens may be sampled after a prompt, at most `limit`.
+    """Limit a completion's length to what fits after its prompt.
 
     Args:
         prompt_ids: the prompt.
-        limit: what was asked for.
-        max_length: tokens of prompt and answer together that fit.
-        bound: what `max_length` is, for the error.
+        limit: the limit that was asked for.
+        max_length: limit of prompt and completion together.
+        bound: describes `max_length` in the error.
+
+    Returns:
+        The number of tokens that may be sampled, at most `limit`.
 
     Raises:
-        ValueError: the prompt is empty or leaves no room for an answer, or the limit is below 1.
+        ValueError: the prompt is empty or leaves no token for a completion, or the limit is
+            below 1.
     """
-    room = max_length - len(prompt_ids)
-    if not prompt_ids or room < 1:
+    left = max_length - len(prompt_ids)
+    if not prompt_ids or left < 1:
         raise ValueError(
-            f"expected a prompt of 1 to {max_length - 1} tokens ({bound} less one for the answer), "
-            f"got {len(prompt_ids)}"
+            f"expected a prompt of 1 to {max_length - 1} tokens ({bound} less one for the "
+            f"completion), got {len(prompt_ids)}"
         )
     if limit < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {limit}")
-    return min(limit, room)
+    return min(limit, left)
 
 
 class Generator:
-    """Samples completions from the current policy; batching is its own affair.
+    """Samples completions from the current policy and decides by itself how to batch them.
 
     Attributes:
-        busy_seconds: wall time in which at least one request was in work.
+        busy_seconds: wall time with at least one request in flight.
     """
 
     busy_seconds: float = 0.0
@@ -57,16 +61,16 @@ class Generator:
 
         Args:
             prompt_ids: the tokens of the chat so far.
-            seed: fixes what is sampled, given the policy, where the generator can.
+            seed: where the generator supports it, determines the samples of a given policy.
             temperature: 0 takes the likeliest token each time (greedy).
-            max_new_tokens: limit of sampled tokens; None for the generator's own.
+            max_new_tokens: limit of sampled tokens; None for the generator's default.
 
         Returns:
-            The completion, its log-probabilities those of the distribution sampled from
-            (for greedy, of the distribution at temperature 1).
+            The completion with log-probabilities of the distribution that it was sampled from
+            (of the one at temperature 1 if greedy).
 
         Raises:
-            ValueError: the prompt leaves no room for an answer.
+            ValueError: the prompt leaves no token for a completion.
             GeneratorError: the generator failed.
         """
         raise NotImplementedError
@@ -74,19 +78,19 @@ class Generator:
     async def sync(self) -> None:
         """Sample from the trainer's policy as it is now; called after every update.
 
-        Requests made after it returns are answered by this version; those in flight may end
-        on the version that they began with, which their completions name. Nothing to do for a
-        generator that reads the trainer's own policy.
+        Later requests are sampled from this version. Requests in flight may finish with the
+        version that they started with, which their completions name. A generator that reads the
+        trainer's own policy has nothing to do.
 
         Raises:
             GeneratorError: the generator failed.
         """
 
     async def sleep(self) -> None:
-        """Give the accelerator's memory back until the next request or sync, where it can.
+        """Free the accelerator's memory until the next request or sync, where supported.
 
         Called before an update, with no request in flight.
         """
 
     async def close(self) -> None:
-        """End what the generator started; requests in flight are cancelled."""
+        """Stop everything that the generator started; requests in flight are cancelled."""

@@ -69,7 +69,7 @@ async def _open_vllm(config: Config, policy: Policy, world: World) -> Generator:
             policy,
             max_new_tokens=config.max_new_tokens,
             memory=config.vllm_memory,
-            sync=config.vllm_sync,
+            weight_sync=config.vllm_sync,
             sleep=config.vllm_sleep,
             seed=config.seed,
         )
@@ -83,14 +83,14 @@ async def _open_vllm(config: Config, policy: Policy, world: World) -> Generator:
     urls = config.vllm_url[world.rank :: world.world_size]  # one rank gives a server its policy
     if not urls:
         raise ConfigError(
-            f"vllm_url must name at least one server a rank: {world.world_size} world, got "
-            f"{len(config.vllm_urls)}"
+            f"vllm_url must name at least one server per rank: expected {world.world_size}, got "
+            f"{len(config.vllm_url)}"
         )
     return VLLMServers(
         policy,
         urls,
         max_new_tokens=config.max_new_tokens,
-        sync=config.vllm_sync,
+        weight_sync=config.vllm_sync,
         folder=config.vllm_folder,
         deadline_s=config.vllm_deadline,
     )

@@ -1,9 +1,9 @@
 """The embedded generator: samples with the trainer's own model, in the same process.
 
-Requests of all episodes meet in a queue and are decoded together, joining and leaving
-between two tokens (continuous batching, Orca, OSDI 2022). Models that the token tree
-supports share every equal prefix (`TreeCache`); others compute a prompt once and
-repeat its cache for the requests that share it.
+Requests of all episodes are queued and decoded together, joining and leaving between two tokens
+(continuous batching, Orca, OSDI 2022). Models that the token tree supports compute every shared
+prefix once (`TreeCache`); others compute a prompt once and copy its cache for each of its
+requests.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from grpo.generators.base import Generator, answer_limit
+from grpo.generators.base import Generator, completion_limit
 from grpo.generators.tree_cache import TreeCache
 from grpo.model.policy import Policy
 from grpo.types import Completion
@@ -40,9 +41,14 @@ class _Request:
 class LocalGenerator(Generator):
     """Samples from a `Policy` (see `grpo.generators.base.Generator`).
 
-    Each request draws from its own random stream, so what is sampled depends on the
-    policy, the prompt and the seed, and not on what else was in the batch (but for
-    rounding where two tokens are within one part in a million).
+    Each request has its own random stream, so a completion depends on the policy, the prompt and
+    the seed, and not on what else was in the batch (but for rounding where two tokens are within
+    one part in a million).
+
+    Attributes:
+        busy_seconds: wall time spent in forward passes.
+        tokens_sampled: tokens of all completions so far.
+        tokens_computed: tokens that went through the model, prompts included.
     """
 
     def __init__(
@@ -57,19 +63,19 @@ class LocalGenerator(Generator):
         """Make a generator.
 
         Args:
-            policy: what to sample from; read anew at each token.
-            max_new_tokens: default limit of an answer's length.
-            executor: runs the forward passes; give it one thread, the one that updates.
-            cache_tokens: nodes the tree cache holds; more only where one prompt needs it.
-            threads: CPU threads of a forward pass, None for torch's own number. Decoding gains
-                little from a second core, the browsers beside it much.
+            policy: the policy to sample from; read again at each token.
+            max_new_tokens: default limit of a completion's length.
+            executor: runs the forward passes; pass one with a single thread, also used for updates.
+            cache_tokens: capacity of the tree cache; exceeded only if one prompt needs more.
+            threads: CPU threads of a forward pass, None for torch's default. Decoding gains little
+                from a second core, browsers on the same machine gain much.
         """
         self.policy, self.max_new_tokens = policy, max_new_tokens
         self.cache_tokens = cache_tokens
         self.tokens_sampled = self.tokens_computed = 0
         self.busy_seconds = 0.0
         self._executor, self._threads = executor, threads
-        self._arrived: list[_Request] = []  # touched by the event loop alone
+        self._arrived: list[_Request] = []  # used by the event loop only
         self._waiting: list[_Request] = []
         self._active: list[_Request] = []
         self._cache: TreeCache | None = None
@@ -86,7 +92,7 @@ class LocalGenerator(Generator):
     ) -> Completion:
         """Sample one completion (see `Generator.generate`)."""
         limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
-        limit = answer_limit(prompt_ids, limit, self.policy.max_length)
+        limit = completion_limit(prompt_ids, limit, self.policy.max_length)
         loop = asyncio.get_running_loop()
         request = _Request(
             prompt_ids=tuple(prompt_ids),
@@ -109,7 +115,7 @@ class LocalGenerator(Generator):
             started = time.monotonic()
             try:
                 finished = await loop.run_in_executor(self._executor, self._step)
-            except Exception as error:  # handed to those who wait for an answer
+            except Exception as error:  # passed on to the waiting requests
                 finished, self._waiting, self._active, self._cache = [], [], [], None
                 for request in requests:
                     if not request.done.done():
@@ -121,18 +127,17 @@ class LocalGenerator(Generator):
 
     @torch.no_grad()
     def _step(self) -> list[_Request]:
-        """Sample at least one token for somebody; returns the requests that are done."""
+        """Sample at least one token and return the requests that are done."""
         threads = torch.get_num_threads()
         torch.set_num_threads(self._threads or threads)
         try:
-            return (
-                self._step_tree() if self.policy.forward_mode == "tree" else self._step_repeated()
-            )
+            tree = self.policy.forward_mode == "tree"
+            return self._step_tree() if tree else self._step_one_prompt()
         finally:
             torch.set_num_threads(threads)
 
     def _step_tree(self) -> list[_Request]:
-        """Admit what waits, compute all new nodes in one forward, sample one token each."""
+        """Admit waiting requests, compute all new nodes in one forward, sample one token each."""
         self._active = [r for r in self._active if not r.done.cancelled()]
         cache = self._admit()
         if not self._active:
@@ -144,12 +149,12 @@ class LocalGenerator(Generator):
         return self._sample(self.policy.head(cache.states(distinct)), row)
 
     def _admit(self) -> TreeCache:
-        """Move requests from the queue into the batch as far as the cache has room."""
+        """Move requests from the queue into the batch while they fit into the cache."""
         if self._cache is None or self._cache_version != self.policy.version:
             capacity = self._cache.capacity if self._cache and self._active else self.cache_tokens
             self._cache = self._new_cache(capacity)
             self._cache_version = self.policy.version
-            for request in self._active:  # whose answers were begun with an older policy
+            for request in self._active:  # started with an older policy
                 self._cache.insert(-1, (*request.prompt_ids, *request.ids))
         waiting, self._waiting = self._waiting, []
         for request in waiting:
@@ -172,8 +177,8 @@ class LocalGenerator(Generator):
         policy = self.policy
         return TreeCache(policy.decoder, capacity, policy.device, policy.conv_width)
 
-    def _step_repeated(self) -> list[_Request]:
-        """Answer all requests of the prompt that waits longest, for any kind of model."""
+    def _step_one_prompt(self) -> list[_Request]:
+        """Complete all requests for the longest-waiting prompt, with any kind of model."""
         prompt = self._waiting[0].prompt_ids
         self._active = [r for r in self._waiting if r.prompt_ids == prompt]
         self._waiting = [r for r in self._waiting if r.prompt_ids != prompt]
@@ -183,13 +188,13 @@ class LocalGenerator(Generator):
         finished: list[_Request] = []
         output = model(torch.tensor([prompt], device=device), use_cache=True, logits_to_keep=1)
         self.tokens_computed += len(prompt)
-        rows = [0] * len(self._active)  # the prompt's row serves them all
+        rows = [0] * len(self._active)  # all requests read the prompt's row
         while True:
             batch = self._active
             finished += self._sample(output.logits[:, -1], np.array(rows))
             if not self._active:
                 return finished
-            # Row i of the logits is request i from here on; who is done leaves the cache.
+            # From here on row i of the logits is request i; finished requests leave the cache.
             kept = [row for r, row in zip(batch, rows, strict=True) if r in self._active]
             cache = output.past_key_values
             cache.reorder_cache(torch.tensor(kept, device=device))
@@ -198,15 +203,15 @@ class LocalGenerator(Generator):
             self.tokens_computed += len(kept)
             rows = list(range(len(kept)))
 
-    def _sample(self, logits: Tensor, row: np.ndarray) -> list[_Request]:
+    def _sample(self, logits: Tensor, row: npt.NDArray[np.int64]) -> list[_Request]:
         """Draw one token for each active request and return the requests that are done.
 
-        A uniform number of the request's own stream is looked up in the cumulative
-        distribution, so that one number a token decides what is sampled.
+        Each token is the inverse of the cumulative distribution at one uniform number from the
+        request's random stream.
 
         Args:
             logits: [R, V].
-            row: [len(active)]; which row each request reads.
+            row: [len(active)]; the row that each request reads.
         """
         stop = self.policy.stop_ids
         finished: list[_Request] = []

@@ -1,8 +1,8 @@
-"""Does the sampler sample from the policy that is trained? Asked at the start of a run.
+"""Check at the start of a run that the generator samples from the policy that is trained.
 
-An adapter that never reaches the sampler raises nothing: rollouts go on from the older policy
-and the reward stays where it was. So the adapter is changed for a moment, and the
-log-probabilities that the sampler reports must follow.
+Weights that never reach the generator cause no error: rollouts continue with an older policy and
+the reward does not improve. So the trained weights are changed for a moment, and the
+log-probabilities that the generator reports must follow.
 """
 
 from __future__ import annotations
@@ -16,34 +16,33 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from envs.base import Task
-from grpo.algorithm.batch import make_batch
+from grpo.algorithm.batch import rows_from_completions
 from grpo.generators.base import Generator, GeneratorError
 from grpo.model.policy import Policy
-from grpo.types import Completion, Episode, Group, Turn
+from grpo.types import Completion
 
 BOUNDS = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""Mean absolute difference of log-probabilities, in nats, that the dtype explains.
+"""Mean absolute difference of log-probabilities, in nats, that rounding in a dtype explains.
 
-Measured with vLLM's CPU build and the bundled model: 1e-5 in float32, 0.04 to 0.06 in bfloat16,
-adapter or not. float16 has three more bits than bfloat16.
+Measured with vLLM's CPU build and the bundled model, with or without an adapter: 1e-5 in float32,
+0.04 to 0.06 in bfloat16. float16 has three more bits than bfloat16.
 """
 
 SAMPLES, TOKENS = 8, 8
 BUTTONS = "\n".join(f"button 'Number {n}' [{n}]" for n in range(11, 31))
-PROBE = f"Goal: press Ok\n\nPage:\n{BUTTONS}\nbutton 'Ok' [47]\n\nWhat do you do?"
-"""Longer than a block of vLLM's prefix cache (128 tokens on a CPU): an older one would show."""
+PROMPT = f"Goal: press Ok\n\nPage:\n{BUTTONS}\nbutton 'Ok' [47]\n\nWhat do you do?"
+"""Longer than a block of vLLM's prefix cache (128 tokens on a CPU), so a stale cache is noticed."""
 
 Result = TypeVar("Result")
 
 
 class SyncReport(NamedTuple):
-    """Mean absolute differences of log-probabilities in nats.
+    """Mean absolute differences of log-probabilities, in nats.
 
     Attributes:
-        gap: between sampler and trainer.
-        changed_gap: the same under a changed adapter.
-        changed_shift: between the sampler under the changed adapter and the trainer without.
+        gap: between generator and trainer.
+        changed_gap: between generator and trainer, both with changed weights.
+        changed_shift: between the generator with changed weights and the trainer without.
     """
 
     gap: float
@@ -59,22 +58,25 @@ async def check_sync(
     temperature: float = 1.0,
     executor: Executor | None = None,
 ) -> SyncReport:
-    """Check that the generator samples from this policy, and from this policy's next version.
+    """Check that the generator samples from this policy, before and after a change of it.
 
-    What is trained is as it was when this returns or raises, bit for bit, and so is its version;
-    where it returns, the generator has it.
+    When this returns or raises, the trained weights and `policy.version` are bit for bit what they
+    were; when it returns, the generator has them.
 
     Args:
         policy: the trainer's.
-        generator: to be tested; nobody else may use it meanwhile.
-        bound: on the mean absolute difference in nats; 0 for that of the policy's dtype.
-        temperature: of the run. A sampler that leaves it out of what it reports is caught by
-            a temperature other than 1 alone.
-        executor: where torch's work is done.
+        generator: the generator to check; nothing else may use it meanwhile.
+        bound: on the mean absolute difference in nats; 0 for the bound of the policy's dtype.
+        temperature: the run's. At a temperature of 1 the check cannot notice a generator that
+            reports log-probabilities without the temperature.
+        executor: runs torch's work.
+
+    Returns:
+        The measured differences.
 
     Raises:
         GeneratorError: the generator samples from something else; the message says what to do.
-        ConfigError: it cannot serve the adapter.
+        ConfigError: the generator cannot serve the adapter.
     """
     bound = bound or BOUNDS[policy.model.dtype]
     loop = asyncio.get_running_loop()
@@ -90,33 +92,33 @@ async def check_sync(
     gap = await run(differs, before)
     if not gap <= bound:  # NaN is a failure too
         raise GeneratorError(
-            f"the sampler's log-probabilities differ from the trainer's by {gap:.2g} nats a token "
-            f"(mean), at most {bound:.2g} was expected: it does not compute the same model. "
-            f"It must load {policy.name!r} in {policy.model.dtype}, with the options that `make "
-            "serve` sets (for LFM2 on a CPU custom_ops too). A server that was given merged "
-            "weights must be started anew; --max-logp-difference allows more"
+            f"the generator's log-probabilities differ from the trainer's by {gap:.2g} nats per "
+            f"token (mean), expected at most {bound:.2g}: it does not compute the same model. It "
+            f"must load {policy.name!r} in {policy.model.dtype}, with the options that grpo "
+            "serve-vllm sets (for LFM2 on a CPU also custom_ops). A server that was given merged "
+            "weights must be restarted; --max-logp-difference allows a larger difference"
         )
-    with changed_adapter(policy) as change:
-        moved = max(0.1, 5 * bound)
-        await run(_change_until, policy, change, before, temperature, moved)
+    with changed_weights(policy) as change:
+        shift = max(0.1, 5 * bound)
+        await run(_change_until, policy, change, before, temperature, shift)
         await generator.sync()
         during = await _sample(policy, generator, temperature)
         changed_gap = await run(differs, during)
-    changed_shift = await run(differs, during)  # the trainer's policy is the old one again
+    changed_shift = await run(differs, during)  # the trainer has its old weights again
     if not changed_gap <= min(2 * bound, changed_shift / 2):
         raise GeneratorError(
-            "the sampler does not follow the adapter: after a change of it and a sync the "
-            f"log-probabilities are {changed_gap:.2g} nats a token from the trainer's and "
-            f"{changed_shift:.2g} from what they were before. The adapter did not reach the "
-            "sampler, or not every module: try the other --vllm-sync (adapter or merged)"
+            "the generator does not follow the trained weights: after a change and a sync its "
+            f"log-probabilities are {changed_gap:.2g} nats per token from the trainer's and "
+            f"{changed_shift:.2g} from the ones before. The change did not reach the generator, "
+            "or not in every module: try the other --vllm-sync (adapter or merged)"
         )
     await generator.sync()
     after = await run(differs, await _sample(policy, generator, temperature))
     if not after <= bound:
         raise GeneratorError(
-            f"the sampler kept something of an older adapter: {after:.2g} nats a token from the "
-            f"trainer's after a second sync, {gap:.2g} before: restart it, and if this stays try "
-            "the other --vllm-sync (adapter or merged)"
+            "the generator keeps a cache of older weights: after a second sync it is "
+            f"{after:.2g} nats per token from the trainer's, {gap:.2g} before: restart it, and if "
+            "that does not help, try the other --vllm-sync (adapter or merged)"
         )
     return SyncReport(gap, changed_gap, changed_shift)
 
@@ -124,7 +126,7 @@ async def check_sync(
 def logprob_gap(
     policy: Policy, completions: Sequence[Completion], temperature: float = 1.0
 ) -> float:
-    """Mean |log p(trainer) - log p(sampler)| over the sampled tokens, in nats."""
+    """Compute the mean |log p(trainer) - log p(generator)| over the sampled tokens, in nats."""
     reported = torch.tensor([x for c in completions for x in c.logprobs])
     return float((reported - completion_logprobs(policy, completions, temperature)).abs().mean())
 
@@ -133,29 +135,22 @@ def logprob_gap(
 def completion_logprobs(
     policy: Policy, completions: Sequence[Completion], temperature: float = 1.0
 ) -> Tensor:
-    """Log-probabilities of the sampled tokens, one after the other, as the update computes them.
+    """Compute the log-probabilities of the sampled tokens as the update does.
 
     Returns:
-        [number of tokens of all completions], on the CPU.
+        [number of tokens of all completions], one completion after the other, on the CPU.
     """
-    task = Task("probe", 0)
-    episodes = tuple(
-        Episode(task, (Turn(completion, "", True),), 0.0, False, "done")
-        for completion in [*completions, completions[0]]  # a group has two episodes at least
-    )
-    batch = make_batch([Group(task, episodes)])
-    assert batch is not None  # no row was asked to be dropped
-    batch = batch.select(range(len(completions)))
+    batch = rows_from_completions(completions)
     logprobs = policy.logprobs(batch, temperature=temperature).logprobs.cpu()
     return logprobs[batch.completion_mask]  # rows in order, each row's tokens in order
 
 
 @contextmanager
-def changed_adapter(policy: Policy) -> Iterator[Callable[[float], None]]:
-    """Within it the adapter is another: itself plus noise of a size; then it is as it was.
+def changed_weights(policy: Policy) -> Iterator[Callable[[float], None]]:
+    """Within this context noise can be added to the trained weights; it is removed at the end.
 
     Yields:
-        A function that sets the noise's standard deviation, always in the same direction.
+        A function of the noise's standard deviation; its direction is always the same.
     """
     parameters, version = policy.parameters(), policy.version
     saved = [p.detach().clone() for p in parameters]
@@ -184,26 +179,26 @@ def _change_until(
     change: Callable[[float], None],
     completions: Sequence[Completion],
     temperature: float,
-    moved: float,
+    shift: float,
 ) -> None:
-    """Find noise that moves the trainer's own log-probabilities by `moved` nats or more."""
+    """Add noise that shifts the trainer's own log-probabilities by at least `shift` nats."""
     old = completion_logprobs(policy, completions, temperature)
     std = 2e-3
     while True:
         change(std)
         new = completion_logprobs(policy, completions, temperature)
-        if (new - old).abs().mean() >= moved:
+        if (new - old).abs().mean() >= shift:
             return
         std *= 2
         if std > 10:
             raise GeneratorError(
-                f"the adapter cannot be tested: no change of its weights moves the log-"
-                f"probabilities by {moved:.2g} nats (five times --max-logp-difference)"
+                "cannot check the generator: no change of the trained weights shifts the log-"
+                f"probabilities by {shift:.2g} nats (five times --max-logp-difference)"
             )
 
 
 async def _sample(policy: Policy, generator: Generator, temperature: float) -> list[Completion]:
-    messages = [{"role": "user", "content": PROBE}]
+    messages = [{"role": "user", "content": PROMPT}]
     prompt = policy.tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_dict=False
     )

@@ -1,9 +1,9 @@
-"""The sampler's cache as a token tree: every distinct prefix is computed and kept once.
+"""The local generator's cache as a token tree: every distinct prefix is computed and kept once.
 
-Prompts of one group are the same nodes, the system prompt of all groups is one prefix, equal
-beginnings of sampled answers are one branch, and a later turn finds what an earlier one
-read. Nodes are appended as they come, so the ancestors of a node are a row of a boolean
-matrix instead of the range they are in `grpo.tree.token_tree`.
+The prompts of a group share all their nodes, all groups share the system prompt, completions share
+their equal beginnings, and a later turn shares what an earlier turn read. Nodes are appended in
+the order of arrival, so the ancestors of a node are a row of a boolean matrix and not a range as in
+`grpo.tree.token_tree`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -20,12 +21,12 @@ from grpo.tree.layout import Layout, cut_chunks
 
 
 class NodeBuffers(Layout):
-    """What all nodes leave in each layer, in buffers made once.
+    """What the layers computed at all nodes, in buffers that are allocated once.
 
     Attributes:
-        length: nodes that are computed already.
-        chunks: of the new nodes.
-        ancestors: [new, W] long; of each new node itself, its parent and so on, -1 above a root.
+        length: number of nodes that are computed already.
+        chunks: the queries of the new nodes, cut into pieces.
+        ancestors: [new, W] long; each new node, its parent and so on, -1 above a root.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -35,7 +36,7 @@ class NodeBuffers(Layout):
         self.layers: dict[nn.Module, tuple[Tensor, ...]] = {}
 
     def prepend_cached(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
-        """Store the new nodes' behind the others' and return all of it (see `Layout`)."""
+        """Append the new nodes' tensors to the buffers and return all nodes' (see `Layout`)."""
         if layer not in self.layers:
             self.layers[layer] = tuple(
                 x.new_empty(*x.shape[:dim], self.capacity, *x.shape[dim + 1 :]) for x in own
@@ -57,19 +58,20 @@ class NodeBuffers(Layout):
 class TreeCache:
     """A growing token tree with each node's hidden state.
 
-    `insert` adds nodes, `compute` runs the model once over those not yet computed.
-
-    Args:
-        decoder: the model without its output head; where it has convolutions, one that
-            `grpo.tree.layers.prepare` has prepared.
-        capacity: nodes at most.
-        device: where the model is.
-        conv_width: taps of its convolutions, 0 if it has none.
+    `insert` adds nodes, `compute` runs the model over those that are not computed yet.
     """
 
     def __init__(
         self, decoder: Any, capacity: int, device: torch.device, conv_width: int = 0
     ) -> None:
+        """Make an empty cache.
+
+        Args:
+            decoder: the model without its output head, after `grpo.tree.layers.prepare`.
+            capacity: largest number of nodes.
+            device: the model's device.
+            conv_width: taps of the model's convolutions, 0 if it has none.
+        """
         self.decoder, self.capacity, self.device = decoder, capacity, device
         self.conv_width = conv_width
         self.buffers = NodeBuffers(capacity)
@@ -84,7 +86,7 @@ class TreeCache:
         return len(self.tokens)
 
     def missing(self, ids: Sequence[int]) -> int:
-        """How many nodes inserting these ids from the root would add."""
+        """Count the nodes that inserting these ids at the root would add."""
         node = -1
         for depth, token in enumerate(ids):
             child = self.children.get((node, token))
@@ -94,7 +96,7 @@ class TreeCache:
         return 0
 
     def insert(self, node: int, ids: Sequence[int]) -> int:
-        """Follow ids from a node (-1: the root), adding nodes that are not there.
+        """Follow ids from a node (-1: the root), adding missing nodes.
 
         Returns:
             The node of the last id.
@@ -114,7 +116,7 @@ class TreeCache:
         return node
 
     def compute(self) -> int:
-        """One forward over the nodes that have no hidden state yet; returns their number."""
+        """Compute the nodes without a hidden state in one forward and return their number."""
         start, stop = self.buffers.length, len(self)
         if start == stop:
             return 0
@@ -133,25 +135,25 @@ class TreeCache:
         return stop - start
 
     def _attention(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """What of the whole cache the nodes [start, stop) see (see `TokenTree.attention`)."""
+        """Find what the nodes [start, stop) attend to (see `TokenTree.attention`)."""
         sees = self.sees[start:stop, :stop]
         keys = sees.any(0).nonzero()[:, 0]
         return keys, sees.index_select(1, keys)
 
     def _ancestors(self, node: int) -> list[int]:
-        """The node, its parent and so on, as many as a convolution reads; -1 above the root."""
+        """List the node, its parent and so on, `conv_width` in all; -1 above the root."""
         chain = [node]
         while len(chain) < self.conv_width:
             chain.append(self.parents[chain[-1]] if chain[-1] >= 0 else -1)
         return chain
 
-    def states(self, nodes: np.ndarray) -> Tensor:
-        """Last hidden states [R, D] of R computed nodes."""
-        assert self.hidden is not None, "compute() comes first"
+    def states(self, nodes: npt.NDArray[np.int64]) -> Tensor:
+        """Return the last hidden states [R, D] of R computed nodes."""
+        assert self.hidden is not None, "call compute() first"
         return self.hidden[torch.from_numpy(nodes).to(self.device)]
 
     def keep_shared_prefix(self) -> None:
-        """Forget all but the chain of nodes from the root to the first branch."""
+        """Drop all nodes but the chain from the root to the first branch."""
         counts = [0] * len(self)
         for parent, _ in self.children:
             if parent >= 0:

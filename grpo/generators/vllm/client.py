@@ -1,4 +1,4 @@
-"""One vLLM server reached over HTTP: given the policy, asked for samples, waited for when gone."""
+"""The HTTP client of one vLLM server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import httpx
 
 from grpo.config import ConfigError
 from grpo.generators.base import GeneratorError
-from grpo.generators.vllm.options import Sync
+from grpo.generators.vllm.snapshots import PolicySnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -22,41 +21,35 @@ POLL_SECONDS = 0.5
 
 
 class ServerUnavailable(Exception):
-    """The server did not answer, answered that it is broken, or has lost the policy."""
-
-
-@dataclass(frozen=True)
-class PolicySnapshot:
-    """A version of the policy, as servers are given it."""
-
-    folder: Path
-    version: int
-    sync: Sync
-
-    @property
-    def name(self) -> str:
-        """What servers know it by; no other version, of no other run, has this name."""
-        return self.folder.name
+    """The server does not respond, reports an internal error, or no longer has the policy."""
 
 
 class VLLMClient:
-    """A vLLM server, started by `make serve` or with the same options.
+    """A vLLM server, started by `grpo serve-vllm` or with the same options.
 
-    On the adapter road a server that was started again knows no adapter of that name and says
-    so. On the merged road it would sample from the plain model and nobody would notice: so the
-    adapter is loaded there too, never used, and looked for before each request.
+    It loads policies, samples from them, and is waited for while it is unavailable.
+
+    A restarted server has lost the policy. With an adapter its requests then fail, since they
+    name the adapter. With merged weights it would silently sample from the base model: so the
+    adapter is loaded there too, never used, and looked up before each request.
 
     Attributes:
-        url: where it is.
-        load: samples that it was chosen for and has not given; kept by who chooses.
-        lost_at: when it was found gone, by `time.monotonic`; None while it answers.
+        url: its address.
+        load: samples asked for and not received yet; kept by the caller.
+        unavailable_since: `time.monotonic` when it was found unavailable; None while available.
     """
 
     def __init__(self, url: str, deadline_s: float) -> None:
+        """Make a client; it does not connect yet.
+
+        Args:
+            url: address of the server.
+            deadline_s: seconds that the server may be unavailable, or take for a response.
+        """
         self.url, self.deadline_s = url.rstrip("/"), deadline_s
         self.load = 0
-        self.lost_at: float | None = None
-        self._loaded: list[str] = []  # the newest two: a request of the older may be on its way
+        self.unavailable_since: float | None = None
+        self._loaded: list[str] = []  # the newest two: requests for the older may be in flight
         self._lock = asyncio.Lock()
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -68,42 +61,58 @@ class VLLMClient:
         )
 
     async def ready(self, newest: Callable[[], PolicySnapshot]) -> PolicySnapshot:
-        """Return the newest version once the server has it, waiting for a server that is gone.
+        """Load the newest policy, waiting while the server is unavailable.
+
+        Args:
+            newest: returns the newest version; called again after each wait.
+
+        Returns:
+            The version that the server has now.
 
         Raises:
-            GeneratorError: it stayed away for longer than the deadline, or refuses.
-            ConfigError: the adapter has modules that vLLM does not serve.
+            GeneratorError: the server was unavailable for the deadline, or rejects the policy.
+            ConfigError: the adapter has modules for which vLLM does not support LoRA.
         """
         async with self._lock:
             while True:
-                given = newest()
-                if given.sync == "adapter" and given.name in self._loaded and not self.lost_at:
-                    return given
+                snapshot = newest()
+                loaded = snapshot.weight_sync == "adapter" and snapshot.name in self._loaded
+                if loaded and not self.unavailable_since:
+                    return snapshot
                 try:
-                    await self._give(given)
-                    self.lost_at = None
-                    return given
+                    await self._load(snapshot)
+                    self.unavailable_since = None
+                    return snapshot
                 except ServerUnavailable as reason:
                     await self._wait(reason)
 
-    def lose(self, reason: ServerUnavailable) -> None:
-        """Count the server as gone until it has been given the policy anew."""
-        if self.lost_at is None:
-            self.lost_at = time.monotonic()
+    def mark_unavailable(self, reason: ServerUnavailable) -> None:
+        """Treat the server as unavailable until it has loaded the policy again."""
+        if self.unavailable_since is None:
+            self.unavailable_since = time.monotonic()
             logger.warning("vLLM at %s: %s; waiting for it", self.url, reason)
 
     async def complete(
-        self, given: PolicySnapshot, prompt_ids: tuple[int, ...], n: int, **options: Any
+        self, snapshot: PolicySnapshot, prompt_ids: tuple[int, ...], n: int, **options: Any
     ) -> list[dict[str, Any]]:
-        """Ask for n samples; closing the connection (a cancelled task) ends them.
+        """Ask for n samples; cancelling closes the connection, which aborts them.
+
+        Args:
+            snapshot: the version to sample from, as `ready` returned it.
+            prompt_ids: the prompt.
+            n: number of samples.
+            options: further fields of vLLM's completion request.
+
+        Returns:
+            The n choices of vLLM's response.
 
         Raises:
-            ServerUnavailable: the server is gone, or was started again since.
-            GeneratorError: it refuses.
+            ServerUnavailable: the server does not respond, or was restarted.
+            GeneratorError: it rejects the request.
         """
         body = {"prompt": list(prompt_ids), "n": n, **options}
-        if given.sync == "adapter":
-            body["model"] = given.name
+        if snapshot.weight_sync == "adapter":
+            body["model"] = snapshot.name
         self._in_flight += 1
         self._idle.clear()
         try:
@@ -113,37 +122,38 @@ class VLLMClient:
             if not self._in_flight:
                 self._idle.set()
         if response.status_code == 404:
-            raise ServerUnavailable(f"it does not know {given.name}")
+            raise ServerUnavailable(f"it does not have {snapshot.name}")
         self._require(response)
-        return response.json()["choices"]
+        choices: list[dict[str, Any]] = response.json()["choices"]
+        return choices
 
     async def close(self) -> None:
-        """Take the policy off the server, if it is there, and close the connections."""
+        """Unload the policy, if the server is available, and close the connections."""
         try:
             while self._loaded:
                 await self._unload()
         except ServerUnavailable as reason:
-            logger.info("vLLM at %s was gone before the end: %s", self.url, reason)
+            logger.info("vLLM at %s was unavailable at the end: %s", self.url, reason)
         finally:
             await self._client.aclose()
 
-    async def _give(self, given: PolicySnapshot) -> None:
+    async def _load(self, snapshot: PolicySnapshot) -> None:
         models = await self._request("GET", "/v1/models")
         self._require(models)
-        if given.name not in {model["id"] for model in models.json()["data"]}:
-            if given.sync == "merged":
-                await self._idle.wait()  # requests in flight end with the weights they began with
-                await self._reload(given.folder / "merged")
-            body = {"lora_name": given.name, "lora_path": str(given.folder)}
+        if snapshot.name not in {model["id"] for model in models.json()["data"]}:
+            if snapshot.weight_sync == "merged":
+                await self._idle.wait()  # requests in flight finish with their weights
+                await self._reload(snapshot.folder / "merged")
+            body = {"lora_name": snapshot.name, "lora_path": str(snapshot.folder)}
             response = await self._post("/v1/load_lora_adapter", body)
             if "target modules" in response.text:
                 raise ConfigError(
-                    f"vLLM at {self.url} does not serve all of lora_target_modules: "
+                    f"vLLM at {self.url} does not support LoRA on all of lora_target_modules: "
                     f"{_reason(response)}"
                 )
             self._require(response)
-        if given.name not in self._loaded:
-            self._loaded.append(given.name)
+        if snapshot.name not in self._loaded:
+            self._loaded.append(snapshot.name)
             if len(self._loaded) > 2:
                 await self._unload()
 
@@ -158,28 +168,29 @@ class VLLMClient:
         self._require(reset)
         if not reset.json()["success"]:
             raise GeneratorError(
-                f"vLLM at {self.url} kept the prefix cache of the older weights: somebody else "
-                "has requests in flight there, which the merged road does not allow"
+                f"vLLM at {self.url} kept the prefix cache of the older weights: another client "
+                "has requests in flight there, which vllm_sync=merged does not allow"
             )
 
     async def _wait(self, reason: ServerUnavailable) -> None:
-        """Return when the server answers again.
+        """Wait until the server responds again.
 
         Raises:
-            GeneratorError: it does not within the deadline.
+            GeneratorError: it did not within the deadline.
         """
-        self.lose(reason)
-        assert self.lost_at is not None
-        while time.monotonic() - self.lost_at < self.deadline_s:
-            await asyncio.sleep(POLL_SECONDS)  # a server that is gone tells nobody of its return
+        self.mark_unavailable(reason)
+        assert self.unavailable_since is not None
+        while time.monotonic() - self.unavailable_since < self.deadline_s:
+            await asyncio.sleep(POLL_SECONDS)  # nothing announces a restart
             try:
                 if (await self._request("GET", "/health")).is_success:
                     return
             except ServerUnavailable as still:
                 reason = still
         raise GeneratorError(
-            f"vLLM at {self.url} has been away for {self.deadline_s:.0f} s (vllm_deadline): "
-            f"{reason}. Start it again (make serve) and go on from the last checkpoint (--resume)"
+            f"vLLM at {self.url} has been unavailable for {self.deadline_s:.0f} s (vllm_deadline): "
+            f"{reason}. Restart it (grpo serve-vllm) and continue from the last checkpoint "
+            "(--resume)"
         )
 
     async def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
@@ -191,18 +202,18 @@ class VLLMClient:
         except httpx.TransportError as error:
             raise ServerUnavailable(f"{type(error).__name__} {error}".strip()) from error
         if response.is_server_error:
-            raise ServerUnavailable(f"HTTP {response.status_code} of {path}: {_reason(response)}")
+            raise ServerUnavailable(f"HTTP {response.status_code} from {path}: {_reason(response)}")
         return response
 
     def _require(self, response: httpx.Response) -> None:
         if not response.is_success:
             path = response.request.url.path
             raise GeneratorError(
-                f"vLLM at {self.url} answers {path} with HTTP {response.status_code}: "
-                f"{_reason(response)}. Was it started by `make serve`, with this run's options?"
+                f"vLLM at {self.url} responds to {path} with HTTP {response.status_code}: "
+                f"{_reason(response)}. Was it started by grpo serve-vllm, with this run's options?"
             )
 
 
 def _reason(response: httpx.Response) -> str:
-    """The message of an error in one line."""
+    """Shorten an error response to one line."""
     return " ".join(response.text.split())[:500]

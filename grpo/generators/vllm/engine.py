@@ -1,4 +1,4 @@
-"""vLLM in the trainer's own process, its engine on a thread beside the event loop."""
+"""vLLM in the trainer's process, with its engine on a thread beside the event loop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from grpo.config import ConfigError
-from grpo.generators.base import Generator, GeneratorError, answer_limit
+from grpo.generators.base import Generator, GeneratorError, completion_limit
 from grpo.generators.vllm.engine_thread import EngineThread, Request
 from grpo.generators.vllm.engine_weights import EngineWeights, adapter_config
 from grpo.generators.vllm.options import (
@@ -15,7 +15,6 @@ from grpo.generators.vllm.options import (
     require_vllm,
     set_environment,
 )
-from grpo.model.lora_policy import LoRAPolicy
 from grpo.model.policy import Policy
 from grpo.types import Completion
 
@@ -24,13 +23,13 @@ class VLLMEngine(Generator):
     """Samples with vLLM in this process (see `grpo.generators.base.Generator`).
 
     Requests of one tick of the event loop with equal prompt, temperature and limit become one
-    request of vLLM's with n samples. What is sampled follows from the engine's own seed and
-    the order of the requests: on a CPU vLLM cannot seed a single one, so `seed` is not used.
+    request to vLLM with n samples. Samples depend on the engine's seed and the order of requests:
+    on a CPU vLLM cannot seed a single request, so `seed` is not used.
 
     Attributes:
-        road: how weights reach the engine, "adapter" or "merged".
-        max_length: tokens of prompt and answer together that fit.
-        busy_seconds: wall time in which at least one request was in work.
+        weight_sync: how weights reach the engine, "adapter" or "merged".
+        max_length: limit of prompt and completion together, in tokens.
+        busy_seconds: wall time with at least one request in flight.
         tokens_sampled: tokens of all completions so far.
     """
 
@@ -40,34 +39,34 @@ class VLLMEngine(Generator):
         *,
         max_new_tokens: int = 32,
         memory: float = 0.3,
-        sync: str = "auto",
+        weight_sync: str = "auto",
         sleep: bool = False,
         seed: int = 0,
     ) -> None:
-        """Start the engine with the policy as it is; blocks until it can be asked.
+        """Start the engine with the policy as it is; blocks until it is ready.
 
         Args:
-            policy: what to sample from; read at each `sync`.
-            max_new_tokens: default limit of an answer's length.
-            memory: share of the GPU's memory; on a CPU GiB for keys and values.
-            sync: "adapter", "merged", or "auto" for what suits the device.
-            sleep: let `sleep` give the GPU's memory back until the next request or sync.
-            seed: of vLLM's random numbers.
+            policy: the policy to sample from; read at each `sync`.
+            max_new_tokens: default limit of a completion's length.
+            memory: share of the GPU's memory; on a CPU, GiB for keys and values.
+            weight_sync: "adapter", "merged", or "auto" to choose by the device.
+            sleep: let `sleep` free the GPU's memory until the next request or sync.
+            seed: seed of vLLM's random numbers.
 
         Raises:
             ConfigError: vLLM is not installed, or cannot do what is asked for.
             GeneratorError: the engine does not start.
         """
-        if not isinstance(policy, LoRAPolicy):
-            if sync == "adapter":
+        if policy.adapter() is None:
+            if weight_sync == "adapter":
                 raise ConfigError("vllm_sync=adapter needs train=lora: train=full has no adapter")
-            sync = "merged"
+            weight_sync = "merged"
         require_vllm()
         if sleep and policy.device.type == "cpu":
-            raise ConfigError("vllm_sleep needs a GPU: on a CPU there is no memory to give back")
+            raise ConfigError("vllm_sleep needs a GPU: on a CPU there is no GPU memory to free")
         set_environment(policy.device.type)
         self.policy, self.max_new_tokens = policy, max_new_tokens
-        self.weight_sync = choose_sync(sync, policy.device)
+        self.weight_sync = choose_sync(weight_sync, policy.device)
         self.busy_seconds, self.tokens_sampled = 0.0, 0
         self._sleep = sleep
         self._arrived: list[Request] = []
@@ -91,8 +90,8 @@ class VLLMEngine(Generator):
             engine = LLMEngine.from_engine_args(EngineArgs(**options, disable_log_stats=True))
             return EngineWeights(engine, policy, self.weight_sync, adapter)
 
-        self._loop = EngineThread(make_weights)
-        limit = self._loop.weights.engine.model_config.max_model_len
+        self._thread = EngineThread(make_weights)
+        limit = self._thread.weights.engine.model_config.max_model_len
         self.max_length = min(policy.max_length, limit)
 
     async def generate(
@@ -105,47 +104,47 @@ class VLLMEngine(Generator):
     ) -> Completion:
         """Sample one completion (see `Generator.generate`)."""
         limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
-        limit = answer_limit(
+        limit = completion_limit(
             prompt_ids,
             limit,
             self.max_length,
-            bound="the model's limit, or what vllm_memory has room for,",
+            bound="the model's limit, or what fits into vllm_memory,",
         )
         self._require_open()
         request = Request(tuple(prompt_ids), temperature, limit)
-        if not self._arrived:  # handed over with all that this tick of the loop brings
-            asyncio.get_running_loop().call_soon(self._hand_over)
+        if not self._arrived:  # submit all requests of this tick of the loop together
+            asyncio.get_running_loop().call_soon(self._submit)
         self._arrived.append(request)
         try:
             return await asyncio.wrap_future(request.done)
         finally:
-            self.busy_seconds = self._loop.busy_seconds
-            self.tokens_sampled = self._loop.tokens_sampled
+            self.busy_seconds = self._thread.busy_seconds
+            self.tokens_sampled = self._thread.tokens_sampled
 
     async def sync(self) -> None:
         """Give the engine the trainer's weights (see `Generator.sync`).
 
-        An adapter comes beside the older one, which requests in flight end with. Merged
-        weights replace the older ones, so those requests are answered first.
+        An adapter is added beside the older one, with which requests in flight continue. Merged
+        weights replace the older ones, so those requests are finished first.
         """
         self._require_open()
-        await asyncio.wrap_future(self._loop.update())
+        await asyncio.wrap_future(self._thread.update())
 
     async def sleep(self) -> None:
-        """Give the GPU's memory back until the next request or sync, if the engine may."""
+        """Free the GPU's memory until the next request or sync, if `sleep` was asked for."""
         self._require_open()
         if self._sleep:
-            await asyncio.wrap_future(self._loop.sleep())
+            await asyncio.wrap_future(self._thread.sleep())
 
     async def close(self) -> None:
-        """End the engine; requests in flight are cancelled."""
+        """Shut the engine down; requests in flight are cancelled."""
         self._closed = True
-        await asyncio.to_thread(self._loop.close)
+        await asyncio.to_thread(self._thread.close)
 
     def _require_open(self) -> None:
         if self._closed:
             raise GeneratorError("this generator is closed")
 
-    def _hand_over(self) -> None:
+    def _submit(self) -> None:
         arrived, self._arrived = self._arrived, []
-        self._loop.submit(arrived)
+        self._thread.submit(arrived)

@@ -1,7 +1,7 @@
-"""The thread on which a vLLM engine lives: requests come in, tokens are sampled, weights change.
+"""The thread that runs a vLLM engine: it admits requests, samples tokens and updates weights.
 
-vLLM's engine is made for one thread that steps it. Whoever waits for an answer holds a future,
-and cancels it to have the request ended.
+vLLM's engine must be stepped by one thread. A caller holds a future of its completion, and cancels
+the future to abort the request.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpo.config import ConfigError
 from grpo.generators.base import GeneratorError
-from grpo.generators.vllm.engine_weights import EngineWeights
 from grpo.types import Completion
+
+if TYPE_CHECKING:
+    from grpo.generators.vllm.engine_weights import EngineWeights
 
 
 @dataclass(eq=False)
 class Request:
-    """One completion that somebody waits for."""
+    """A completion that a caller waits for."""
 
     prompt_ids: tuple[int, ...]
     temperature: float
@@ -34,7 +36,7 @@ class Request:
 
 @dataclass(eq=False)
 class _Call:
-    """Something to do between two tokens; `drain` lets the requests in work end first."""
+    """A function to call between two tokens; with `drain`, after all running requests."""
 
     function: Callable[[], None]
     drain: bool
@@ -43,34 +45,43 @@ class _Call:
 
 @dataclass(eq=False)
 class _Running:
-    """One request of vLLM's, and who waits for which of its samples."""
+    """A request inside vLLM.
+
+    Attributes:
+        id: vLLM's internal id.
+        version: of the policy that samples it.
+        waiting: index of a sample -> the requests that get it.
+        children: True if vLLM made a child request for each sample.
+    """
 
     id: str
     version: int
     waiting: dict[int, list[Request]]
-    children: bool  # whether vLLM made a request of its own of each sample
+    children: bool
 
 
 class EngineThread:
     """Steps an engine on its own thread.
 
     Attributes:
-        weights: how the engine gets its policy.
-        version: of the policy that new requests begin with.
-        busy_seconds, tokens_sampled: so far.
+        weights: the engine and the updates of its weights.
+        version: of the policy that new requests start with.
+        busy_seconds: wall time spent in steps of the engine so far.
+        tokens_sampled: tokens of all completions so far.
     """
 
     weights: EngineWeights
 
     def __init__(self, make_weights: Callable[[], EngineWeights]) -> None:
-        """Make the engine and its first weights on the thread; blocks until they are there.
+        """Start the thread, make the engine and give it its first weights; blocks until done.
 
         Raises:
-            ConfigError, GeneratorError: it does not start.
+            ConfigError: vLLM cannot do what is asked for.
+            GeneratorError: the engine does not start.
         """
         self.busy_seconds, self.tokens_sampled, self.version = 0.0, 0, -1
         self._queue: queue.SimpleQueue[list[Request] | _Call | None] = queue.SimpleQueue()
-        self._command: list[Request] | _Call | None = None  # taken and not finished
+        self._command: list[Request] | _Call | None = None  # taken from the queue, not finished
         self._running: dict[str, _Running] = {}
         self._names = itertools.count()
         self._lora: Any = None
@@ -84,19 +95,19 @@ class EngineThread:
         started.result()
 
     def submit(self, requests: list[Request]) -> None:
-        """Sample these; equal ones become one request of vLLM's."""
+        """Start to sample requests; equal ones become one request to vLLM."""
         self._queue.put(requests)
 
     def update(self) -> Future[None]:
-        """Give the engine the policy's weights; those replaced first answer what is in work."""
-        return self._call(self._update, drain=self.weights.sync == "merged")
+        """Give the engine the policy's weights; merged ones only after all running requests."""
+        return self._call(self._update, drain=self.weights.weight_sync == "merged")
 
     def sleep(self) -> Future[None]:
-        """Give the GPU's memory back until there is something to do."""
+        """Free the GPU's memory until the next request or update."""
         return self._call(self._fall_asleep, drain=True)
 
     def close(self) -> None:
-        """End the engine and wait for its end; who waits for an answer is cancelled."""
+        """Shut the engine down and wait for that; pending requests are cancelled."""
         if not self._closed.is_set():
             self._closed.set()
             self._queue.put(None)
@@ -115,11 +126,11 @@ class EngineThread:
             started.set_exception(_failure("vLLM does not start", error))
             return
         started.set_result(None)
-        reason: Exception | None = None  # closed: who waits is cancelled
+        reason: Exception | None = None  # None: closed, so pending requests are cancelled
         try:
             while self._take():
                 self._step()
-        except Exception as error:  # handed to all who wait, now and later
+        except Exception as error:  # passed on to every pending and later request
             reason = _failure("vLLM failed", error)
         for running in self._running.values():
             _fail_all(list(itertools.chain(*running.waiting.values())), reason)
@@ -129,8 +140,8 @@ class EngineThread:
         self.weights.close()
 
     def _take(self) -> bool:
-        """Do what was handed over; False at the end."""
-        while not self._running or not self._queue.empty():  # with nothing to step: wait
+        """Process the queue, waiting for a command if no request is running; False to end."""
+        while not self._running or not self._queue.empty():
             self._command = self._queue.get()
             if self._command is None:
                 return False
@@ -142,7 +153,7 @@ class EngineThread:
                 try:
                     self._command.function()
                     self._command.done.set_result(None)
-                except (ConfigError, GeneratorError) as error:  # the engine goes on as it was
+                except (ConfigError, GeneratorError) as error:  # the engine continues unchanged
                     self._command.done.set_exception(error)
             self._command = None
         return True
@@ -155,13 +166,13 @@ class EngineThread:
         for request in requests:
             equal[request.prompt_ids, request.temperature, request.max_new_tokens].append(request)
         for (prompt_ids, temperature, limit), group in equal.items():
-            n = len(group) if temperature else 1  # greedy: one answer is everybody's
+            n = len(group) if temperature else 1  # greedy: one completion for all
             params = SamplingParams(
                 n=n,
                 temperature=temperature,
                 max_tokens=limit,
                 stop_token_ids=sorted(self.weights.policy.stop_ids),
-                logprobs=0,  # of the sampled token alone
+                logprobs=0,  # of the sampled token only
                 detokenize=False,
             )
             name = str(next(self._names))
@@ -172,16 +183,16 @@ class EngineThread:
             self._running[name] = _Running(inner, self.version, waiting, children=n > 1)
 
     def _step(self) -> None:
-        """Sample a token for everybody and answer those who are done."""
+        """Sample a token for every running request and finish those that are done."""
         started = time.monotonic()
         self._abort_cancelled()
         for output in self.weights.engine.step():
             for sample in output.outputs:
                 if sample.finish_reason is not None:
-                    self._answer(output.request_id, sample)
+                    self._finish(output.request_id, sample)
         self.busy_seconds += time.monotonic() - started
 
-    def _answer(self, name: str, sample: Any) -> None:
+    def _finish(self, name: str, sample: Any) -> None:
         running = self._running[name]
         requests = running.waiting.pop(sample.index)
         ids = tuple(sample.token_ids)
@@ -212,7 +223,7 @@ class EngineThread:
         running = self._running[name]
         if not running.waiting:
             del self._running[name]
-            if running.children:  # vLLM keeps the parent of an aborted sample for ever
+            if running.children:  # or vLLM keeps the parent of an aborted sample forever
                 self.weights.engine.abort_request([running.id], internal=True)
 
     def _update(self) -> None:
@@ -221,7 +232,7 @@ class EngineThread:
         self.version = self.weights.policy.version
 
     def _fall_asleep(self) -> None:
-        self.weights.engine.sleep(level=1)  # the weights go to the machine's memory
+        self.weights.engine.sleep(level=1)  # moves the weights to the CPU's memory
         self._asleep = True
 
     def _wake(self) -> None:
@@ -239,8 +250,9 @@ def _failure(what: str, error: Exception) -> Exception:
 
 
 def _fail_all(command: list[Request] | _Call | None, reason: Exception | None) -> None:
-    waiting = command if isinstance(command, list) else [command] if command else []
-    for done in (one.done for one in waiting):
+    """Cancel what a command waits for, or fail it with a reason."""
+    pending = command if isinstance(command, list) else [command] if command else []
+    for done in (one.done for one in pending):
         if reason is None:
             done.cancel()
         elif not done.done() and done.set_running_or_notify_cancel():

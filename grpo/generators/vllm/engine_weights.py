@@ -1,4 +1,4 @@
-"""How the policy's weights reach a vLLM engine that lives in this process."""
+"""Give the policy's weights to a vLLM engine in this process."""
 
 from __future__ import annotations
 
@@ -13,40 +13,43 @@ from torch import Tensor
 
 from grpo.config import ConfigError
 from grpo.generators.base import GeneratorError
-from grpo.generators.vllm.options import VERSIONS_KEPT, PolicyFolders, Sync, new_name
-from grpo.model.lora_policy import LoRAPolicy
+from grpo.generators.vllm.options import VERSIONS_KEPT, WeightSync
+from grpo.generators.vllm.snapshots import PolicyFolders, new_name
 from grpo.model.policy import Policy
 
 
 def adapter_config(policy: Policy) -> dict[str, Any]:
-    """Read what PEFT's file says of the policy's adapter: rank, alpha, modules."""
+    """Return the adapter's configuration in PEFT's format: rank, alpha, modules."""
     with tempfile.TemporaryDirectory() as folder:
         policy.save(folder)
-        return json.loads(Path(folder, "adapter_config.json").read_text())
+        config: dict[str, Any] = json.loads(Path(folder, "adapter_config.json").read_text())
+    return config
 
 
 class EngineWeights:
     """Gives an engine the policy's weights, as an adapter or merged."""
 
-    def __init__(self, engine: Any, policy: Policy, sync: Sync, adapter: dict[str, Any]) -> None:
-        """Prepare the road.
+    def __init__(
+        self, engine: Any, policy: Policy, weight_sync: WeightSync, adapter: dict[str, Any]
+    ) -> None:
+        """Prepare the engine for updates.
 
         Args:
             engine: vLLM's `LLMEngine`.
-            policy: whose weights are given.
-            sync: the adapter alone, or the weights with it merged in.
-            adapter: what `adapter_config` gave; not read on the merged road.
+            policy: the source of the weights.
+            weight_sync: give the adapter alone, or the weights with it merged in.
+            adapter: the result of `adapter_config`; not used by "merged".
         """
-        self.engine, self.policy, self.sync = engine, policy, sync
+        self.engine, self.policy, self.weight_sync = engine, policy, weight_sync
         self._count = 0
         self._memory: AdapterMemory | None = None
         self._folders: PolicyFolders | None = None
-        if sync == "adapter":
+        if weight_sync == "adapter":
             try:
                 self._memory = AdapterMemory(engine, adapter)
             except AttributeError as error:
                 warnings.warn(
-                    f"this vLLM takes no adapters from memory ({error}); they go through files",
+                    f"this vLLM takes no adapters from memory ({error}); they are passed as files",
                     stacklevel=2,
                 )
                 self._folders = PolicyFolders(tempfile.gettempdir())
@@ -55,13 +58,13 @@ class EngineWeights:
         """Give the engine the policy as it is now.
 
         Returns:
-            vLLM's `LoRARequest` that new requests are made with; None on the merged road.
+            The `LoRARequest` that new requests pass to vLLM; None for merged weights.
 
         Raises:
-            ConfigError: the adapter has modules that vLLM does not serve.
-            GeneratorError: vLLM kept something of the older weights.
+            ConfigError: the adapter has modules for which vLLM does not support LoRA.
+            GeneratorError: vLLM kept its cache of the older weights.
         """
-        if self.sync == "merged":
+        if self.weight_sync == "merged":
             core = self.engine.engine_core
             core.collective_rpc("reload_weights", kwargs={"weights_iterator": self.policy.merged()})
             if not self.engine.reset_prefix_cache():
@@ -69,11 +72,11 @@ class EngineWeights:
             return None
         from vllm.lora.request import LoRARequest
 
-        assert isinstance(self.policy, LoRAPolicy)
-        self._count += 1  # vLLM wants a number of its own beside the name
+        self._count += 1  # vLLM wants a unique number beside the name
         if self._memory:
-            name = new_name(self.policy)
-            request = LoRARequest(name, self._count, self._memory.put(name, self.policy.adapter()))
+            name, tensors = new_name(self.policy), self.policy.adapter()
+            assert tensors is not None
+            request = LoRARequest(name, self._count, self._memory.put(name, tensors))
         else:
             assert self._folders is not None
             folder = self._folders.write(self.policy, "adapter")
@@ -82,17 +85,17 @@ class EngineWeights:
         return request
 
     def close(self) -> None:
-        """End the engine and remove what was written for it."""
+        """Shut the engine down and remove the files written for it."""
         self.engine.engine_core.shutdown()
         if self._folders:
             self._folders.remove()
 
 
 class AdapterMemory:
-    """Adapters that vLLM's LoRA manager finds in memory where it looks for a path.
+    """Adapters in memory, which vLLM's LoRA manager loads where it expects a path.
 
-    vLLM's public road is a folder. Everything of this class leans on names that vLLM does not
-    promise; a version without them raises AttributeError when it is made.
+    vLLM's public interface takes a folder. This class uses names that vLLM does not promise to
+    keep; with a version without them its constructor raises AttributeError.
     """
 
     def __init__(self, engine: Any, adapter: dict[str, Any]) -> None:
@@ -111,14 +114,14 @@ class AdapterMemory:
         manager._load_adapter = self._load  # of this manager alone, not of its class
 
     def put(self, name: str, tensors: dict[str, Tensor]) -> str:
-        """Keep an adapter's tensors; returns the "path" that leads to them."""
+        """Keep an adapter's tensors and return a "path" under which vLLM can load them."""
         self._tensors[name] = tensors
         if len(self._tensors) > VERSIONS_KEPT:
             self._tensors.popitem(last=False)
         return f"memory:{name}"
 
     def _load(self, request: Any) -> Any:
-        """Stand in for `WorkerLoRAManager._load_adapter`: a request to a `LoRAModel`."""
+        """Replace `WorkerLoRAManager._load_adapter`: make the `LoRAModel` of a request."""
         model = self._make(
             lora_model_id=request.lora_int_id,
             tensors=self._tensors[request.lora_name],
@@ -129,9 +132,9 @@ class AdapterMemory:
         )
         modules, packed = self._served
         served = {part for name in modules for part in packed.get(name, [name])}
-        if unserved := sorted(set(model.loras) - served):  # vLLM would pass over them in silence
+        if unserved := sorted(set(model.loras) - served):  # vLLM would ignore them
             raise ConfigError(
-                f"vLLM serves no LoRA on {', '.join(unserved[:4])}"
+                f"vLLM does not support LoRA on {', '.join(unserved[:4])}"
                 + (f" and {len(unserved) - 4} more" if len(unserved) > 4 else "")
                 + ": leave them out of lora_target_modules, or use vllm_sync=merged"
             )

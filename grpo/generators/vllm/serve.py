@@ -1,28 +1,51 @@
-"""Start a vLLM server for a run, with the run's own options.
-
-    python -m grpo.generators.vllm.serve --dtype float32 --vllm-url http://127.0.0.1:8001
-
-Of the options (`--help`) the model, dtype, device, LoRA rank, vllm_memory, seed and the first
-address of vllm_url count. Whoever reaches the port commands the server: keep it on 127.0.0.1.
-"""
+"""Run a vLLM server for a run, with the run's own options."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from grpo.config import Config, ConfigError
+from grpo.config import Config
 from grpo.generators.vllm.options import engine_options, require_vllm, set_environment
 from grpo.model.bundled import bundled_model_path
 from grpo.model.loading import choose_device
 
 
+def serve(config: Config) -> None:
+    """Replace this process by a vLLM server.
+
+    Of the options, model, dtype, device, lora_r, vllm_memory, seed and the first address of
+    vllm_url are used. Anyone who can reach the port controls the server: keep it on 127.0.0.1.
+
+    Args:
+        config: of the runs that will use the server.
+
+    Raises:
+        ConfigError: vLLM is not installed.
+        FileNotFoundError: the bundled model is asked for and not installed.
+    """
+    from transformers import AutoConfig
+
+    require_vllm()
+    device = choose_device(config.device)
+    model = config.model or str(bundled_model_path())
+    model_type = AutoConfig.from_pretrained(model).model_type
+    set_environment(device, server=True)
+    command = server_command(config, device=device, model=model, model_type=model_type)
+    os.execv(command[0], command)
+
+
 def server_command(config: Config, *, device: str, model: str, model_type: str) -> list[str]:
-    """Spell the command that starts a server for a run."""
+    """Build the command line of a server for a run.
+
+    Args:
+        config: of the run.
+        device: "cpu" or "cuda".
+        model: hub id or folder.
+        model_type: the model type in the model's configuration.
+    """
     options = engine_options(
         model,
         model_type=model_type,
@@ -32,7 +55,7 @@ def server_command(config: Config, *, device: str, model: str, model_type: str) 
         lora_r=config.lora_r,
         seed=config.seed,
     )
-    address = urlsplit(next(iter(config.vllm_urls), ""))
+    address = urlsplit(next(iter(config.vllm_url), ""))
     options |= {"host": address.hostname or "127.0.0.1", "port": address.port or 80}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     for name, value in options.items():
@@ -42,25 +65,3 @@ def server_command(config: Config, *, device: str, model: str, model_type: str) 
         elif value is not False:
             command += [flag] if value is True else [flag, str(value)]
     return command
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Become a vLLM server."""
-    from transformers import AutoConfig
-
-    configs = Path("examples", "configs")
-    try:
-        config = Config.from_command_line(argv, description=str(__doc__), configs=configs)
-        require_vllm()
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-    device = choose_device(config)
-    model = config.model or str(bundled_model_path())
-    model_type = AutoConfig.from_pretrained(model).model_type
-    set_environment(device, server=True)
-    command = server_command(config, device=device, model=model, model_type=model_type)
-    os.execv(command[0], command)
-
-
-if __name__ == "__main__":
-    main()

@@ -6,14 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from envs.base import Task
-from grpo.algorithm.batch import make_batch
+from grpo.algorithm.batch import rows_from_completions
 from grpo.generators.local import LocalGenerator
-from grpo.types import Episode, Group, Turn
 
-TASK = Task("click-word", 0)
 PROMPTS = [[3, 4, 5, 6, 8], [3, 4, 5, 9], [7, 2, 7]]
-FAMILIES = ["llama", "lfm2", "mistral"]  # the tree cache, with convolutions, the repeated one
+FAMILIES = ["llama", "lfm2", "mistral"]  # tree cache, with convolutions, copied cache
 
 
 @pytest.fixture(params=FAMILIES)
@@ -22,7 +19,7 @@ def policy(request, make_policy):
 
 
 async def sample(generator, requests, **options):
-    """Completions of (prompt, seed) requests, all asked for at once."""
+    """Sample completions of (prompt, seed) requests, all at once."""
     return await asyncio.gather(
         *(generator.generate(prompt, seed=seed, **options) for prompt, seed in requests)
     )
@@ -33,13 +30,8 @@ def many(seeds=4):
 
 
 def recomputed(policy, completions, temperature=1.0):
-    """The log-probabilities of completions by the road of the update."""
-    turns = tuple(Turn(completion, "", True) for completion in completions)
-    episodes = (
-        Episode(TASK, turns, 1.0, True, "done"),
-        Episode(TASK, turns[:1], 0.0, False, "done"),
-    )
-    batch = make_batch([Group(TASK, episodes)]).select(range(len(turns)))
+    """Compute the log-probabilities of completions as the update does."""
+    batch = rows_from_completions(completions)
     with torch.no_grad():
         logprobs = policy.logprobs(batch, temperature=temperature).logprobs
     rows = zip(logprobs, batch.completion_mask, strict=True)
@@ -52,15 +44,15 @@ def assert_close(completions, expected, atol=1e-10):
         assert np.abs(np.subtract(completion.logprobs, row)).max() < atol
 
 
-def at_step(policy, monkeypatch, number, act):
-    """Call `act` in the step of this number, counted from 1, before it computes its logits."""
+def at_step(policy, monkeypatch, number, function):
+    """Call a function in step `number`, counted from 1, before the logits are computed."""
     head, count = policy.model.lm_head, Counter()
     forward = head.forward
 
     def counted(x):
         count["steps"] += 1
         if count["steps"] == number:
-            act()
+            function()
         return forward(x)
 
     monkeypatch.setattr(head, "forward", counted)
@@ -75,7 +67,7 @@ async def test_reported_logprobs_are_those_of_the_update(policy, temperature):
     assert sum(len(c.completion_ids) for c in completions) == generator.tokens_sampled
 
 
-async def test_an_end_token_ends_and_is_kept(policy):
+async def test_an_end_token_ends_a_completion_and_is_kept(policy):
     completions = await sample(LocalGenerator(policy, max_new_tokens=6), many(40))
     assert {c.finish_reason for c in completions} == {"stop", "length"}
     for c in completions:
@@ -87,7 +79,7 @@ async def test_an_end_token_ends_and_is_kept(policy):
             assert c.completion_ids[-1] != 0
 
 
-async def test_the_seed_alone_decides(policy):
+async def test_the_seed_determines_the_completion(policy):
     alone = [
         await LocalGenerator(policy, max_new_tokens=6).generate(prompt, seed=seed)
         for prompt, seed in many()
@@ -111,7 +103,7 @@ async def test_first_tokens_follow_the_softmax(make_policy, temperature):
     logits = policy.model(torch.tensor([PROMPTS[0]])).logits[0, -1]
     expected = n * (logits / temperature).softmax(-1).detach().numpy()
     counts = np.bincount([c.completion_ids[0] for c in completions], minlength=len(expected))
-    # Rare tokens together: Pearson's statistic wants at least 5 expected in each cell.
+    # Pool rare tokens: Pearson's statistic needs an expected count of at least 5 per cell.
     rare = expected < 10
     counts = np.append(counts[~rare], counts[rare].sum())
     expected = np.append(expected[~rare], expected[rare].sum())
@@ -160,7 +152,7 @@ async def test_a_new_version_drops_the_cache(policy, perturb):
 
 
 async def test_without_a_new_version_the_cache_is_stale(make_policy, perturb):
-    """What the test above would see if versions were not looked at."""
+    """Shows that the test above fails if versions are ignored."""
     policy = make_policy()
     generator = LocalGenerator(policy, max_new_tokens=6)
     await sample(generator, many())
@@ -183,28 +175,28 @@ async def test_a_small_cache_gives_the_same_completions(make_policy, family, cap
     assert generator._cache.capacity <= max(capacity, 5 + 6)
 
 
-async def test_prompts_one_after_another_share_no_room(make_policy):
-    """The first leaves a chain without a branch; the second has nothing in common with it."""
+async def test_a_full_cache_is_emptied_for_the_next_prompt(make_policy):
+    """Each prompt leaves a chain without a branch, and shares nothing with the next one."""
     generator = LocalGenerator(make_policy(), max_new_tokens=2, cache_tokens=16)
     for first in (1, 2, 3):
         completion = await generator.generate([first] * 12, seed=0)
         assert_close([completion], recomputed(generator.policy, [completion]))
 
 
-async def test_attention_reads_nothing_of_other_prompts(make_policy):
-    """What is in the cache from before costs the next request nothing."""
+async def test_attention_reads_no_other_prompts(make_policy):
+    """The rest of the cache costs the next request nothing."""
     generator = LocalGenerator(make_policy(), max_new_tokens=4)
     await sample(generator, [([3, n, *[5] * 40], 0) for n in range(5, 10)])
     (completion,) = await sample(generator, [([3, 4, 5, 6], 0)])
     assert len(generator._cache) > 5 * 40
-    (chunk,) = generator._cache.buffers.chunks  # of the last token but one
+    (chunk,) = generator._cache.buffers.chunks  # of the last token but one, the last forward
     assert len(chunk.keys) == 4 + len(completion.completion_ids) - 1
     assert_close([completion], recomputed(generator.policy, [completion]))
 
 
 @pytest.mark.parametrize("family", ["llama", "lfm2"])
-async def test_an_update_in_mid_answer(family, make_policy, perturb, monkeypatch):
-    """Tokens before it are the old policy's, those after it the new one's."""
+async def test_an_update_in_mid_completion(family, make_policy, perturb, monkeypatch):
+    """Earlier tokens are sampled from the old policy, later ones from the new policy."""
     policy = make_policy(family)
     monkeypatch.setattr(type(policy), "stop_ids", frozenset())
 
@@ -227,18 +219,18 @@ async def test_a_prompt_is_computed_once(family, make_policy):
     await sample(tree, many(8))
     distinct = {tuple(prompt[: t + 1]) for prompt in PROMPTS for t in range(len(prompt))}
     assert tree.tokens_computed == len(distinct)
-    await sample(tree, many(8))  # nor again while the policy is the same
+    await sample(tree, many(8))  # not again while the policy is the same
     assert tree.tokens_computed == len(distinct)
 
 
-async def test_where_the_tree_does_not_fit_each_prompt_is_computed_once(make_policy):
-    repeated = LocalGenerator(make_policy("mistral"), max_new_tokens=1)
-    await sample(repeated, many(8))
-    assert repeated.tokens_computed == sum(map(len, PROMPTS))
+async def test_without_the_tree_each_prompt_is_computed_once(make_policy):
+    generator = LocalGenerator(make_policy("mistral"), max_new_tokens=1)
+    await sample(generator, many(8))
+    assert generator.tokens_computed == sum(map(len, PROMPTS))
 
 
 @pytest.mark.parametrize("family", ["llama", "lfm2"])
-async def test_a_later_turn_finds_the_earlier_one(family, make_policy):
+async def test_a_later_turn_reuses_the_earlier_one(family, make_policy):
     generator = LocalGenerator(make_policy(family), max_new_tokens=1)
     await generator.generate([3, 4, 5, 6], seed=0)
     await generator.generate([3, 4, 5, 6, 9, 9], seed=0)
@@ -246,29 +238,29 @@ async def test_a_later_turn_finds_the_earlier_one(family, make_policy):
 
 
 @pytest.mark.parametrize("prompt", [[], [3] * 128, [3] * 200])
-async def test_a_prompt_that_leaves_no_room(policy, prompt):
+async def test_a_prompt_that_is_too_long(policy, prompt):
     generator = LocalGenerator(policy)
     with pytest.raises(ValueError, match=f"1 to 127 tokens .* got {len(prompt)}"):
         await generator.generate(prompt, seed=0)
 
 
-async def test_the_last_place_can_be_filled(policy):
+async def test_the_longest_prompt_leaves_one_token(policy):
     completion = await LocalGenerator(policy, cache_tokens=64).generate([3] * 127, seed=0)
     assert len(completion.completion_ids) == 1
 
 
-async def test_a_limit_below_one_token(policy):
+async def test_a_limit_below_one_token_is_rejected(policy):
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1, got 0"):
         await LocalGenerator(policy).generate(PROMPTS[0], seed=0, max_new_tokens=0)
 
 
-async def test_a_cancelled_request_disturbs_nobody(policy, monkeypatch):
+async def test_a_cancelled_request_does_not_affect_others(policy, monkeypatch):
     expected = await sample(LocalGenerator(policy, max_new_tokens=6), many())
     generator = LocalGenerator(policy, max_new_tokens=6)
     loop = asyncio.get_running_loop()
     tasks = [asyncio.create_task(generator.generate(p, seed=s)) for p, s in many()]
     at_step(policy, monkeypatch, 2, lambda: loop.call_soon_threadsafe(tasks[1].cancel))
-    tasks[7].cancel()  # before it has begun
+    tasks[7].cancel()  # before it has started
     done = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(done[7], asyncio.CancelledError)
     for n, (one, other) in enumerate(zip(done, expected, strict=True)):
@@ -278,11 +270,11 @@ async def test_a_cancelled_request_disturbs_nobody(policy, monkeypatch):
     assert [c.completion_ids for c in after] == [c.completion_ids for c in expected]
 
 
-async def test_an_error_reaches_who_waits_and_is_over_then(policy, monkeypatch):
+async def test_an_error_reaches_the_waiting_requests_only(policy, monkeypatch):
     expected = await sample(LocalGenerator(policy, max_new_tokens=6), many())
 
     def fail():
-        raise MemoryError("no room")
+        raise MemoryError("out of memory")
 
     generator = LocalGenerator(policy, max_new_tokens=6)
     at_step(policy, monkeypatch, 2, fail)

@@ -1,4 +1,4 @@
-"""The start-up test of a sampler: each way of not following the policy is seen and named."""
+"""The sync check: every way in which a generator can miss an update is caught and named."""
 
 import asyncio
 import copy
@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from grpo.config import Config
-from grpo.generators import sync_check as probe
+from grpo.generators import sync_check
 from grpo.generators.base import GeneratorError
 from grpo.generators.factory import open_generator
 from grpo.generators.local import LocalGenerator
-from grpo.generators.sync_check import changed_adapter, check_sync, completion_logprobs
+from grpo.generators.sync_check import changed_weights, check_sync, completion_logprobs
 
 
 @pytest.fixture
@@ -19,58 +19,58 @@ def policy(make_policy):
     return make_policy(double=False)
 
 
-class Apart(LocalGenerator):
-    """Samples from a copy of the policy, as a sampler in another process does."""
+class SeparateGenerator(LocalGenerator):
+    """Samples from a copy of the policy, as a generator in another process does."""
 
-    def __init__(self, policy, give=lambda own, trained: own.load_state_dict(trained)):
+    def __init__(self, policy, copy_weights=lambda own, trained: own.load_state_dict(trained)):
         super().__init__(copy.deepcopy(policy), max_new_tokens=8)
-        self.trained, self.give = policy, give
+        self.trained, self.copy_weights = policy, copy_weights
 
     async def sync(self):
-        self.give(self.policy.model, self.trained.model.state_dict())
+        self.copy_weights(self.policy.model, self.trained.model.state_dict())
         self.policy.version += 1  # or it would keep its cache
 
 
-def bits(policy):
+def parameters(policy):
     return [p.detach().clone() for p in policy.parameters()]
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
-async def test_a_sampler_that_follows_passes(policy, temperature):
-    before, version = bits(policy), policy.version
-    for generator in (LocalGenerator(policy), Apart(policy)):
+async def test_a_generator_that_follows_the_policy_passes(policy, temperature):
+    before, version = parameters(policy), policy.version
+    for generator in (LocalGenerator(policy), SeparateGenerator(policy)):
         report = await check_sync(policy, generator, temperature=temperature)
         assert report.gap < 1e-5
         assert report.changed_gap < 1e-5
         assert report.changed_shift > 0.05
         assert policy.version == version
-        assert all(map(torch.equal, bits(policy), before))
+        assert all(map(torch.equal, parameters(policy), before))
 
 
-def nothing(own, trained):
-    """The adapter never arrives."""
+def copy_nothing(own, trained):
+    """Copy nothing: the weights never arrive."""
 
 
-def half(own, trained):
-    """One of the modules is not served."""
+def copy_some(own, trained):
+    """Copy all but one kind of module."""
     own.load_state_dict({k: v for k, v in trained.items() if "q_proj.lora" not in k}, strict=False)
 
 
-async def test_a_sampler_that_is_never_given_the_adapter_is_caught(policy):
-    before, version = bits(policy), policy.version
-    with pytest.raises(GeneratorError, match=r"does not follow the adapter.*vllm-sync"):
-        await check_sync(policy, Apart(policy, nothing))
+async def test_weights_that_never_arrive_are_caught(policy):
+    before, version = parameters(policy), policy.version
+    with pytest.raises(GeneratorError, match=r"does not follow the trained weights.*vllm-sync"):
+        await check_sync(policy, SeparateGenerator(policy, copy_nothing))
     assert policy.version == version
-    assert all(map(torch.equal, bits(policy), before))
+    assert all(map(torch.equal, parameters(policy), before))
 
 
-async def test_a_sampler_that_is_given_half_of_it_is_caught(policy):
-    with pytest.raises(GeneratorError, match="does not follow the adapter"):
-        await check_sync(policy, Apart(policy, half))
+async def test_weights_that_arrive_in_part_are_caught(policy):
+    with pytest.raises(GeneratorError, match="does not follow the trained weights"):
+        await check_sync(policy, SeparateGenerator(policy, copy_some))
 
 
-async def test_a_sampler_that_keeps_an_older_cache_is_caught(policy):
-    class Cached(Apart):
+async def test_a_cache_of_older_weights_is_caught(policy):
+    class Stale(SeparateGenerator):
         syncs = 0
 
         async def sync(self):
@@ -78,8 +78,8 @@ async def test_a_sampler_that_keeps_an_older_cache_is_caught(policy):
             if self.syncs < 3:
                 await super().sync()
 
-    with pytest.raises(GeneratorError, match="kept something of an older adapter"):
-        await check_sync(policy, Cached(policy))
+    with pytest.raises(GeneratorError, match="keeps a cache of older weights"):
+        await check_sync(policy, Stale(policy))
 
 
 async def test_another_model_is_caught(policy):
@@ -88,51 +88,51 @@ async def test_another_model_is_caught(policy):
 
     torch.manual_seed(0)
     with pytest.raises(GeneratorError, match="does not compute the same model"):
-        await check_sync(policy, Apart(policy, noisy))
+        await check_sync(policy, SeparateGenerator(policy, noisy))
 
 
 async def test_log_probabilities_without_the_temperature_are_caught(policy):
-    class Raw(Apart):
+    class IgnoresTemperature(SeparateGenerator):
         async def generate(self, prompt_ids, *, temperature, **options):
             return await super().generate(prompt_ids, temperature=1.0, **options)
 
-    await check_sync(policy, Raw(policy))
+    await check_sync(policy, IgnoresTemperature(policy))
     with pytest.raises(GeneratorError, match="does not compute the same model"):
-        await check_sync(policy, Raw(policy), temperature=0.5)
+        await check_sync(policy, IgnoresTemperature(policy), temperature=0.5)
 
 
-async def test_a_bound_that_noise_breaks_is_broken(policy):
-    with pytest.raises(GeneratorError, match="at most 1e-12 was expected"):
-        await check_sync(policy, Apart(policy), 1e-12)
+async def test_a_bound_below_rounding_fails(policy):
+    with pytest.raises(GeneratorError, match="expected at most 1e-12"):
+        await check_sync(policy, SeparateGenerator(policy), 1e-12)
 
 
-async def test_the_adapter_is_put_back_after_a_failure(policy):
-    before, version = bits(policy), policy.version
+async def test_the_weights_are_restored_after_a_failure(policy):
+    before, version = parameters(policy), policy.version
 
     def fail():
-        with changed_adapter(policy) as change:
+        with changed_weights(policy) as change:
             change(0.1)
-            assert not any(map(torch.equal, bits(policy), before))
+            assert not any(map(torch.equal, parameters(policy), before))
             assert policy.version > version
-            raise OSError("gone")
+            raise OSError("failed")
 
-    with pytest.raises(OSError, match="gone"):
+    with pytest.raises(OSError, match="failed"):
         fail()
     assert policy.version == version
-    assert all(map(torch.equal, bits(policy), before))
+    assert all(map(torch.equal, parameters(policy), before))
 
 
-async def test_recomputed_logprobs_are_in_the_order_of_the_tokens(policy):
+async def test_recomputed_logprobs_are_in_the_order_of_tokens(policy):
     generator = LocalGenerator(policy, max_new_tokens=6)
-    asked = [([3, 4, 5], 0), ([3, 4], 1), ([7], 2), ([3, 4, 5], 3)]
-    completions = await asyncio.gather(*(generator.generate(p, seed=s) for p, s in asked))
+    requests = [([3, 4, 5], 0), ([3, 4], 1), ([7], 2), ([3, 4, 5], 3)]
+    completions = await asyncio.gather(*(generator.generate(p, seed=s) for p, s in requests))
     for chosen in (completions, completions[:1]):
         reported = torch.tensor([x for c in chosen for x in c.logprobs])
         assert (completion_logprobs(policy, chosen) - reported).abs().max() < 1e-5
 
 
-async def test_the_local_generator_needs_no_test(policy, executor, monkeypatch):
-    monkeypatch.setattr(probe, "check_sync", None)
+async def test_the_local_generator_is_not_checked(policy, executor, monkeypatch):
+    monkeypatch.setattr(sync_check, "check_sync", None)
     async with open_generator(Config(max_new_tokens=5), policy, executor) as generator:
         assert isinstance(generator, LocalGenerator)
         assert len((await generator.generate([3], seed=0)).completion_ids) <= 5

@@ -1,6 +1,6 @@
-"""The client of vLLM's servers, over a fake of them: who is asked, what is sent, what is survived.
+"""VLLMServers against fake servers: which one is asked, what is sent, which failures it survives.
 
-What a real server answers is tested in tests/grpo/generators/vllm.
+tests/grpo/generators/vllm/real has the tests against a real server.
 """
 
 import asyncio
@@ -13,20 +13,21 @@ import pytest
 from grpo.config import Config, ConfigError
 from grpo.generators.base import GeneratorError
 from grpo.generators.factory import open_generator
-from grpo.generators.vllm import client as vllm_replica
-from grpo.generators.vllm import serve as vllm_serve
-from grpo.generators.vllm.options import VERSIONS_KEPT, PolicyFolders
+from grpo.generators.vllm import client as vllm_client
+from grpo.generators.vllm.options import VERSIONS_KEPT
+from grpo.generators.vllm.serve import server_command
 from grpo.generators.vllm.servers import VLLMServers
+from grpo.generators.vllm.snapshots import PolicyFolders
 
 PROMPT = [3, 4, 5]
 
 
-class Fake:
-    """Speaks as much HTTP as the client needs; its first token names the weights in use."""
+class FakeServer:
+    """A server with as much HTTP as the client needs; its first token names the weights in use."""
 
     def __init__(self):
-        self.asked, self.port, self.hold = [], 0, None
-        self.refusal = ""
+        self.requests, self.port, self.hold = [], 0, None
+        self.rejection = ""
 
     @property
     def url(self):
@@ -50,25 +51,25 @@ class Fake:
                 _, path, _ = head.decode().split(" ", 2)
                 length = [h for h in head.lower().split(b"\r\n") if h.startswith(b"content-length")]
                 body = await reader.readexactly(int(length[0].split(b":")[1])) if length else b"{}"
-                status, answer = await self.answer(path, json.loads(body or b"{}"))
-                data = json.dumps(answer).encode()
+                status, response = await self.respond(path, json.loads(body or b"{}"))
+                data = json.dumps(response).encode()
                 writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(data)))
                 writer.write(data)
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client has gone, or was made to
+            pass  # the client disconnected, or `die` was called
         finally:
             self.writers.discard(writer)
             writer.close()
 
-    async def answer(self, path, body):
-        self.asked.append((path, body))
+    async def respond(self, path, body):
+        self.requests.append((path, body))
         if path == "/health":
             return 200, {}
         if path == "/v1/models":
             return 200, {"data": [{"id": name} for name in ["base", *self.adapters]]}
         if path == "/v1/load_lora_adapter":
-            if self.refusal:
-                return 400, {"error": self.refusal}
+            if self.rejection:
+                return 400, {"error": self.rejection}
             assert Path(body["lora_path"], "adapter_model.safetensors").is_file()
             self.adapters[body["lora_name"]] = body["lora_path"]
         if path == "/v1/unload_lora_adapter":
@@ -94,12 +95,12 @@ class Fake:
         return 200, {}
 
     def count(self, path):
-        return sum(asked == path for asked, _ in self.asked)
+        return sum(requested == path for requested, _ in self.requests)
 
 
 @asynccontextmanager
-async def fakes(number=1):
-    servers = [Fake() for _ in range(number)]
+async def fake_servers(number=1):
+    servers = [FakeServer() for _ in range(number)]
     for server in servers:
         await server.start()
     try:
@@ -110,164 +111,170 @@ async def fakes(number=1):
 
 
 @pytest.fixture
-def open_client(make_policy, tmp_path, monkeypatch):
-    """A function: a client of these servers, on a tiny policy."""
-    monkeypatch.setattr(vllm_replica, "POLL_SECONDS", 0.01)
+def open_generator_on(make_policy, tmp_path, monkeypatch):
+    """A function that opens a generator on servers, with a tiny policy."""
+    monkeypatch.setattr(vllm_client, "POLL_SECONDS", 0.01)
 
     @asynccontextmanager
-    async def opened(servers, sync="adapter", **options):
+    async def opened(servers, weight_sync="adapter", **options):
         policy = make_policy(double=False)
         urls = [server.url for server in servers]
-        client = VLLMServers(policy, urls, sync=sync, folder=str(tmp_path), **options)
+        generator = VLLMServers(
+            policy, urls, weight_sync=weight_sync, folder=str(tmp_path), **options
+        )
         try:
-            yield client
+            yield generator
         finally:
-            await client.close()
+            await generator.close()
         assert list(tmp_path.iterdir()) == []
 
     return opened
 
 
-async def ask(client, *prompts, **options):
-    return await asyncio.gather(*(client.generate(p, seed=0, **options) for p in prompts))
+async def ask(generator, *prompts, **options):
+    return await asyncio.gather(*(generator.generate(p, seed=0, **options) for p in prompts))
 
 
-async def test_equal_prompts_are_one_request(open_client):
-    async with fakes() as [server], open_client([server]) as client:
-        completions = await ask(client, PROMPT, [9], PROMPT, PROMPT)
+async def test_equal_prompts_are_one_request(open_generator_on):
+    async with fake_servers() as [server], open_generator_on([server]) as generator:
+        completions = await ask(generator, PROMPT, [9], PROMPT, PROMPT)
         assert [c.completion_ids[1] for c in completions] == [0, 0, 1, 2]
-        sent = [body for path, body in server.asked if path == "/v1/completions"]
+        sent = [body for path, body in server.requests if path == "/v1/completions"]
         assert sorted(body["n"] for body in sent) == [1, 3]
         assert {body["logprobs"] for body in sent} == {0}
         assert completions[1].logprobs == (-0.5, -0.25)
         assert [c.finish_reason for c in completions] == ["stop", "stop", "length", "length"]
-        greedy = await ask(client, PROMPT, PROMPT, temperature=0)
+        greedy = await ask(generator, PROMPT, PROMPT, temperature=0)
         assert greedy[0] == greedy[1]
-        assert server.asked[-1][1]["n"] == 1
-        assert client.tokens_sampled == 10
-        assert client.busy_seconds > 0
+        assert server.requests[-1][1]["n"] == 1
+        assert generator.tokens_sampled == 10
+        assert generator.busy_seconds > 0
 
 
-@pytest.mark.parametrize("sync", ["adapter", "merged"])
-async def test_each_sync_is_a_new_name(open_client, sync):
-    async with fakes() as [server], open_client([server], sync) as client:
-        for version in (0, 1, 1):  # a version may come twice: after a checkpoint is loaded
-            client.policy.version = version
-            await client.sync()
-            (completion,) = await ask(client, PROMPT)
+@pytest.mark.parametrize("weight_sync", ["adapter", "merged"])
+async def test_each_sync_uses_a_new_name(open_generator_on, weight_sync):
+    async with fake_servers() as [server], open_generator_on([server], weight_sync) as generator:
+        for version in (0, 1, 1):  # a version may repeat: after a checkpoint is loaded
+            generator.policy.version = version
+            await generator.sync()
+            (completion,) = await ask(generator, PROMPT)
             assert completion.completion_ids[0] == 10 + version
             assert completion.policy_version == version
         loaded = [
             body["lora_name"]
-            for path, body in server.asked
+            for path, body in server.requests
             if path.endswith("load_lora_adapter") and "lora_path" in body
         ]
         assert len(set(loaded)) == 3
-        assert list(server.adapters) == loaded[1:]  # requests of the one before may be on their way
+        assert list(server.adapters) == loaded[1:]  # requests for the previous one may be in flight
     assert server.adapters == {}
 
 
-async def test_replicas_share_the_work_and_a_prompt_stays_with_its_own(open_client):
-    async with fakes(2) as servers, open_client(servers) as client:
-        await client.sync()
+async def test_servers_share_the_load_and_a_prompt_stays_with_its_server(open_generator_on):
+    async with fake_servers(2) as servers, open_generator_on(servers) as generator:
+        await generator.sync()
         gate = asyncio.Event()
         for server in servers:
             server.hold = gate
-        first = asyncio.create_task(client.generate(PROMPT, seed=0))
+        first = asyncio.create_task(generator.generate(PROMPT, seed=0))
         await asyncio.sleep(0)
         while not sum(server.count("/v1/completions") for server in servers):
             await asyncio.sleep(0)
-        rest = [asyncio.create_task(client.generate(p, seed=0)) for p in (PROMPT, [9])]
+        rest = [asyncio.create_task(generator.generate(p, seed=0)) for p in (PROMPT, [9])]
         while sum(server.count("/v1/completions") for server in servers) < 3:
             await asyncio.sleep(0)
         gate.set()
         await asyncio.gather(first, *rest)
-        seen = [[body["prompt"] for _, body in s.asked if "prompt" in body] for s in servers]
+        seen = [[body["prompt"] for _, body in s.requests if "prompt" in body] for s in servers]
         assert sorted(seen) == [[PROMPT, PROMPT], [[9]]]
-        assert [replica.load for replica in client._replicas] == [0, 0]
+        assert [client.load for client in generator._clients] == [0, 0]
 
 
-@pytest.mark.parametrize("sync", ["adapter", "merged"])
+@pytest.mark.parametrize("weight_sync", ["adapter", "merged"])
 @pytest.mark.parametrize("in_flight", [True, False])
-async def test_a_server_started_again_is_given_the_policy_anew(open_client, sync, in_flight):
-    async with fakes() as [server], open_client([server], sync) as client:
-        client.policy.version = 5
-        await client.sync()
+async def test_a_restarted_server_is_given_the_policy_again(
+    open_generator_on, weight_sync, in_flight
+):
+    async with fake_servers() as [server], open_generator_on([server], weight_sync) as generator:
+        generator.policy.version = 5
+        await generator.sync()
         if in_flight:
             server.hold = asyncio.Event()
-            asked = asyncio.create_task(client.generate(PROMPT, seed=0))
+            pending = asyncio.create_task(generator.generate(PROMPT, seed=0))
             while not server.count("/v1/completions"):
                 await asyncio.sleep(0)
         await server.die()
         server.hold = None
         await server.start()
-        completion = await (asked if in_flight else client.generate(PROMPT, seed=0))
-        assert completion.completion_ids[0] == 15  # and not the plain model's 109
+        completion = await (pending if in_flight else generator.generate(PROMPT, seed=0))
+        assert completion.completion_ids[0] == 15  # the base model would give 109
 
 
-async def test_a_dead_replica_leaves_its_work_to_the_other(open_client):
-    async with fakes(2) as servers, open_client(servers, deadline_s=30) as client:
-        await client.sync()
+async def test_the_load_of_a_dead_server_goes_to_the_other(open_generator_on):
+    async with fake_servers(2) as servers, open_generator_on(servers, deadline_s=30) as generator:
+        await generator.sync()
         await servers[0].die()
-        await ask(client, PROMPT, [9], [8])
+        await ask(generator, PROMPT, [9], [8])
         assert servers[1].count("/v1/completions") == 3
         await servers[0].start()
 
 
-@pytest.mark.parametrize("ask_first", [True, False])
-async def test_waiting_has_an_end(open_client, ask_first):
-    async with fakes() as [server], open_client([server], deadline_s=0.1) as client:
-        await client.sync()
+@pytest.mark.parametrize("in_request", [True, False])
+async def test_waiting_ends_at_the_deadline(open_generator_on, in_request):
+    async with fake_servers() as [server], open_generator_on([server], deadline_s=0.1) as generator:
+        await generator.sync()
         await server.die()
-        with pytest.raises(GeneratorError, match=rf"{server.url} has been away .*--resume"):
-            await (client.generate(PROMPT, seed=0) if ask_first else client.sync())
+        with pytest.raises(GeneratorError, match=rf"{server.url} has been unavailable .*--resume"):
+            await (generator.generate(PROMPT, seed=0) if in_request else generator.sync())
         await server.start()
 
 
-async def test_a_cancelled_request_closes_its_connection(open_client):
-    async with fakes() as [server], open_client([server]) as client:
-        await client.sync()
+async def test_a_cancelled_request_closes_its_connection(open_generator_on):
+    async with fake_servers() as [server], open_generator_on([server]) as generator:
+        await generator.sync()
         server.hold = asyncio.Event()
-        one, two = (asyncio.create_task(client.generate(PROMPT, seed=i)) for i in range(2))
+        one, two = (asyncio.create_task(generator.generate(PROMPT, seed=i)) for i in range(2))
         while not server.count("/v1/completions"):
             await asyncio.sleep(0)
         one.cancel()
         await asyncio.sleep(0.01)
-        assert client._tasks  # somebody still waits
+        assert generator._tasks  # the other request still waits
         two.cancel()
-        while client._tasks:
+        while generator._tasks:
             await asyncio.sleep(0)
-        assert client._replicas[0].load == 0
+        assert generator._clients[0].load == 0
 
 
-async def test_refusals_say_what_to_do(open_client):
-    async with fakes() as [server], open_client([server]) as client:
-        server.refusal = "expected target modules in {'q_proj'} but received ['conv']"
-        with pytest.raises(ConfigError, match=r"not serve all of lora_target_modules.*'conv'"):
-            await client.sync()
-        server.refusal = "no room"
-        with pytest.raises(GeneratorError, match=r"HTTP 400: .*no room.*make serve"):
-            await client.sync()
-        server.refusal = ""
+async def test_rejections_say_what_to_do(open_generator_on):
+    async with fake_servers() as [server], open_generator_on([server]) as generator:
+        server.rejection = "expected target modules in {'q_proj'} but received ['conv']"
+        with pytest.raises(
+            ConfigError, match=r"not support LoRA on all of lora_target_modules.*'conv'"
+        ):
+            await generator.sync()
+        server.rejection = "no memory"
+        with pytest.raises(GeneratorError, match=r"HTTP 400: .*no memory.*grpo serve-vllm"):
+            await generator.sync()
+        server.rejection = ""
         with pytest.raises(ValueError, match="prompt of 1 to"):
-            await client.generate([], seed=0)
+            await generator.generate([], seed=0)
     with pytest.raises(GeneratorError, match="closed"):
-        await client.generate(PROMPT, seed=0)
+        await generator.generate(PROMPT, seed=0)
     with pytest.raises(ConfigError, match="vllm_url"):
-        VLLMServers(client.policy, [])
+        VLLMServers(generator.policy, [])
     with pytest.raises(GeneratorError, match="vllm_folder"):
-        VLLMServers(client.policy, ["http://127.0.0.1:1"], folder="/nowhere")
+        VLLMServers(generator.policy, ["http://127.0.0.1:1"], folder="/nowhere")
 
 
-async def test_folders_of_older_versions_go(make_policy, tmp_path):
+async def test_folders_of_older_versions_are_removed(make_policy, tmp_path):
     policy, folders = make_policy(double=False), PolicyFolders(str(tmp_path))
     written = [folders.write(policy, "adapter") for _ in range(VERSIONS_KEPT + 2)]
     assert [path.exists() for path in written] == [False] * 2 + [True] * VERSIONS_KEPT
     assert len({path.name for path in written}) == len(written)
 
 
-async def test_the_configuration_opens_a_client_that_is_tested(make_policy, executor, tmp_path):
-    async with fakes() as [server]:
+async def test_the_generator_that_a_configuration_opens_is_checked(make_policy, executor, tmp_path):
+    async with fake_servers() as [server]:
         config = Config(backend="vllm-server", vllm_url=server.url, vllm_folder=str(tmp_path))
         with pytest.raises(GeneratorError, match="does not compute the same model"):
             async with open_generator(config, make_policy(double=False), executor):
@@ -275,15 +282,15 @@ async def test_the_configuration_opens_a_client_that_is_tested(make_policy, exec
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_server_is_started_with_the_settings_of_a_run():
+def test_the_server_command_has_the_options_of_the_run():
     config = Config(dtype="float32", lora_r=12, vllm_url="http://127.0.0.1:8123", vllm_memory=0.5)
-    command = vllm_serve.server_command(config, device="cpu", model="m", model_type="lfm2")
+    command = server_command(config, device="cpu", model="m", model_type="lfm2")
     text = " ".join(command)
     for part in ("--model m", "--port 8123", "--max-lora-rank 16", "--enable-lora",
                  "--logprobs-mode processed_logprobs", "--generation-config vllm",
                  '{"custom_ops": ["all", "-rotary_embedding"]}',
                  "--kv-cache-memory-bytes 536870912"):  # fmt: skip
         assert part in text
-    gpu = vllm_serve.server_command(config, device="cuda", model="m", model_type="llama")
+    gpu = server_command(config, device="cuda", model="m", model_type="llama")
     assert "--gpu-memory-utilization 0.5" in " ".join(gpu)
     assert "--enforce-eager" not in gpu

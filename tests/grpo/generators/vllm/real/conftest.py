@@ -1,4 +1,4 @@
-"""Real vLLM on the bundled model and on a tiny one of LFM2's shape."""
+"""Fixtures for real vLLM with the bundled model and a tiny LFM2."""
 
 import importlib.util
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo.generators.sync_check import changed_adapter, logprob_gap
+from grpo.generators.sync_check import changed_weights, logprob_gap
 from grpo.model.loading import load_model
 from grpo.model.lora_policy import LoRAPolicy
 from tests.support.workloads import save_tiny_lfm2
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def lfm2_path(tmp_path_factory):
-    """A folder with a tiny LFM2 of random weights and the bundled model's tokenizer."""
+    """A folder with a tiny randomly initialised LFM2 and the bundled model's tokenizer."""
     from transformers import AutoTokenizer
 
     from grpo.model.bundled import bundled_model_path
@@ -36,7 +36,7 @@ def lfm2_path(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_policy(lfm2_path):
-    """A function: a policy in float32 on "bundled" or "lfm2", its adapter fresh."""
+    """A function that makes a float32 policy on "bundled" or "lfm2" with a new adapter."""
 
     def make(family):
         name = str(lfm2_path) if family == "lfm2" else ""
@@ -48,8 +48,8 @@ def make_policy(lfm2_path):
 
 @contextmanager
 def change(policy, std=0.02):
-    """Within it the policy's adapter is another, and its version higher."""
-    with changed_adapter(policy) as add_noise:
+    """Within this context the policy's adapter is changed and its version higher."""
+    with changed_weights(policy) as add_noise:
         add_noise(std)
         yield
 
@@ -61,7 +61,7 @@ def changed():
 
 @pytest.fixture
 def difference():
-    """A function: mean and largest difference between reported and recomputed, in nats."""
+    """A function: mean difference of reported and recomputed log-probabilities, in nats."""
 
     def compute(policy, completions, temperature=1.0):
         return logprob_gap(policy, completions, temperature or 1.0)

@@ -1,4 +1,4 @@
-"""vLLM in this process: what it reports is what the trainer computes, after each update too."""
+"""vLLM in this process reports the log-probabilities that the trainer computes."""
 
 import asyncio
 from collections import Counter
@@ -21,16 +21,16 @@ BOUND = 1e-3  # nats, mean; about 1e-5 is measured
     params=["lfm2 adapter", "lfm2 merged", "bundled adapter", "bundled merged"],
 )
 def engine(request, make_policy):
-    family, sync = request.param.split()
-    engine = VLLMEngine(make_policy(family), max_new_tokens=8, sync=sync)
+    family, weight_sync = request.param.split()
+    engine = VLLMEngine(make_policy(family), max_new_tokens=8, weight_sync=weight_sync)
     yield engine
     asyncio.run(engine.close())
 
 
 @pytest.fixture(scope="module")
 def tiny(make_policy):
-    """An engine on the adapter road that answers quickly."""
-    engine = VLLMEngine(make_policy("lfm2"), max_new_tokens=8, sync="adapter")
+    """A fast engine that is given the adapter."""
+    engine = VLLMEngine(make_policy("lfm2"), max_new_tokens=8, weight_sync="adapter")
     yield engine
     asyncio.run(engine.close())
 
@@ -42,7 +42,7 @@ async def sample(generator, n=2, **options):
     )
 
 
-async def test_reports_what_the_trainer_computes(engine, changed, difference):
+async def test_reported_logprobs_are_those_of_the_trainer(engine, changed, difference):
     policy = engine.policy
     for temperature in (0.0, 0.7):
         completions = await sample(engine, temperature=temperature)
@@ -50,7 +50,7 @@ async def test_reports_what_the_trainer_computes(engine, changed, difference):
         assert {c.policy_version for c in completions} == {policy.version}
     before = await sample(engine)
     with changed(policy):
-        # Not yet given: the engine goes on with what it has, cached prompt included.
+        # Not synced yet: the engine keeps its weights, and the cached prompt.
         stale = await sample(engine)
         assert difference(policy, stale) > 30 * BOUND
         assert {c.policy_version for c in stale} == {policy.version - 1}
@@ -63,14 +63,14 @@ async def test_reports_what_the_trainer_computes(engine, changed, difference):
     assert difference(policy, [*before, *await sample(engine)]) < BOUND
 
 
-async def test_passes_the_start_up_test(engine):
+async def test_passes_the_sync_check(engine):
     report = await check_sync(engine.policy, engine, temperature=0.8)
     assert report.gap < BOUND
     assert report.changed_gap < BOUND
     assert report.changed_shift > 50 * BOUND
 
 
-async def test_an_end_token_ends_and_is_kept(tiny, monkeypatch):
+async def test_an_end_token_ends_a_completion_and_is_kept(tiny, monkeypatch):
     (greedy,) = {(await sample(tiny, temperature=0))[0]}
     token = greedy.completion_ids[2]
     first = greedy.completion_ids.index(token)
@@ -82,68 +82,70 @@ async def test_an_end_token_ends_and_is_kept(tiny, monkeypatch):
     assert len(ended.logprobs) == first + 1
 
 
-async def test_equal_requests_are_one(tiny, monkeypatch):
-    real, asked = tiny._loop.weights.engine.add_request, []
+async def test_equal_requests_become_one(tiny, monkeypatch):
+    real, requests = tiny._thread.weights.engine.add_request, []
 
     def add(name, prompt, params, **options):
-        asked.append((len(prompt["prompt_token_ids"]), params.temperature, params.n))
+        requests.append((len(prompt["prompt_token_ids"]), params.temperature, params.n))
         return real(name, prompt, params, **options)
 
-    monkeypatch.setattr(tiny._loop.weights.engine, "add_request", add)
+    monkeypatch.setattr(tiny._thread.weights.engine, "add_request", add)
     greedy, sampled = await asyncio.gather(sample(tiny, temperature=0), sample(tiny))
-    assert Counter(asked) == Counter([(140, 0.0, 1), (141, 0.0, 1), (140, 1.0, 2), (141, 1.0, 2)])
+    assert Counter(requests) == Counter(
+        [(140, 0.0, 1), (141, 0.0, 1), (140, 1.0, 2), (141, 1.0, 2)]
+    )
     assert len({c.completion_ids for c in greedy}) == 2
     assert len({c.completion_ids for c in sampled}) == 4
 
 
-async def test_cancelled_requests_are_ended(tiny):
-    core = tiny._loop.weights.engine.engine_core.engine_core
-    asked = [
+async def test_cancelled_requests_are_aborted(tiny):
+    core = tiny._thread.weights.engine.engine_core.engine_core
+    pending = [
         asyncio.create_task(tiny.generate(PROMPT, seed=i, max_new_tokens=1500)) for i in range(3)
     ]
-    await tiny.generate([5, 6, 7], seed=0)  # the others are at work by now
+    await tiny.generate([5, 6, 7], seed=0)  # the others are running by now
     assert core.scheduler.get_num_unfinished_requests() == 3
-    asked[0].cancel()
+    pending[0].cancel()
     await tiny.generate([5, 6, 7], seed=0)
     assert core.scheduler.get_num_unfinished_requests() == 2
-    for task in asked[1:]:
+    for task in pending[1:]:
         task.cancel()
     await tiny.generate([5, 6, 7], seed=0)
     assert core.scheduler.get_num_unfinished_requests() == 0
-    assert not tiny._loop.weights.engine.output_processor.parent_requests
+    assert not tiny._thread.weights.engine.output_processor.parent_requests
 
 
-async def test_what_is_in_flight_ends_on_its_own_version(tiny, changed, difference):
+async def test_requests_in_flight_finish_with_their_version(tiny, changed, difference):
     policy = tiny.policy
-    asked = asyncio.create_task(tiny.generate(PROMPT, seed=0, max_new_tokens=64))
+    pending = asyncio.create_task(tiny.generate(PROMPT, seed=0, max_new_tokens=64))
     await tiny.generate([5, 6, 7], seed=0, max_new_tokens=1)
     with changed(policy):
         await tiny.sync()
-        assert not asked.done()
+        assert not pending.done()
         new = await tiny.generate(PROMPT, seed=0)
-        old = await asked
+        old = await pending
         assert new.policy_version == policy.version == old.policy_version + 1
         assert difference(policy, [new]) < BOUND
     assert difference(policy, [old]) < BOUND
     await tiny.sync()
 
 
-async def test_a_module_that_is_not_served_is_named(tiny, monkeypatch):
-    memory = tiny._loop.weights._memory
+async def test_a_module_without_lora_support_is_named(tiny, monkeypatch):
+    memory = tiny._thread.weights._memory
     modules, packed = memory._served
     fewer = {name for name in modules if "out_proj" not in name}
     monkeypatch.setattr(memory, "_served", (fewer, packed))
-    with pytest.raises(ConfigError, match=r"serves no LoRA on model\.layers.*out_proj"):
+    with pytest.raises(ConfigError, match=r"does not support LoRA on model\.layers.*out_proj"):
         await tiny.sync()
     monkeypatch.undo()
-    await tiny.sync()  # the engine goes on
+    await tiny.sync()  # the engine still works
     assert len(await sample(tiny)) == 4
 
 
-async def test_an_engine_that_fails_says_so_to_all(make_policy, monkeypatch):
-    engine = VLLMEngine(make_policy("lfm2"), max_new_tokens=8, sync="adapter")
+async def test_a_failed_engine_fails_all_requests(make_policy, monkeypatch):
+    engine = VLLMEngine(make_policy("lfm2"), max_new_tokens=8, weight_sync="adapter")
     monkeypatch.setattr(
-        engine._loop.weights.engine, "step", lambda: (_ for _ in ()).throw(OSError("broken"))
+        engine._thread.weights.engine, "step", lambda: (_ for _ in ()).throw(OSError("broken"))
     )
     with pytest.raises(GeneratorError, match="vLLM failed: OSError: broken"):
         await engine.generate(PROMPT, seed=0)
@@ -154,22 +156,22 @@ async def test_an_engine_that_fails_says_so_to_all(make_policy, monkeypatch):
         await engine.generate(PROMPT, seed=0)
 
 
-async def test_closing_cancels_who_waits(make_policy):
-    engine = VLLMEngine(make_policy("lfm2"), max_new_tokens=8, sync="merged")
-    asked = asyncio.create_task(engine.generate(PROMPT, seed=0, max_new_tokens=3000))
+async def test_closing_cancels_pending_requests(make_policy):
+    engine = VLLMEngine(make_policy("lfm2"), max_new_tokens=8, weight_sync="merged")
+    pending = asyncio.create_task(engine.generate(PROMPT, seed=0, max_new_tokens=3000))
     await engine.generate([5, 6, 7], seed=0)
     await engine.close()
     with pytest.raises(asyncio.CancelledError):
-        await asked
+        await pending
 
 
-async def test_without_its_setting_lfm2_fails_the_start_up_test(make_policy, monkeypatch):
+async def test_without_its_option_lfm2_fails_the_sync_check(make_policy, monkeypatch):
     def unset(*args, **options):
-        options = vllm_settings_options(*args, **options)
+        options = original(*args, **options)
         assert options.pop("compilation_config")
         return options
 
-    vllm_settings_options = vllm_engine.engine_options
+    original = vllm_engine.engine_options
     monkeypatch.setattr(vllm_engine, "engine_options", unset)
     engine = VLLMEngine(make_policy("lfm2"), max_new_tokens=8)
     with pytest.raises(GeneratorError, match=r"does not compute the same model.*custom_ops"):
@@ -177,16 +179,16 @@ async def test_without_its_setting_lfm2_fails_the_start_up_test(make_policy, mon
     await engine.close()
 
 
-async def test_adapters_go_through_files_where_memory_is_no_road(
+async def test_adapters_are_passed_as_files_where_memory_is_not_supported(
     make_policy, monkeypatch, changed, difference
 ):
-    def gone(*_):
+    def missing(*_):
         raise AttributeError("no such name")
 
-    monkeypatch.setattr(vllm_weights, "AdapterMemory", gone)
+    monkeypatch.setattr(vllm_weights, "AdapterMemory", missing)
     with pytest.warns(UserWarning, match="takes no adapters from memory"):
-        engine = VLLMEngine(make_policy("lfm2"), max_new_tokens=8, sync="adapter")
-    root = engine._loop.weights._folders.root
+        engine = VLLMEngine(make_policy("lfm2"), max_new_tokens=8, weight_sync="adapter")
+    root = engine._thread.weights._folders.root
     with changed(engine.policy):
         await engine.sync()
         assert difference(engine.policy, await sample(engine)) < BOUND
@@ -195,7 +197,7 @@ async def test_adapters_go_through_files_where_memory_is_no_road(
     assert not root.exists()
 
 
-async def test_what_cannot_be_asked_for(tiny):
+async def test_invalid_options_and_requests(tiny):
     with pytest.raises(ValueError, match="prompt of 1 to"):
         await tiny.generate([5] * 5000, seed=0)
     with pytest.raises(ValueError, match="max_new_tokens"):
@@ -203,7 +205,7 @@ async def test_what_cannot_be_asked_for(tiny):
     with pytest.raises(ConfigError, match="vllm_sleep needs a GPU"):
         VLLMEngine(tiny.policy, sleep=True)
     with pytest.raises(ConfigError, match="vllm_sync must be"):
-        VLLMEngine(tiny.policy, sync="files")
+        VLLMEngine(tiny.policy, weight_sync="files")
 
 
 def test_a_missing_vllm_names_the_extra(tiny, monkeypatch):

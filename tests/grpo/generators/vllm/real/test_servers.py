@@ -1,4 +1,4 @@
-"""A real vLLM server: weights over HTTP, a kill in mid-request, and an end to the waiting."""
+"""A real vLLM server: weights over HTTP, a kill in mid-request, and the deadline."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ class Server:
         self.model, self.log = model, log
 
     def start(self):
-        command = [sys.executable, "-m", "grpo.generators.vllm.serve", "--model", str(self.model)]
+        command = [sys.executable, "-m", "grpo", "serve-vllm", "--model", str(self.model)]
         command += ["--dtype", "float32", "--device", "cpu", "--vllm-url", self.url]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with self.log.open("ab") as log:
@@ -51,11 +51,11 @@ class Server:
 
     def kill(self):
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # with its engine: the group is our own
+            os.killpg(self.process.pid, signal.SIGKILL)  # the process group includes its engine
         self.process.wait()
 
     async def until_running(self, number):
-        """Wait until the server says that it works on so many requests."""
+        """Wait until the server reports this number of running requests."""
         async with httpx.AsyncClient() as client:
             while True:
                 metrics = (await client.get(f"{self.url}/metrics")).text.splitlines()
@@ -79,7 +79,7 @@ def policy(make_policy):
 
 
 async def test_adapters_reach_the_server(server, policy, changed, difference):
-    generator = VLLMServers(policy, [server.url], max_new_tokens=8, sync="adapter")
+    generator = VLLMServers(policy, [server.url], max_new_tokens=8, weight_sync="adapter")
     report = await check_sync(policy, generator, temperature=0.8)
     assert report.gap < BOUND
     assert report.changed_gap < BOUND
@@ -95,45 +95,47 @@ async def test_adapters_reach_the_server(server, policy, changed, difference):
         assert len({c.completion_ids for c in fresh}) == 4
     await generator.close()
     models = httpx.get(f"{server.url}/v1/models").json()["data"]
-    assert [model["id"] for model in models] == [policy.name]  # nothing is left behind
+    assert [model["id"] for model in models] == [policy.name]  # the adapters are unloaded
 
 
-async def test_cancelled_requests_end_on_the_server(server, policy):
-    generator = VLLMServers(policy, [server.url], sync="adapter")
-    asked = asyncio.create_task(generator.generate(PROMPT, seed=0, max_new_tokens=3000))
+async def test_cancelled_requests_are_aborted_on_the_server(server, policy):
+    generator = VLLMServers(policy, [server.url], weight_sync="adapter")
+    pending = asyncio.create_task(generator.generate(PROMPT, seed=0, max_new_tokens=3000))
     await server.until_running(1)
-    asked.cancel()
+    pending.cancel()
     async with asyncio.timeout(20):
         await server.until_running(0)
     await generator.close()
 
 
-async def test_a_kill_in_mid_request_is_survived(server, policy, changed, difference):
-    generator = VLLMServers(policy, [server.url], sync="adapter", deadline_s=120)
+async def test_a_request_survives_a_kill_of_the_server(server, policy, changed, difference):
+    generator = VLLMServers(policy, [server.url], weight_sync="adapter", deadline_s=120)
     with changed(policy):
         await generator.sync()
-        asked = asyncio.create_task(generator.generate(PROMPT, seed=0, max_new_tokens=1000))
+        pending = asyncio.create_task(generator.generate(PROMPT, seed=0, max_new_tokens=1000))
         await server.until_running(1)
         server.kill()
         server.start()
-        completion = await asked
+        completion = await pending
         assert difference(policy, [completion]) < BOUND
         assert len(completion.completion_ids) > 100
     await generator.close()
 
 
 async def test_merged_weights_reach_the_server(server, policy):
-    generator = VLLMServers(policy, [server.url], max_new_tokens=8, sync="merged")
+    generator = VLLMServers(policy, [server.url], max_new_tokens=8, weight_sync="merged")
     report = await check_sync(policy, generator, temperature=0.8)
     assert report.gap < BOUND
     assert report.changed_gap < BOUND
     await generator.close()
 
 
-async def test_a_server_that_stays_away_ends_the_run(server, policy):
-    generator = VLLMServers(policy, [server.url], sync="adapter", deadline_s=2)
+async def test_waiting_for_a_server_ends_at_the_deadline(server, policy):
+    generator = VLLMServers(policy, [server.url], weight_sync="adapter", deadline_s=2)
     await generator.sync()
     server.kill()
-    with pytest.raises(GeneratorError, match=rf"{server.url} has been away for 2 s.*make serve"):
+    with pytest.raises(
+        GeneratorError, match=rf"{server.url} has been unavailable for 2 s.*grpo serve-vllm"
+    ):
         await generator.generate(PROMPT, seed=0)
     await generator.close()

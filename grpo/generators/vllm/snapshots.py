@@ -1,0 +1,103 @@
+"""Versions of a policy as folders that vLLM reads."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grpo.generators.base import GeneratorError
+from grpo.generators.vllm.options import VERSIONS_KEPT, WeightSync
+
+if TYPE_CHECKING:
+    from grpo.model.policy import Policy
+
+
+@dataclass(frozen=True)
+class PolicySnapshot:
+    """A version of the policy that servers can load.
+
+    Attributes:
+        folder: the adapter; with `weight_sync="merged"` it also holds a folder "merged" with
+            the whole model.
+        version: `Policy.version`.
+        weight_sync: what servers load.
+    """
+
+    folder: Path
+    version: int
+    weight_sync: WeightSync
+
+    @property
+    def name(self) -> str:
+        """The name that servers know it by, unique over all versions of all runs."""
+        return self.folder.name
+
+
+def new_name(policy: Policy) -> str:
+    """Make up a name for the policy as it is now, a different one at every call.
+
+    vLLM identifies an adapter, and what it has cached for it, by name alone. The version number
+    would repeat itself: after a checkpoint is loaded, and in the next run on the same server.
+    """
+    return f"policy-v{policy.version}-{secrets.token_hex(4)}"
+
+
+class PolicyFolders:
+    """Folders that vLLM reads a policy from, the newest few kept."""
+
+    def __init__(self, root: str) -> None:
+        """Make a folder inside `root`, which is best in memory (/dev/shm).
+
+        Raises:
+            GeneratorError: the folder cannot be made.
+        """
+        try:
+            self.root = Path(tempfile.mkdtemp(prefix="grpo-", dir=root))
+        except OSError as error:
+            raise GeneratorError(
+                f"cannot make a folder for vLLM in {root!r} (vllm_folder): {error}"
+            ) from error
+        self._written: deque[Path] = deque()
+
+    def write(self, policy: Policy, weight_sync: WeightSync) -> Path:
+        """Write the policy into a folder with a new name and remove the oldest ones.
+
+        Returns:
+            The folder (see `PolicySnapshot.folder`).
+
+        Raises:
+            GeneratorError: the folder cannot be written.
+        """
+        folder = self.root / new_name(policy)
+        while len(self._written) >= (VERSIONS_KEPT if weight_sync == "adapter" else 1):
+            shutil.rmtree(self._written.popleft(), ignore_errors=True)
+        try:
+            policy.save(folder)
+            if weight_sync == "merged":
+                _save_merged(policy, folder / "merged")
+        except OSError as error:
+            raise GeneratorError(f"cannot write {folder} (vllm_folder): {error}") from error
+        self._written.append(folder)
+        return folder
+
+    def remove(self) -> None:
+        """Remove all folders."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def _save_merged(policy: Policy, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    distinct: dict[int, str] = {}  # tied weights are stored once: vLLM ties them itself
+    tensors = dict(policy.merged())
+    for name, tensor in tensors.items():
+        distinct.setdefault(tensor.data_ptr(), name)
+    merged = {name: tensors[name].contiguous() for name in distinct.values()}
+    save_file(merged, folder / "model.safetensors")
+    policy.model.config.save_pretrained(folder)
