@@ -1,6 +1,6 @@
 # `make click-test` trains, `make test` tests; every target runs set-up first.
 
-SETUP := python3 scripts/setup.py $(if $(PYTHON),--python $(PYTHON))
+SETUP := python3 scripts/setup.py $(if $(PYTHON),--python $(PYTHON)) $(if $(DEVICE),--device $(DEVICE))
 PY := .venv/bin/python
 
 # Unbound OpenMP threads can share one core and spin: bind them for training, use one for tests,
@@ -34,7 +34,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## install .venv, torch, packages, Chromium, the model (PYTHON)
+setup: ## install .venv, torch, packages, Chromium, the model (PYTHON, DEVICE)
 	@$(SETUP)
 
 click-test: setup ## train SmolLM2-135M on a browser task (TASK, CONFIG, MODEL, BACKEND, ARGS)
