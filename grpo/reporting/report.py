@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from envs.base import Task
 from grpo.reporting.gallery import record_episode, write_gallery
@@ -25,8 +25,10 @@ from grpo.rollouts.agents import Agent
 from grpo.rollouts.evaluation import Outcome, Success, evaluate
 from grpo.rollouts.rollout import Rollouts, gather
 from grpo.rollouts.task_sampler import HELD_OUT
-from grpo.runtime import Runtime
-from grpo.training.trainer import Trainer, TrainingStep
+
+if TYPE_CHECKING:
+    from grpo.runtime import Runtime
+    from grpo.training.trainer import Trainer, TrainingStep
 
 RECORDED = 4
 """Episodes per task that are recorded to look at."""
