@@ -118,8 +118,8 @@ def make_torch(version: str, device: str) -> str:
     """Install the build of torch that suits the device."""
     advice = (
         f"torch=={version} could not be installed. Check the network, or put its wheel for this "
-        "Python in a folder: make setup PIP_FIND_LINKS=<folder>. PyPI's CUDA build (5 GB) runs on a "
-        "CPU, too: make setup DEVICE=cuda"
+        "Python in a folder: make setup PIP_FIND_LINKS=<folder>. PyPI's CUDA build (5 GB) runs on "
+        "a CPU, too: make setup DEVICE=cuda"
     )
     builds = recipes.torch_recipes(PYTHON, version, str(CONSTRAINTS), has_gpu(device))
     return take_first(builds, run, advice)
