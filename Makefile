@@ -1,6 +1,7 @@
 # `make click-test` trains, `make test` tests; every target runs set-up first.
 
-SETUP := python3 scripts/setup.py $(if $(PYTHON),--python $(PYTHON)) $(if $(DEVICE),--device $(DEVICE))
+SETUP := python3 scripts/setup.py $(if $(PYTHON),--python $(PYTHON)) \
+         $(if $(DEVICE),--device $(DEVICE))
 PY := .venv/bin/python
 
 # Unbound OpenMP threads can share one core and spin: bind them for training, use one for tests,

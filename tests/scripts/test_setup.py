@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from setuptools import Distribution
 
 from grpo.model import bundled
 from grpo.model.bundled import bundled_model_path
@@ -210,6 +211,21 @@ def test_chromium_comes_from_apt_else_from_playwright(recipes: ModuleType) -> No
     assert "--with-deps" in asked[1]
     (only,) = recipes.chromium_recipes("py", root=False, apt=False)
     assert "--with-deps" not in only.commands[0]
+
+
+def test_a_wheel_holds_the_three_packages_with_all_their_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    distribution = Distribution()
+    distribution.parse_config_files()
+    assert {package.split(".")[0] for package in distribution.packages} == {"grpo", "envs", "lora"}
+    held: set[Path] = set()
+    for package in distribution.packages:
+        for pattern in ("*.py", *distribution.package_data.get(package, [])):
+            held |= set(Path(*package.split(".")).glob(pattern))
+    files = {path for name in ("grpo", "envs", "lora") for path in Path(name).rglob("*.*")}
+    assert held == {path for path in files if path.suffix != ".pyc"}
 
 
 @pytest.mark.model
