@@ -1,10 +1,10 @@
-"""Play the same actions on BrowserGym by itself and on our server, and compare what comes back.
+"""Play the same actions on plain BrowserGym and on our server, and compare the results.
 
-    python scripts/equivalence.py --tasks click-test,login-user --seeds 3
-    python scripts/equivalence.py --write docs/equivalence.md     # every task: an hour
+    python -m scripts.equivalence --tasks click-test,login-user --seeds 3
+    python -m scripts.equivalence --write docs/equivalence.md     # every task: an hour
 
-BrowserGym runs with its own defaults, more than once: a task whose runs differ is not repeatable
-by itself, and never counts as equal. Both sides read the same pages in the same Chromium.
+BrowserGym runs with its defaults, at least twice: a task whose runs differ is not repeatable and
+never counts as equal. Both sides read the same pages in the same Chromium.
 """
 
 from __future__ import annotations
@@ -23,68 +23,70 @@ from rich.progress import track
 from envs.browser.miniwob.tasks import tasks
 from envs.browser.server.chromium import find_chromium
 from envs.browser.server.local import LocalServer
-from scripts.equivalence_worker import Run, State, run_plain
+from scripts.equivalence_worker import Episode, State, play_on_browsergym
 
-EQUAL, DIFFERENT, UNREPEATABLE = "equal", "different", "not repeatable by itself"
+EQUAL, DIFFERENT, UNREPEATABLE = "equal", "different", "not repeatable"
 
-HEADER = """# The server beside BrowserGym
+HEADER = """# Our server compared with BrowserGym
 
-`scripts/equivalence.py` wrote this table. For each task and seed, the same actions were played
-on BrowserGym {browsergym} with its defaults and on this server: the solver's of `envs.browser.miniwob.solvers`
-where there is one, otherwise up to three clicks by chance. Compared after the reset and after
-each action: the goal, the page's text with its element ids, the reward, the end, and whether
-the action failed. BrowserGym played every episode twice, and two times more where the server
-differs; where it differs from itself, nothing can be said of the server. The browser: {chromium}.
+Written by `scripts/equivalence.py`. For each task and seed, the same actions were played on
+BrowserGym {browsergym} with its defaults and on our server: those of the scripted solver
+(`envs.browser.miniwob.solvers`) where there is one, otherwise up to three random clicks. After the
+reset and after each action, these were compared: the goal, the page's text with its element ids,
+the reward, the end of the episode, and whether the action failed. BrowserGym played every episode
+twice, and twice more where the server differed; where BrowserGym differs from itself, the result
+says nothing about the server. The browser: {chromium}.
 
-Of {all} tasks {equal} are equal, {different} different, {unrepeatable} not repeatable by itself.
+Of {all} tasks, {equal} are equal, {different} different and {unrepeatable} not repeatable.
 
-| task | seeds | steps | reward 1 | result | what differs |
+| task | seeds | steps | reward 1 | result | first difference |
 |---|---|---|---|---|---|
 """
 
 
-async def run_ours(url: str, wanted: Sequence[Run], sessions: int = 2) -> list[Run]:
-    """Replay the actions of episodes on the server at `url`, some at a time."""
+async def play_on_server(url: str, wanted: Sequence[Episode], sessions: int = 2) -> list[Episode]:
+    """Repeat the actions of episodes on the server at `url`, in several sessions at once."""
     limit = asyncio.Semaphore(sessions)
 
-    async def play(run: Run) -> Run:
+    async def play(episode: Episode) -> Episode:
         async with limit:
-            return await _play(url, run)
+            return await _play(url, episode)
 
     return await asyncio.gather(*map(play, wanted))
 
 
-async def _play(url: str, wanted: Run) -> Run:
+async def _play(url: str, wanted: Episode) -> Episode:
     from openenv.core import GenericEnvClient
 
-    run = Run(wanted.task, wanted.seed, wanted.by_chance)
+    episode = Episode(wanted.task, wanted.seed, wanted.random)
     client = GenericEnvClient(base_url=url)
     try:
-        run.states.append(_state(await client.reset(task_name=run.task, seed=run.seed)))
+        response = await client.reset(task_name=episode.task, seed=episode.seed)
+        episode.states.append(_state(response))
         for action in wanted.actions:
-            if run.states[-1].done:
+            if episode.states[-1].done:
                 break
-            reply = await client.step({"action_str": action})
-            run.actions.append(action)
-            run.states.append(_state(reply))
-    except Exception as error:  # whatever it is, it is what the server does here
-        run.broken = f"{type(error).__name__}: {error}".splitlines()[0]
+            response = await client.step({"action_str": action})
+            episode.actions.append(action)
+            episode.states.append(_state(response))
+    except Exception as error:  # part of the server's behaviour, so it is compared
+        episode.broken = f"{type(error).__name__}: {error}".splitlines()[0]
     finally:
         await client.close()
-    return run
+    return episode
 
 
-def _state(reply: Any) -> State:
-    page = reply.observation
+def _state(response: Any) -> State:
+    page = response.observation
     failed = page["last_action_error"]
-    return State(page["goal"], page["axtree_txt"], reply.reward or 0.0, reply.done, failed)
+    return State(page["goal"], page["axtree_txt"], response.reward or 0.0, response.done, failed)
 
 
-def differences(expected: Run, got: Run) -> list[str]:
-    """Say in what `got` differs from `expected`, at the first state where it does.
+def differences(expected: Episode, got: Episode) -> list[str]:
+    """Describe how `got` differs from `expected`, at the first state where it does.
 
     Returns:
-        One text for each field; none if the runs are equal.
+        One text per field that differs; none if the episodes are equal.
     """
     for step, (one, other) in enumerate(zip(expected.states, got.states, strict=False)):
         if one != other:
@@ -115,29 +117,31 @@ def _few(lines: Iterable[str], known: Sequence[str], most: int = 3) -> str:
     return "; ".join(new[:most]) + ("; ..." if new[most:] else "") or "these lines"
 
 
-def judge(first: Sequence[Run], again: Sequence[Run], ours: Sequence[Run]) -> dict[str, Any]:
+def judge(
+    first: Sequence[Episode], again: Sequence[Episode], ours: Sequence[Episode]
+) -> dict[str, Any]:
     """Return the table's row of one task.
 
     Args:
-        first: BrowserGym's runs, one a seed.
-        again: more runs of BrowserGym with the same actions.
-        ours: the server's runs.
+        first: BrowserGym's episodes, one per seed.
+        again: more episodes of BrowserGym with the same actions.
+        ours: the server's episodes.
     """
-    by_seed = {run.seed: run for run in first}
-    own = [text for run in again for text in differences(by_seed[run.seed], run)]
-    found = [text for run in ours for text in differences(by_seed[run.seed], run)]
+    by_seed = {episode.seed: episode for episode in first}
+    own = [text for episode in again for text in differences(by_seed[episode.seed], episode)]
+    found = [text for episode in ours for text in differences(by_seed[episode.seed], episode)]
     return {
         "task": first[0].task,
         "seeds": len(first),
-        "steps": sum(len(run.actions) for run in first),
-        "solved": sum(run.states[-1].reward == 1 for run in first if run.states),
+        "steps": sum(len(episode.actions) for episode in first),
+        "solved": sum(episode.states[-1].reward == 1 for episode in first if episode.states),
         "result": UNREPEATABLE if own else DIFFERENT if found else EQUAL,
-        "what": own or found,
+        "differences": own or found,
     }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Write the rows as the page that goes into the documentation."""
+    """Format the rows as the page for the documentation."""
     from importlib.metadata import version
 
     results = [row["result"] for row in rows]
@@ -150,39 +154,41 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         unrepeatable=results.count(UNREPEATABLE),
     )
     for row in rows:
-        what = " ".join(row["what"][:1]).replace("|", "\\|").replace("\n", " ")
-        cells = [row["task"], row["seeds"], row["steps"], row["solved"], row["result"], what[:300]]
+        first = " ".join(row["differences"][:1]).replace("|", "\\|").replace("\n", " ")
+        cells = [row["task"], row["seeds"], row["steps"], row["solved"], row["result"], first[:300]]
         text += f"| {' | '.join(map(str, cells))} |\n"
     return text
 
 
 def main() -> None:
-    """Play, compare, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", help="names with commas between; all of them if left out")
-    parser.add_argument("--seeds", type=int, default=2, help="the seeds 0, 1, ... of each task")
-    parser.add_argument("--by-chance", action="store_true", help="actions of any kind by chance")
-    parser.add_argument("--json", action="store_true", help="print the rows as the last line")
-    parser.add_argument("--write", metavar="FILE", help="write the table as Markdown")
+    """Play, compare and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tasks", help="names, separated by commas (default: all tasks)")
+    parser.add_argument("--seeds", type=int, default=2, help="seeds per task: 0, 1, ...")
+    parser.add_argument("--random", action="store_true", help="random actions instead of solvers")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON instead")
+    parser.add_argument("--write", metavar="FILE", help="write the table as Markdown to this file")
     args = parser.parse_args()
     names = args.tasks.split(",") if args.tasks else sorted(tasks())
-    wanted = [Run(name, seed, args.by_chance) for name in names for seed in range(args.seeds)]
+    wanted = [Episode(name, seed, args.random) for name in names for seed in range(args.seeds)]
     console = Console(stderr=True)
 
-    def played(runs: Sequence[Run], what: str) -> list[Run]:
-        return list(track(run_plain(runs), what, len(runs), console=console))
+    def played(episodes: Sequence[Episode], label: str) -> list[Episode]:
+        return list(track(play_on_browsergym(episodes), label, len(episodes), console=console))
 
     first = played(wanted, "BrowserGym")
     again = played(first, "BrowserGym once more")
     server = LocalServer()
     try:
-        ours = asyncio.run(run_ours(server.start(), first))
+        ours = asyncio.run(play_on_server(server.start(), first))
     finally:
         server.close()
-    differing = [run for run, our in zip(first, ours, strict=True) if differences(run, our)]
+    differing = [one for one, our in zip(first, ours, strict=True) if differences(one, our)]
     again += played(2 * differing, "BrowserGym where the server differs")
     rows = [
-        judge(*([run for run in runs if run.task == name] for runs in (first, again, ours)))
+        judge(*([e for e in episodes if e.task == name] for episodes in (first, again, ours)))
         for name in names
     ]
     text = table(rows)

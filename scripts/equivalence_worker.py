@@ -1,6 +1,6 @@
-"""BrowserGym by itself, in processes of its own, for `scripts/equivalence.py`.
+"""Play episodes on plain BrowserGym, in processes of its own, for `scripts/equivalence.py`.
 
-As a script it reads one episode a line, a `Run` as JSON, and answers with the same one played.
+Run as a module it reads one episode per line, an `Episode` as JSON, and writes it back as played.
 """
 
 from __future__ import annotations
@@ -18,134 +18,145 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from benchmarks.rollouts_worker import MOST_STEPS, lay_out_chromium
+from benchmarks.rollouts_worker import MAX_STEPS, lay_out_chromium
 from envs.browser.actions import ACTIONS, Action, format_action
 from envs.browser.miniwob.solvers import SOLVERS
 from envs.browser.miniwob.tasks import merged_tree_text
-from envs.browser.prompts import CONTROLS, simplify_axtree
+from envs.browser.page_text import CONTROLS, simplify_axtree
+
+ROOT = Path(__file__).resolve().parent.parent
 
 RANDOM_STEPS = 3
 ATTEMPTS = 3
 
-TEXTS = {
+TEXTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("click", "dblclick", "hover", "focus", "clear", "scroll", "drag_and_drop"), ()
     ),
     "fill": ("ab", "7", "Ann Smith, 12", ""),
     "press": ("Enter", "Tab", "ArrowDown", "Backspace", "a", "Shift+B", "Control+a"),
-    "select_option": (),  # one of the page's
+    "select_option": (),  # an option of the page
 }
-"""What by chance is drawn from: BrowserGym's actions that ours shares, and texts for them."""
+"""Actions that random play draws from, all known to BrowserGym and to us, with their texts."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What an observation, its reward and its end say, in the same words from both sides."""
+    """An observation with its reward and end, in the form in which the two sides are compared."""
 
     goal: str
     page: str
     reward: float = 0.0
     done: bool = False
-    failed: bool = False  # whether the action's error is set
+    failed: bool = False
+    """True if the observation reports an error of the action."""
 
 
 @dataclass
-class Run:
-    """One episode: the state after the reset and each action, and what broke it off."""
+class Episode:
+    """One episode: its actions, and the states after the reset and after each action.
+
+    Attributes:
+        task: name of the task.
+        seed: seed of the task.
+        random: True to play random actions even if there is a solver.
+        actions: what was done.
+        states: what came of it, one more than there are actions.
+        broken: the exception that ended it early, "" if none did.
+    """
 
     task: str
     seed: int
-    by_chance: bool = False  # clicks by chance even where there is a solver
+    random: bool = False
     actions: list[str] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
     broken: str = ""
 
     def to_json(self) -> str:
-        """Write it as one line."""
+        """Format it as one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, line: str) -> Run:
-        """Read what `to_json` wrote."""
-        run = cls(**json.loads(line))
-        run.states = [State(**state) for state in run.states]  # type: ignore[arg-type]
-        return run
+    def from_json(cls, line: str) -> Episode:
+        """Parse the output of `to_json`."""
+        values = json.loads(line)
+        return cls(**values | {"states": [State(**state) for state in values["states"]]})
 
 
-def choose(run: Run, clickable: Sequence[str], chance: random.Random) -> str | None:
-    """Return the next action: the solver's, else a click by chance; None after the last one.
+def choose(episode: Episode, clickable: Sequence[str], rng: random.Random) -> str | None:
+    """Return the next action: the solver's, otherwise a random click; None after the last one.
 
     Args:
-        run: the episode until now; if it goes by chance, any action on any control is drawn.
-        clickable: the ids that a click by chance is drawn from.
-        chance: the generator that draws.
+        episode: the episode so far; if it is `random`, any action on any control is drawn.
+        clickable: element ids for random clicks.
+        rng: draws.
     """
-    state, step = run.states[-1], len(run.actions)
+    state, step = episode.states[-1], len(episode.actions)
     elements = simplify_axtree(state.page)
-    if run.task in SOLVERS and not run.by_chance and step < MOST_STEPS:
+    if episode.task in SOLVERS and not episode.random and step < MAX_STEPS:
         try:
-            return format_action(SOLVERS[run.task](state.goal, elements, step))
+            return format_action(SOLVERS[episode.task](state.goal, elements, step))
         except LookupError:
-            pass  # the page of this seed lacks what the task needs
+            pass  # the page of this seed lacks what the solver needs
     controls = [e.id for e in elements if e.id and e.role in CONTROLS and e.id not in clickable]
-    ids = [*clickable, *(controls if run.by_chance else [])]
+    ids = [*clickable, *(controls if episode.random else [])]
     if step >= RANDOM_STEPS or not ids:
         return None
-    if not run.by_chance:
-        return format_action(Action("click", (chance.choice(ids),)))
+    if not episode.random:
+        return format_action(Action("click", (rng.choice(ids),)))
     options = [e.name for e in elements if e.role == "option"]
-    name = chance.choice(list(TEXTS))
+    name = rng.choice(list(TEXTS))
     draw: dict[str, Any] = {
         "id": ids,
         "text": TEXTS[name] or options or ["none"],
         "number": (-300, 0, 300),
     }
-    return format_action(Action(name, tuple(chance.choice(draw[kind]) for kind in ACTIONS[name])))
+    return format_action(Action(name, tuple(rng.choice(draw[kind]) for kind in ACTIONS[name])))
 
 
-def play(wanted: Run) -> Run:
+def play(wanted: Episode) -> Episode:
     """Play an episode on BrowserGym with its defaults.
 
-    BrowserGym gives an element 500 ms to be ready, which a machine under load can miss: an
-    episode with such an error is played again, and counts where the error comes every time.
+    BrowserGym waits 500 ms for an element to be ready, which may be too short on a loaded machine.
+    An episode with such a timeout is repeated; it counts if every attempt times out.
 
     Args:
-        wanted: its actions are played; if it has no states either, they are chosen.
+        wanted: its actions are played; if it has no states, the actions are chosen here.
     """
     for _ in range(ATTEMPTS):
-        run, late = _play(wanted)
-        if not late:
+        episode, timed_out = _play(wanted)
+        if not timed_out:
             break
-    return run
+    return episode
 
 
-def _play(wanted: Run) -> tuple[Run, bool]:
+def _play(wanted: Episode) -> tuple[Episode, bool]:
     import browsergym.miniwob  # noqa: F401 (registers the tasks)
     import gymnasium
 
-    run = Run(wanted.task, wanted.seed, wanted.by_chance)
-    chance = random.Random(f"{run.task} {run.seed}")
-    late = False
-    env = gymnasium.make(f"browsergym/miniwob.{run.task}")
+    episode = Episode(wanted.task, wanted.seed, wanted.random)
+    rng = random.Random(f"{episode.task} {episode.seed}")
+    timed_out = False
+    env = gymnasium.make(f"browsergym/miniwob.{episode.task}")
     try:
-        observation, _ = env.reset(seed=run.seed)
-        run.states.append(_state(observation, 0.0, False))
-        while not run.states[-1].done:
+        observation, _ = env.reset(seed=episode.seed)
+        episode.states.append(_state(observation, 0.0, False))
+        while not episode.states[-1].done:
             if not wanted.states:
-                action = choose(run, _clickable(observation), chance)
+                action = choose(episode, _clickable(observation), rng)
             else:
-                action = next(iter(wanted.actions[len(run.actions) :]), None)
+                action = next(iter(wanted.actions[len(episode.actions) :]), None)
             if action is None:
                 break
             observation, reward, done, _, _ = env.step(action)
-            run.actions.append(action)
-            run.states.append(_state(observation, float(reward), bool(done)))
-            late = late or "Timeout" in observation["last_action_error"]
-    except Exception as error:  # whatever it is, it is what BrowserGym does here
-        run.broken = f"{type(error).__name__}: {error}".splitlines()[0]
+            episode.actions.append(action)
+            episode.states.append(_state(observation, float(reward), bool(done)))
+            timed_out = timed_out or "Timeout" in observation["last_action_error"]
+    except Exception as error:  # part of BrowserGym's behaviour, so it is compared
+        episode.broken = f"{type(error).__name__}: {error}".splitlines()[0]
     finally:
         env.close()
-    return run, late
+    return episode, timed_out
 
 
 def _state(observation: dict[str, Any], reward: float, done: bool) -> State:
@@ -159,19 +170,20 @@ def _clickable(observation: dict[str, Any]) -> list[str]:
     return [bid for bid, its in properties if its["clickable"] and its["visibility"] >= 0.5]
 
 
-class Plain:
-    """BrowserGym by itself, in a process of its own."""
+class BrowserGymProcess:
+    """Plain BrowserGym in its own process."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, "-m", "scripts.equivalence_worker"],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
-    def play(self, wanted: Run) -> Run:
-        """Play its actions; if it has no states yet, choose them.
+    def play(self, wanted: Episode) -> Episode:
+        """Play an episode; see `play`.
 
         Raises:
             RuntimeError: the process ended.
@@ -183,38 +195,38 @@ class Plain:
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"BrowserGym's process ended at {wanted.task}, seed {wanted.seed}")
-        return Run.from_json(line)
+        return Episode.from_json(line)
 
     def close(self) -> None:
         """End the process."""
         self.process.communicate()
 
 
-def run_plain(wanted: Sequence[Run], processes: int = 2) -> Iterator[Run]:
-    """Play episodes on BrowserGym by itself, some at a time; they come in the order asked for."""
-    free: SimpleQueue[Plain] = SimpleQueue()
+def play_on_browsergym(wanted: Sequence[Episode], processes: int = 2) -> Iterator[Episode]:
+    """Play episodes on plain BrowserGym, one per process at a time, and yield them in order."""
+    free: SimpleQueue[BrowserGymProcess] = SimpleQueue()
 
-    def play(run: Run) -> Run:
+    def play(episode: Episode) -> Episode:
         worker = free.get()
         try:
-            return worker.play(run)
+            return worker.play(episode)
         finally:
             free.put(worker)
 
     with ExitStack() as stack:
         for _ in range(processes):
-            worker = Plain()
+            worker = BrowserGymProcess()
             stack.callback(worker.close)
             free.put(worker)
         yield from stack.enter_context(ThreadPoolExecutor(processes)).map(play, wanted)
 
 
 def main() -> None:
-    """Answer until standard input ends, as it does when the parent dies."""
+    """Play until standard input ends, as it does when the parent dies."""
     with tempfile.TemporaryDirectory() as folder:
         lay_out_chromium(Path(folder))
         for line in sys.stdin:
-            print(play(Run.from_json(line)).to_json(), flush=True)
+            print(play(Episode.from_json(line)).to_json(), flush=True)
 
 
 if __name__ == "__main__":

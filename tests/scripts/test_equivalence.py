@@ -1,4 +1,4 @@
-"""The same actions on BrowserGym by itself and on our server lead to the same answers."""
+"""Our server and plain BrowserGym lead the same actions to the same states."""
 
 import random
 from dataclasses import replace
@@ -6,15 +6,23 @@ from dataclasses import replace
 import pytest
 
 from envs.browser.actions import parse_action
+from envs.browser.server.local import LocalServer
 from scripts.equivalence import (
     DIFFERENT,
     EQUAL,
     UNREPEATABLE,
     differences,
     judge,
-    run_ours,
+    play_on_server,
 )
-from scripts.equivalence_worker import RANDOM_STEPS, TEXTS, Run, State, choose, run_plain
+from scripts.equivalence_worker import (
+    RANDOM_STEPS,
+    TEXTS,
+    Episode,
+    State,
+    choose,
+    play_on_browsergym,
+)
 
 SOLVED = [
     *("buy-ticket", "choose-list", "click-button", "click-collapsible", "click-dialog"),
@@ -25,10 +33,10 @@ SOLVED = [
     *("use-autocomplete-nodelay", "use-spinner"),
 ]
 CLICKED = ["email-inbox", "tic-tac-toe"]
-"""Tasks without a solver, clicked on by chance."""
+"""Tasks without a solver, played by random clicks."""
 
 PAGE = "RootWebArea 'A', focused\n\t[12] button 'Yes'"
-RUN = Run(
+EPISODE = Episode(
     "click-test",
     3,
     actions=["click('12')", "click('12')"],
@@ -37,13 +45,13 @@ RUN = Run(
 
 
 def changed(step, **fields):
-    states = list(RUN.states)
+    states = list(EPISODE.states)
     states[step] = replace(states[step], **fields)
-    return replace(RUN, states=states)
+    return replace(EPISODE, states=states)
 
 
-def test_equal_runs_do_not_differ():
-    assert differences(RUN, changed(0)) == []
+def test_equal_episodes_do_not_differ():
+    assert differences(EPISODE, changed(0)) == []
 
 
 @pytest.mark.parametrize(
@@ -61,76 +69,90 @@ def test_equal_runs_do_not_differ():
             changed(1, page=PAGE + "\n\t[13] link 'B'"),
             "seed 3, click('12'): page has [13] link 'B', not these lines",
         ),
-        (replace(RUN, states=RUN.states[:2]), "seed 3: 2 states, not 3"),
-        (replace(RUN, broken="died"), "seed 3: died, not no error"),
+        (replace(EPISODE, states=EPISODE.states[:2]), "seed 3: 2 states, not 3"),
+        (replace(EPISODE, broken="died"), "seed 3: died, not no error"),
     ],
 )
-def test_each_difference_is_told(other, text):
-    assert differences(RUN, other) == [text]
+def test_each_difference_is_described(other, text):
+    assert differences(EPISODE, other) == [text]
 
 
-def test_pages_that_differ_in_their_depth_alone_differ():
-    assert differences(RUN, changed(0, page=PAGE.replace("\t", "\t\t")))
+def test_indentation_counts_as_a_difference():
+    assert differences(EPISODE, changed(0, page=PAGE.replace("\t", "\t\t")))
 
 
-def test_a_task_that_differs_from_itself_is_never_equal():
+def test_a_task_that_is_not_repeatable_is_never_equal():
     other = changed(1, page="")
-    assert judge([RUN], [RUN], [RUN])["result"] == EQUAL
-    assert judge([RUN], [RUN], [other])["result"] == DIFFERENT
-    assert judge([RUN], [other], [RUN])["result"] == UNREPEATABLE
-    assert judge([RUN], [other], [other])["result"] == UNREPEATABLE
-    assert judge([RUN], [RUN, other], [other])["result"] == UNREPEATABLE
-    two = [RUN, replace(RUN, seed=4)]
+    assert judge([EPISODE], [EPISODE], [EPISODE])["result"] == EQUAL
+    assert judge([EPISODE], [EPISODE], [other])["result"] == DIFFERENT
+    assert judge([EPISODE], [other], [EPISODE])["result"] == UNREPEATABLE
+    assert judge([EPISODE], [other], [other])["result"] == UNREPEATABLE
+    assert judge([EPISODE], [EPISODE, other], [other])["result"] == UNREPEATABLE
+    two = [EPISODE, replace(EPISODE, seed=4)]
     assert judge(two, two, two)["result"] == EQUAL
-    assert judge(two, two, [RUN, replace(other, seed=4)])["result"] == DIFFERENT
+    assert judge(two, two, [EPISODE, replace(other, seed=4)])["result"] == DIFFERENT
 
 
-def test_a_run_survives_the_pipe():
-    assert Run.from_json(RUN.to_json()) == RUN
+def test_an_episode_survives_json():
+    assert Episode.from_json(EPISODE.to_json()) == EPISODE
 
 
-def test_actions_are_the_solvers_or_else_clicks_by_the_same_chance():
-    def chosen(run, clickable=("12", "13", "14")):
-        return choose(run, clickable, random.Random(run.task))
+def test_actions_are_the_solvers_or_else_reproducible_random_clicks():
+    def chosen(episode, clickable=("12", "13", "14")):
+        return choose(episode, clickable, random.Random(episode.task))
 
     assert (
-        chosen(Run("click-test", 0, states=[State("", "[9] button 'Click Me!'")])) == "click('9')"
+        chosen(Episode("click-test", 0, states=[State("", "[9] button 'Click Me!'")]))
+        == "click('9')"
     )
-    for task in ("click-test", "count-shape"):  # a solver that finds nothing there, and none
-        run = Run(task, 0, states=RUN.states)
-        assert chosen(run) in ("click('12')", "click('13')", "click('14')")
-        assert chosen(run) == chosen(run)
-        assert chosen(run, ()) is None
-        assert chosen(replace(run, actions=["noop()"] * RANDOM_STEPS)) is None
+    for task in ("click-test", "count-shape"):  # a solver that finds nothing there, and no solver
+        episode = Episode(task, 0, states=EPISODE.states)
+        assert chosen(episode) in ("click('12')", "click('13')", "click('14')")
+        assert chosen(episode) == chosen(episode)
+        assert chosen(episode, ()) is None
+        assert chosen(replace(episode, actions=["noop()"] * RANDOM_STEPS)) is None
 
 
-def by_chance(page):
-    run = Run("click-test", 0, by_chance=True, states=[State("", page)])
-    actions = [parse_action(choose(run, ["3"], random.Random(seed)) or "") for seed in range(200)]
+def draw_actions(page):
+    episode = Episode("click-test", 0, random=True, states=[State("", page)])
+    actions = [
+        parse_action(choose(episode, ["3"], random.Random(seed)) or "") for seed in range(200)
+    ]
     return {name: [action for action in actions if action.name == name] for name in TEXTS}
 
 
-def test_by_chance_any_action_on_any_control():
+def test_random_play_draws_any_action_on_any_control():
     page = "[9] option 'B', selected=False\n[10] textbox ''\n[11] generic ''\n\tStaticText 'a'"
-    drawn = by_chance(page)
+    drawn = draw_actions(page)
     assert all(drawn.values())
     assert {bid for of_kind in drawn.values() for a in of_kind for bid in a.ids} == {"3", "9", "10"}
     assert {action.args[1] for action in drawn["press"]} == set(TEXTS["press"])
     assert {action.args[1] for action in drawn["select_option"]} == {"B"}
-    assert {action.args[1] for action in by_chance("")["select_option"]} == {"none"}
+    assert {action.args[1] for action in draw_actions("")["select_option"]} == {"none"}
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = LocalServer()
+    server.start()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="module")
 def plain():
-    """BrowserGym's own run of each case, played once for all tests."""
-    return {run.task: run for run in run_plain([Run(task, 0) for task in SOLVED + CLICKED])}
+    """BrowserGym's episode of each task, played once for all tests."""
+    return {
+        episode.task: episode
+        for episode in play_on_browsergym([Episode(task, 0) for task in SOLVED + CLICKED])
+    }
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("task", SOLVED + CLICKED)
-async def test_our_server_answers_as_browsergym_does(server, plain, task):
+async def test_our_server_equals_browsergym(server, plain, task):
     expected = plain[task]
     assert (expected.broken, len(expected.actions) > 0) == ("", True)
     assert expected.states[-1].reward == 1 or task in CLICKED
-    (ours,) = await run_ours(server.url, [expected])
+    (ours,) = await play_on_server(server.url, [expected])
     assert differences(expected, ours) == []
