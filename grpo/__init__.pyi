@@ -8,7 +8,7 @@ from .algorithm.losses import kl_estimate as kl_estimate
 from .algorithm.losses import policy_loss as policy_loss
 from .algorithm.losses import token_weights as token_weights
 from .config import Config as Config
-from .config import ConfigError as ConfigError
+from .errors import ConfigError as ConfigError
 from .generators.base import Generator as Generator
 from .generators.base import GeneratorError as GeneratorError
 from .generators.local import LocalGenerator as LocalGenerator

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
-from grpo.config import Config, ConfigError, Names, field_extra, read_yaml, unknown_option
+from grpo.config import Config, Names, field_extra, read_yaml, unknown_option
+from grpo.errors import ConfigError
 
 if TYPE_CHECKING:
     from grpo.rollouts.agents import Agent

@@ -23,16 +23,20 @@ from pydantic import (
     model_validator,
 )
 
-from grpo.algorithm.choices import Aggregation, Baseline, Bound, Credit, KLKind, Loss, Scale
-
-TaskSampling = Literal["uniform", "learnability", "curriculum"]
+from grpo.algorithm.choices import (
+    Aggregation,
+    Baseline,
+    Bound,
+    Credit,
+    KLKind,
+    Loss,
+    Scale,
+    TaskSampling,
+)
+from grpo.errors import ConfigError
 
 RENAMED = {"max_steps": "max_turns", "road": "forward"}
 """Keys and options of version 0.1, and what they are called now."""
-
-
-class ConfigError(ValueError):
-    """The user asked for something that cannot be done; the message is one line and says why."""
 
 
 def split_names(value: Any) -> Any:
@@ -62,7 +66,7 @@ def option(
     theme: str,
     common: bool = False,
     resumable: bool = False,
-    **bounds: float,
+    **bounds: Any,
 ) -> Any:
     """Describe a field of `Config`.
 
@@ -74,8 +78,8 @@ def option(
         resumable: True if it may differ when a run is resumed.
         bounds: pydantic's `ge`, `gt`, `le`, `lt`.
     """
-    extra = {"theme": theme, "common": common, "resumable": resumable}
-    return Field(default, description=help, json_schema_extra=extra, **bounds)  # type: ignore[arg-type]
+    extra: dict[str, Any] = {"theme": theme, "common": common, "resumable": resumable}
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
 _run = partial(option, theme="Task and model")
@@ -129,7 +133,9 @@ class Config(BaseModel):
 
     # Generator.
     backend: Literal["local", "vllm", "vllm-server"] = _generator(
-        "local", "what samples: the trainer's model, vLLM in this process, vLLM servers", common=True
+        "local",
+        "what samples: the trainer's model, vLLM in this process, vLLM servers",
+        common=True,
     )
     cache_tokens: int = _generator(
         4096, "distinct tokens that the local generator caches", ge=1, resumable=True
@@ -245,7 +251,9 @@ class Config(BaseModel):
         1.0, "gradients are clipped to this norm; 0 for no clipping", ge=0
     )
     lora_r: int = _optimizer(8, "rank of the adapter", ge=1)
-    lora_alpha: Float = _optimizer(16.0, "the adapter's output is scaled by lora_alpha / lora_r", gt=0)
+    lora_alpha: Float = _optimizer(
+        16.0, "the adapter's output is scaled by lora_alpha / lora_r", gt=0
+    )
     lora_target_modules: Names = _optimizer(
         ("all-linear",), "all-linear, or names of linear layers separated by commas"
     )
@@ -273,9 +281,7 @@ class Config(BaseModel):
     save_every: int = _output(10, "steps between checkpoints; 0 for the last alone", ge=0)
     keep_checkpoints: int = _output(2, "checkpoints to keep", ge=1)
     logger: Literal["tensorboard", "wandb"] = _output("tensorboard", "dashboard for the curves")
-    log_completions: int = _output(
-        5, "steps between tables of a few completions; 0 for none", ge=0
-    )
+    log_completions: int = _output(5, "steps between tables of a few completions; 0 for none", ge=0)
     push_to_hub: str = _output(
         "", "user/name of the Hugging Face repository that receives the finished run"
     )
@@ -418,7 +424,7 @@ def unknown_option(name: str, spell: Callable[[str], str] = repr) -> str:
 def is_hub_id(text: str) -> bool:
     """Tell whether a text has the form `user/name` of a repository on the Hugging Face Hub."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(text)

@@ -8,10 +8,10 @@ from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from grpo.config import Config, ConfigError
 from grpo.distributed import World
+from grpo.errors import ConfigError
 from grpo.reporting.hub import check_access
 from grpo.reporting.loggers import read_metrics
 from grpo.reporting.progress import Bars, step_line
@@ -22,6 +22,9 @@ from grpo.runtime import EnvSource, open_runtime
 from grpo.shutdown import Shutdown
 from grpo.training.trainer import Trainer
 from grpo.training.warm_start import warm_start
+
+if TYPE_CHECKING:
+    from grpo.config import Config
 
 
 @dataclass(frozen=True)

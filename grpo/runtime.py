@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from envs.base import Env
 from envs.pool import EnvPool
-from grpo.config import Config
 from grpo.distributed import World
 from grpo.generators.base import Generator
 from grpo.generators.factory import open_generator
@@ -17,6 +16,9 @@ from grpo.model.loading import load_policy
 from grpo.model.policy import Policy
 from grpo.rollouts.agents import Agent, model_agent
 from grpo.shutdown import Shutdown
+
+if TYPE_CHECKING:
+    from grpo.config import Config
 
 EnvSource = EnvPool | Callable[[], Env | Awaitable[Env]]
 """A pool of environments, or what makes one environment, such as its class."""

@@ -17,3 +17,6 @@ Baseline = Literal["mean", "leave_one_out"]
 
 # credit.py
 Credit = Literal["episode", "discounted", "steps"]
+
+# The task sampler's, in grpo/rollouts/task_sampler.py.
+TaskSampling = Literal["uniform", "learnability", "curriculum"]

@@ -6,11 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
-from grpo.config import Config, ConfigError
 from grpo.distributed import World
+from grpo.errors import ConfigError
 from grpo.generators.base import Generator
 from grpo.model.policy import Policy
+
+if TYPE_CHECKING:
+    from grpo.config import Config
 
 
 @asynccontextmanager

@@ -105,7 +105,7 @@ class SharedPrefix:
         self.cached = {layer: tuple(next(copies) for _ in own) for layer, own in cache.items()}
 
     def backward(self) -> None:
-        """Propagate the gradient that the micro-batches added up through the prefix; call it once."""
+        """Propagate the micro-batches' summed gradient through the prefix; call it once."""
         read = [n for n, copy in enumerate(self._copies) if copy.grad is not None]
         gradients = [self._copies[n].grad for n in read]
         torch.autograd.backward([self._computed[n] for n in read], gradients)
@@ -144,7 +144,8 @@ def padded_hidden(decoder: nn.Module, batch: TokenBatch) -> Tensor:
         attention_mask=batch.token_mask.long(),
         use_cache=False,
     )
-    return output.last_hidden_state
+    hidden: Tensor = output.last_hidden_state
+    return hidden
 
 
 @contextmanager
@@ -169,7 +170,7 @@ def recomputed_layers(decoder: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def choose_forward(model: Any, wanted: ForwardMode | Literal["auto"]) -> tuple[ForwardMode, int]:
-    """Compare the forward passes with the model's own logits on a few rows, and choose one.
+    """Compare the forward passes with the model's own logits on a few rows; choose one.
 
     Args:
         model: a `transformers` causal language model; `prepare`d if the tree is chosen.

@@ -130,8 +130,8 @@ class FullPolicy(Policy):
         if shapes != wanted:
             name = next(n for n in [*wanted, *shapes] if wanted.get(n) != shapes.get(n))
             raise ValueError(
-                f"the model in {str(folder)!r} is a different one: {name} must be {wanted.get(name)}, "
-                f"got {shapes.get(name)}"
+                f"the model in {str(folder)!r} is a different one: {name} must be "
+                f"{wanted.get(name)}, got {shapes.get(name)}"
             )
         for name, master in own.items():
             master.copy_(theirs[name])

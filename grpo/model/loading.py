@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from grpo.config import Config, ConfigError, is_hub_id
+from grpo.errors import ConfigError
 from grpo.model.bundled import bundled_model_path
 from grpo.model.full_policy import FullPolicy
 from grpo.model.lora_policy import LoRAPolicy
 from grpo.model.policy import Policy
+
+if TYPE_CHECKING:
+    from grpo.config import Config
 
 
 def load_policy(config: Config) -> Policy:
@@ -117,6 +120,8 @@ def find_adapter(name: str) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
+    from grpo.config import is_hub_id
+
     expected = "expected a folder with adapter_config.json, or a hub id such as 'user/name'"
     if not is_hub_id(name):
         raise ConfigError(f"no adapter at {name!r}: {expected}")

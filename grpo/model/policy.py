@@ -120,17 +120,20 @@ class Policy(ABC):
     @property
     def device(self) -> torch.device:
         """The model's device."""
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     @property
     def decoder(self) -> nn.Module:
         """The model without its output head."""
-        return self.model.get_decoder()
+        decoder: nn.Module = self.model.get_decoder()
+        return decoder
 
     @property
     def head(self) -> nn.Module:
         """The output layer, [*, D] -> [*, V]."""
-        return self.model.get_output_embeddings()
+        head: nn.Module = self.model.get_output_embeddings()
+        return head
 
     @property
     def stop_ids(self) -> frozenset[int]:

@@ -9,7 +9,7 @@ import json
 import shlex
 from pathlib import Path
 
-from grpo.config import ConfigError
+from grpo.errors import ConfigError
 from grpo.reporting.model_card import base_model, model_card, trained_weights
 
 RECORDS = ("config.yaml", "summary.json", "metrics.jsonl", "completions.txt", "curves.png")

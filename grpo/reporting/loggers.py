@@ -9,15 +9,18 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from torch import Tensor
 
-from grpo.config import Config, ConfigError
+from grpo.errors import ConfigError
 from grpo.reporting.completions import CompletionRow, as_markdown, as_table, completion_rows
 from grpo.reporting.progress import CURVES
 from grpo.types import Group
+
+if TYPE_CHECKING:
+    from grpo.config import Config
 
 
 class MetricsLog:
@@ -42,7 +45,11 @@ class MetricsLog:
         Raises:
             ConfigError: W&B is not installed or does not start.
         """
-        self._config = config or Config()
+        if config is None:
+            from grpo.config import Config
+
+            config = Config()
+        self._config = config
         self.path = Path(folder) / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         before = read_metrics(self.path)

@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo.config import Config, ConfigError, is_hub_id
+from grpo.errors import ConfigError
 from grpo.generators.vllm.options import max_lora_rank
 from grpo.model.bundled import GGUF_FILE, HUB_ID
 from grpo.reporting.progress import rate_text
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
+
+    from grpo.config import Config
 
 AGENTS = {
     "random": "a random action of those that the page allows",
@@ -84,8 +86,10 @@ def model_card(folder: Path, repo_id: str) -> ModelCard:
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+    from grpo.config import is_hub_id
+
     summary, lora = _summary(folder), trained_weights(folder).name == "adapter"
-    config = Config.from_yaml(folder / "config.yaml")
+    config = _config(folder)
     base, name = base_model(folder), repo_id.split("/")[1]
     results = [
         EvalResult(
@@ -115,7 +119,7 @@ def model_card(folder: Path, repo_id: str) -> ModelCard:
 
 def base_model(folder: Path) -> str:
     """Return the hub id of a run's base model; the last part of a path on this machine."""
-    model = Config.from_yaml(folder / "config.yaml").model
+    model = _config(folder).model
     return (Path(model).name if Path(model).exists() else model) if model else HUB_ID
 
 
@@ -131,9 +135,15 @@ def trained_weights(folder: Path) -> Path:
     raise ConfigError(f"no finished run in {folder}: expected adapter/ or model/ in it")
 
 
+def _config(folder: Path) -> Config:
+    from grpo.config import Config
+
+    return Config.from_yaml(folder / "config.yaml")
+
+
 def _summary(folder: Path) -> dict[str, Any]:
     try:
-        summary = json.loads((folder / "summary.json").read_text())
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"no finished run in {folder}: {error}") from error
     if "steps" not in summary:
@@ -195,7 +205,7 @@ def _pictures(folder: Path) -> list[str]:
 
 
 def _loading(folder: Path, repo_id: str, base: str) -> str:
-    config, weights = Config.from_yaml(folder / "config.yaml"), trained_weights(folder)
+    config, weights = _config(folder), trained_weights(folder)
     words = {"base": base, "repo_id": repo_id, "name": repo_id.split("/")[1]}
     words["task"] = ",".join(config.task)
     if weights.name == "model":

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 
 from envs.base import Task
-from grpo.config import TaskSampling
+from grpo.algorithm.choices import TaskSampling
 from grpo.types import Group
 
 HELD_OUT = 1_000_000
@@ -98,7 +98,7 @@ class TaskSampler:
         self._success = {Task(name, seed): p for name, seed, p in state["seeds"]}
         self._rates = dict(state["rates"])
 
-    def _weights(self) -> np.ndarray:
+    def _weights(self) -> Any:
         """Return the probability of each task, in the order of the names."""
         rates = [self._rates[name] for name in self.names]
         weights = np.ones(len(rates))

@@ -9,12 +9,15 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from grpo.config import Config, ConfigError
+from grpo.errors import ConfigError
 from grpo.model.policy import Policy
+
+if TYPE_CHECKING:
+    from grpo.config import Config
 
 FORMAT = 2
 STATE_FILE = "trainer.pt"
@@ -100,7 +103,8 @@ def load_checkpoint(config: Config, policy: Policy) -> dict[str, Any] | None:
             policy.load(folder / policy.weights_dirname)
         except ValueError as error:
             raise ConfigError(f"cannot resume from {folder.name}: {error}") from error
-        return torch.load(folder / STATE_FILE, weights_only=True)
+        state: dict[str, Any] = torch.load(folder / STATE_FILE, weights_only=True)
+        return state
     if found:
         raise ConfigError(
             f"cannot resume: all {len(found)} checkpoints in {str(found[0].parent)!r} are corrupt; "
@@ -126,7 +130,7 @@ def config_mismatch(manifest: dict[str, Any], config: Config) -> str:
     if manifest["format"] != FORMAT:
         return f"its format is {manifest['format']}, expected {FORMAT}"
     then, now = manifest["config"], config.model_dump(mode="json")
-    differ = [k for k in now if k not in Config.resumable() and then.get(k) != now[k]]
+    differ = [k for k in now if k not in config.resumable() and then.get(k) != now[k]]
     if not differ:
         return ""
     changes = ", ".join(f"{k} was {then.get(k)!r} and is {now[k]!r}" for k in differ[:4])

@@ -8,16 +8,21 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from envs.base import EnvError
-from grpo.algorithm.batch import has_learning_signal, make_batch, reward_tensors
+from grpo.algorithm.batch import (
+    RewardTensors,
+    has_learning_signal,
+    make_batch,
+    reward_tensors,
+)
 from grpo.algorithm.credit import CreditRule, turn_advantages
-from grpo.config import Config, ConfigError
 from grpo.distributed import World
+from grpo.errors import ConfigError
 from grpo.generators.base import Generator, GeneratorError
 from grpo.model.policy import Policy
 from grpo.rollouts.rollout import OnEpisode, Rollouts, ignore_episode
@@ -28,6 +33,9 @@ from grpo.training.metrics import rollout_metrics
 from grpo.training.updater import TrainingError, Updater
 from grpo.tree.token_tree import count_distinct
 from grpo.types import Group
+
+if TYPE_CHECKING:
+    from grpo.config import Config
 
 _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -195,8 +203,9 @@ class Trainer:
         rewards = reward_tensors(played)
         episode_used = torch.tensor(used)[rewards.group_ids]
         advantages = torch.zeros(rewards.states.shape)
+        used_rewards = RewardTensors(*(tensor[episode_used] for tensor in rewards))
         advantages[episode_used] = turn_advantages(
-            *(tensor[episode_used] for tensor in rewards),
+            *used_rewards,
             self.credit,
             scale=config.scale_rewards,
             baseline=config.baseline,

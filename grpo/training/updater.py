@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,11 +13,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from grpo.algorithm.batch import sort_batch, split_batch
 from grpo.algorithm.losses import importance_weights, mean_stats, policy_loss
-from grpo.config import Config
 from grpo.distributed import World
 from grpo.model.forward import SharedPrefix
 from grpo.model.policy import Policy
 from grpo.types import TokenBatch
+
+if TYPE_CHECKING:
+    from grpo.config import Config
 
 _log = logging.getLogger(__name__)
 Result = TypeVar("Result")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from typing import TYPE_CHECKING
 
 import torch
 
 from envs.base import EnvError, TaskError
 from envs.pool import EnvPool
 from grpo.algorithm.batch import rows_from_completions
-from grpo.config import Config
 from grpo.distributed import World
 from grpo.model.policy import Policy
 from grpo.rollouts.agents import oracle_agent
@@ -19,6 +19,9 @@ from grpo.rollouts.rollout import Rollouts, gather
 from grpo.rollouts.task_sampler import TaskSampler
 from grpo.training.updater import Updater
 from grpo.types import Episode, TokenBatch
+
+if TYPE_CHECKING:
+    from grpo.config import Config
 
 
 def demonstration_batch(episodes: Sequence[Episode], world_size: int = 1) -> TokenBatch:

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from grpo.config import ConfigError
+from grpo.errors import ConfigError
 from grpo.generators.base import GeneratorError
 from grpo.generators.vllm.snapshots import PolicySnapshot
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from grpo.config import ConfigError
+from grpo.errors import ConfigError
 from grpo.generators.base import Generator, GeneratorError, completion_limit
 from grpo.generators.vllm.engine_thread import EngineThread, Request
 from grpo.generators.vllm.engine_weights import EngineWeights, adapter_config

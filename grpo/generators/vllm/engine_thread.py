@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from grpo.config import ConfigError
+from grpo.errors import ConfigError
 from grpo.generators.base import GeneratorError
 from grpo.types import Completion
 

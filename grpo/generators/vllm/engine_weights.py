@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from grpo.config import ConfigError
+from grpo.errors import ConfigError
 from grpo.generators.base import GeneratorError
 from grpo.generators.vllm.options import VERSIONS_KEPT, WeightSync
 from grpo.generators.vllm.snapshots import PolicyFolders, new_name

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from grpo.config import ConfigError
+from grpo.errors import ConfigError
 
 WeightSync = Literal["adapter", "merged"]
 """What vLLM is given after an update: the adapter, or the model's weights with it merged in."""

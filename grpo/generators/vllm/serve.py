@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from grpo.config import Config
 from grpo.generators.vllm.options import engine_options, require_vllm, set_environment
 from grpo.model.bundled import bundled_model_path
 from grpo.model.loading import choose_device
+
+if TYPE_CHECKING:
+    from grpo.config import Config
 
 
 def serve(config: Config) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from grpo.config import ConfigError
+from grpo.errors import ConfigError
 from grpo.generators.base import Generator, GeneratorError, completion_limit
 from grpo.generators.vllm.client import ServerUnavailable, VLLMClient
 from grpo.generators.vllm.options import choose_sync
