@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from envs.base import Task
-from grpo.algorithm.batch import make_batch
+from grpo.algorithm.batch import make_batch, reward_tensors
+from grpo.algorithm.credit import CreditRule, turn_advantages
 from grpo.config import Config
 from grpo.distributed import World
 from grpo.generators.local import LocalGenerator
@@ -74,7 +75,8 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
         started = time.perf_counter()
         groups = asyncio.run(sample(config, generator, arguments.prompt))
         sampled = time.perf_counter()
-        batch = make_batch(groups)
+        advantages = turn_advantages(*reward_tensors(groups), CreditRule())
+        batch = make_batch(groups, advantages)
         assert batch is not None
         metrics = updater.update(batch)
     return {

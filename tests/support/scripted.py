@@ -20,6 +20,7 @@ import torch
 from envs.base import Env, Task
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
+from grpo.cli import read_config
 from grpo.config import Config
 from grpo.distributed import World
 from grpo.generators.factory import open_generator
@@ -84,13 +85,13 @@ async def run(
             trainer.task_sampler = OnePage([TASK.name])
             if world.is_main:
                 log = MetricsLog(config.folder, keep_before_step=trainer.step + 1)
-            async for metrics in trainer.train():
+            async for step in trainer.train():
                 if world.is_main:
-                    log.log(trainer.step, metrics)
-                    if trainer.step == 1:
+                    log.log(step.step, step.metrics)
+                    if step.step == 1:
                         gradient = [p.grad for p in policy.parameters()]
                         torch.save(gradient, config.folder / "gradient.pt")
-                on_step(trainer.step)
+                on_step(step.step)
             shutdown.raise_if_requested()
     if world.is_main:
         policy.save(config.folder / policy.weights_dirname)
@@ -98,11 +99,9 @@ async def run(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and return the exit code."""
-    from grpo.cli import read_config
-
     defaults = [part for k, v in SETTINGS.items() for part in (f"--{k.replace('_', '-')}", str(v))]
     given = sys.argv[1:] if argv is None else argv
-    config = read_config([*defaults, *given], str(__doc__))
+    config = read_config([*defaults, *given], prog="scripted", description=str(__doc__))
     world = World()
     try:
         asyncio.run(run(config, world))
