@@ -10,7 +10,8 @@ from torch import nn
 
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
-from grpo.algorithm.batch import make_batch
+from grpo.algorithm.batch import make_batch, reward_tensors
+from grpo.algorithm.credit import CreditRule, turn_advantages
 from grpo.config import Config
 from grpo.generators.local import LocalGenerator
 from grpo.model.lora_policy import LoRAPolicy
@@ -98,8 +99,8 @@ def group_of():
     return make
 
 
-# The groups below have a prompt with equal completions, a row that is a prefix of another, a
-# prompt that shares two tokens with the first, and one that shares none.
+# The groups below have a prompt with equal completions, a row that is a prefix of another one, a
+# prompt that shares two tokens with the first, and a prompt that shares none.
 P, Q, R = [3, 4, 5, 6], [3, 4, 9, 2, 8], [7, 7]
 
 
@@ -113,8 +114,22 @@ def groups(group_of):
 
 
 @pytest.fixture
-def batch(groups):
-    return make_batch(groups)
+def batch_of():
+    """A function that makes the batch of some groups, with their advantages."""
+
+    def make(groups, credit=None, *, scale="group", baseline="mean", **options):
+        credit = credit or CreditRule()
+        advantages = turn_advantages(
+            *reward_tensors(groups), credit, scale=scale, baseline=baseline
+        )
+        return make_batch(groups, advantages, **options)
+
+    return make
+
+
+@pytest.fixture
+def batch(groups, batch_of):
+    return batch_of(groups)
 
 
 @pytest.fixture
@@ -155,9 +170,12 @@ def executor():
 
 @pytest.fixture
 def make_trainer(make_policy, executor, tmp_path):
-    """A function that makes a trainer on the one page whose words the tokenizer knows."""
+    """A function that makes a trainer on the one page whose words the tokenizer knows.
 
-    def make(env=ScriptedEnv, *, policy=None, size=8, **options):
+    Its options are those of `Config`; `env` makes the environments, `size` of them at a time.
+    """
+
+    def make(env=ScriptedEnv, *, policy=None, size=8, world=None, shutdown=None, **options):
         settings = {
             "output": str(tmp_path / "run"),
             "task": TASK.name,
@@ -174,7 +192,7 @@ def make_trainer(make_policy, executor, tmp_path):
         generator = LocalGenerator(policy, max_new_tokens=config.max_new_tokens, executor=executor)
         agent = model_agent(generator, policy.tokenizer, temperature=config.temperature)
         rollouts = Rollouts(EnvPool(env, size), agent, config.max_turns, config.valid_action_bonus)
-        trainer = Trainer(config, policy, generator, rollouts, executor)
+        trainer = Trainer(config, policy, generator, rollouts, executor, world, shutdown)
         trainer.task_sampler = OnePage([TASK.name])
         return trainer
 
@@ -190,7 +208,7 @@ def bundled_path():
 
 @pytest.fixture
 def full_disk():
-    """A function that limits the size of files this process writes, in bytes; -1 for no limit."""
+    """A function that limits the size of the files this process writes: bytes, -1 for no limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))

@@ -1,47 +1,103 @@
 import pytest
 import torch
 
-from grpo.algorithm.batch import has_learning_signal, make_batch, sort_batch, split_batch
+from grpo.algorithm.batch import (
+    has_learning_signal,
+    make_batch,
+    reward_tensors,
+    rows_from_completions,
+    sort_batch,
+    split_batch,
+)
 from grpo.algorithm.credit import CreditRule
 from grpo.algorithm.losses import policy_loss
 from grpo.distributed import without_prompts
 from grpo.training.metrics import rollout_metrics
 from grpo.tree.token_tree import build_tree
+from grpo.types import Completion
 
-T, A = True, False
+T, F = True, False
 
 
-def test_columns(group_of):
-    batch = make_batch([group_of((1, ([3, 4], [5, 0])), (0, ([3, 4, 6], [7])))], aggregation="dapo")
+def test_columns(group_of, batch_of):
+    batch = batch_of([group_of((1, ([3, 4], [5, 0])), (0, ([3, 4, 6], [7])))], aggregation="dapo")
     assert batch.input_ids.tolist() == [[3, 4, 5, 0], [3, 4, 6, 7]]
     assert batch.token_mask.tolist() == [[T, T, T, T], [T, T, T, T]]
-    assert batch.completion_mask.tolist() == [[A, A, T, T], [A, A, A, T]]
+    assert batch.completion_mask.tolist() == [[F, F, T, T], [F, F, F, T]]
     assert batch.sampling_logprobs.tolist() == [[0, 0, -1, -1], [0, 0, 0, -1]]
     third = torch.tensor(1 / 3)
     assert torch.equal(batch.token_weights, third * batch.completion_mask)
     assert batch.rows() == [[3, 4, 5, 0], [3, 4, 6, 7]]
 
 
-def test_padding(group_of):
-    batch = make_batch([group_of((1, ([3], [5])), (0, ([3, 4, 6], [7, 8])))])
+def test_padding(group_of, batch_of):
+    batch = batch_of([group_of((1, ([3], [5])), (0, ([3, 4, 6], [7, 8])))])
     assert batch.input_ids[0].tolist() == [3, 5, 0, 0, 0]
-    assert batch.token_mask[0].tolist() == [T, T, A, A, A]
-    assert batch.completion_mask[0].tolist() == [A, T, A, A, A]
+    assert batch.token_mask[0].tolist() == [T, T, F, F, F]
+    assert batch.completion_mask[0].tolist() == [F, T, F, F, F]
     assert batch.token_weights[0, 2:].tolist() == [0, 0, 0]
     assert batch.rows()[0] == [3, 5]
 
 
-def test_the_end_token_is_trained_though_padding_has_the_same_id(group_of):
-    batch = make_batch([group_of((1, ([3], [5, 0])), (0, ([3, 4, 6], [7, 0])))])
+def test_the_end_token_is_trained_though_padding_has_the_same_id(group_of, batch_of):
+    batch = batch_of([group_of((1, ([3], [5, 0])), (0, ([3, 4, 6], [7, 0])))])
     assert batch.completion_mask.sum(1).tolist() == [2, 2]
-    assert batch.completion_mask[0].tolist() == [A, T, T, A, A]
+    assert batch.completion_mask[0].tolist() == [F, T, T, F, F]
 
 
-def test_each_turn_carries_its_episodes_advantage(group_of):
+def test_a_row_of_a_completion_alone():
+    """Without advantages and weights: what the sync check looks at."""
+    one = Completion((3, 4), (5, 0), (-0.5, -0.25), 7, "stop")
+    other = Completion((), (6,), (-1.0,), 7, "length")
+    batch = rows_from_completions([one, other])
+    assert batch.input_ids.tolist() == [[3, 4, 5, 0], [6, 0, 0, 0]]
+    assert batch.token_mask.tolist() == [[T, T, T, T], [T, F, F, F]]
+    assert batch.completion_mask.tolist() == [[F, F, T, T], [T, F, F, F]]
+    assert batch.sampling_logprobs.tolist() == [[0, 0, -0.5, -0.25], [-1, 0, 0, 0]]
+    assert batch.advantages.tolist() == [0, 0]
+    assert not batch.token_weights.any()
+    assert batch.old_logprobs is batch.ref_logprobs is None
+    assert batch.rows() == [[3, 4, 5, 0], [6]]
+
+
+def test_rows_with_advantages_and_weights():
+    one = Completion((3,), (5, 0), (-0.5, -0.25), 7, "stop")
+    other = Completion((3, 4), (6,), (-1.0,), 7, "stop")
+    weights = torch.tensor([0.25, 0.5])
+    batch = rows_from_completions([one, other], torch.tensor([2.0, -1.0]), weights)
+    assert batch.advantages.tolist() == [2, -1]
+    assert batch.token_weights.tolist() == [[0, 0.25, 0.25], [0, 0, 0.5]]
+    assert len(rows_from_completions([])) == 0
+    assert rows_from_completions([]).input_ids.shape == (0, 0)
+
+
+def test_reward_tensors(two_pages):
+    rewards, group_ids, turn_rewards, states = reward_tensors(two_pages)
+    assert rewards.tolist() == [1, 0, 2, 2]
+    assert group_ids.tolist() == [0, 0, 1, 1]
+    assert turn_rewards.tolist() == [[0, 0, 1], [0, 0, 0], [2, 0, 0], [0, 2, 0]]
+    assert states.tolist() == [[0, 1, 1], [0, 1, -1], [0, -1, -1], [0, 1, -1]]
+    assert (rewards.dtype, turn_rewards.dtype) == (torch.float32, torch.float64)
+    assert (group_ids.dtype, states.dtype) == (torch.int64, torch.int64)
+
+
+def test_a_row_has_the_advantage_of_its_turn(group_of):
+    """Of [E, K] the columns past an episode's end are not looked at."""
     turn = ([3], [5])
-    batch = make_batch(
+    groups = [group_of((1, turn, turn, turn), (0, turn)), group_of((3, turn), (5, turn, turn))]
+    nan = float("nan")
+    advantages = [[0.1, 0.2, 0.3], [0.4, nan, nan], [0.5, nan, nan], [0.6, 0.7, nan]]
+    batch = make_batch(groups, torch.tensor(advantages))
+    assert torch.equal(batch.advantages, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]))
+    with pytest.raises(ValueError, match="zip"):  # one episode too few
+        make_batch(groups, torch.tensor(advantages[:3]))
+
+
+def test_each_turn_carries_its_episodes_advantage(group_of, batch_of):
+    turn = ([3], [5])
+    batch = batch_of(
         [group_of((1, turn, turn, turn), (0, turn)), group_of((3, turn), (5, turn, turn))],
-        scale_rewards="none",
+        scale="none",
     )
     assert batch.advantages.tolist() == [0.5, 0.5, 0.5, -0.5, -1, 1, 1]
 
@@ -50,8 +106,8 @@ def test_each_turn_carries_its_episodes_advantage(group_of):
 def two_pages(group_of):
     """Two groups with pages of the same names; the second one's rewards are all equal."""
 
-    def turn(reward, state, prompt=(3,), answer=(5,)):
-        return (prompt, answer, reward, state)
+    def turn(reward, state, prompt=(3,), completion=(5,)):
+        return (prompt, completion, reward, state)
 
     return [
         group_of(
@@ -65,12 +121,11 @@ def two_pages(group_of):
     ]
 
 
-def test_credit_is_passed_on(two_pages):
+def test_advantages_of_every_credit_rule(two_pages, batch_of):
     """Discount 1/2: returns 1/4, 1/2, 1 against 0, 0; and 2 against 1, 2."""
 
     def of(*rule, **options):
-        credit = CreditRule(*rule)
-        return make_batch(two_pages, scale_rewards="none", credit=credit, **options).advantages
+        return batch_of(two_pages, CreditRule(*rule), scale="none", **options).advantages
 
     assert of("episode").tolist() == [0.5, 0.5, 0.5, -0.5, -0.5, 0, 0, 0]
     # The second group's first episode has ended: its return from the second turn on is 0.
@@ -82,13 +137,13 @@ def test_credit_is_passed_on(two_pages):
     torch.testing.assert_close(of("discounted", 0.5, baseline="leave_one_out"), 2 * discounted)
 
 
-def test_pages_that_are_shared_are_counted_group_by_group(two_pages):
-    """Of 8 answers one alone is the only one at its page: q of the second group."""
+def test_shared_pages_are_counted_per_group(two_pages):
+    """Of 8 turns only one is alone on its page: q of the second group."""
     assert rollout_metrics(two_pages, 0)["shared_page_rate"] == 7 / 8
     assert rollout_metrics(two_pages[1:], 0)["shared_page_rate"] == 2 / 3
 
 
-def test_groups_of_equal_rewards_may_teach(two_pages):
+def test_groups_of_equal_rewards_may_have_a_signal(two_pages, batch_of):
     good, equal = two_pages
     assert all(
         has_learning_signal(good, CreditRule(kind)) for kind in ("episode", "discounted", "steps")
@@ -100,7 +155,7 @@ def test_groups_of_equal_rewards_may_teach(two_pages):
     assert has_learning_signal(equal, CreditRule("steps", 0.5))
 
     def rows(*rule):
-        batch = make_batch([equal], credit=CreditRule(*rule), drop_zero_advantages=True)
+        batch = batch_of([equal], CreditRule(*rule), drop_zero_advantages=True)
         return batch and batch.rows()
 
     assert rows("episode") is rows("steps", 1.0) is None
@@ -108,27 +163,27 @@ def test_groups_of_equal_rewards_may_teach(two_pages):
     assert rows("discounted", 1.0) == [[7, 7, 5]]
 
 
-def test_scale_and_baseline_are_passed_on(group_of):
+def test_scale_and_baseline(group_of, batch_of):
     groups = [group_of(*((r, ([3], [5])) for r in (1, 0, 0, 0)))]
-    plain = make_batch(groups, scale_rewards="none").advantages
+    plain = batch_of(groups, scale="none").advantages
     assert plain.tolist() == [0.75, -0.25, -0.25, -0.25]
-    left_out = make_batch(groups, scale_rewards="none", baseline="leave_one_out").advantages
+    left_out = batch_of(groups, scale="none", baseline="leave_one_out").advantages
     torch.testing.assert_close(left_out, torch.tensor([1, -1 / 3, -1 / 3, -1 / 3]))
     # The standard deviation of (1, 0, 0, 0) is 1/2.
-    torch.testing.assert_close(make_batch(groups).advantages, plain / (0.5 + 1e-4))
+    torch.testing.assert_close(batch_of(groups).advantages, plain / (0.5 + 1e-4))
 
 
-def test_weights_are_those_of_episodes(group_of):
+def test_token_weights_are_those_of_episodes(group_of, batch_of):
     one, two = ([3], [5]), ([3], [6, 7])
     groups = [group_of((1, one, two), (0, two))]
-    weights = make_batch(groups, aggregation="grpo").token_weights.sum(1)
+    weights = batch_of(groups, aggregation="grpo").token_weights.sum(1)
     torch.testing.assert_close(weights, torch.tensor([1 / 6, 2 / 6, 1 / 2]))
-    weights = make_batch(groups, aggregation="dr_grpo", max_completion_length=10).token_weights
+    weights = batch_of(groups, aggregation="dr_grpo", max_completion_length=10).token_weights
     torch.testing.assert_close(weights.sum(1), torch.tensor([1 / 20, 2 / 20, 2 / 20]))
 
 
 @pytest.fixture
-def half_settled(group_of):
+def one_without_signal(group_of):
     """Two groups with a signal around one whose rewards are equal."""
     return [
         group_of((1, ([3, 4], [5, 0])), (0, ([3, 4], [6])), (0, ([3, 4], [5, 0]), ([3, 8], [2]))),
@@ -138,14 +193,14 @@ def half_settled(group_of):
 
 
 @pytest.mark.parametrize("aggregation", ["grpo", "dapo", "dr_grpo"])
-def test_dropping_settled_rows_leaves_the_gradient(
-    make_policy, gradient, half_settled, aggregation
+def test_leaving_out_rows_without_advantage_keeps_the_gradient(
+    make_policy, gradient, one_without_signal, batch_of, aggregation
 ):
     policy = make_policy()
 
     def of(drop):
-        batch = make_batch(
-            half_settled,
+        batch = batch_of(
+            one_without_signal,
             aggregation=aggregation,
             max_completion_length=12,
             drop_zero_advantages=drop,
@@ -164,10 +219,10 @@ def test_dropping_settled_rows_leaves_the_gradient(
     torch.testing.assert_close(part, whole, rtol=0, atol=1e-10)
 
 
-def test_nothing_left(group_of):
+def test_no_row_is_left(group_of, batch_of):
     groups = [group_of((1, ([3], [5])), (1, ([3], [6])))]
-    assert make_batch(groups, drop_zero_advantages=True) is None
-    assert len(make_batch(groups)) == 2
+    assert batch_of(groups, drop_zero_advantages=True) is None
+    assert len(batch_of(groups)) == 2
 
 
 def test_split_batch_holds_every_row_once(batch):
@@ -181,7 +236,7 @@ def test_split_batch_holds_every_row_once(batch):
 
 
 @pytest.mark.parametrize("max_tokens", [1, 25, 1000])
-def test_parts_of_the_padded_road_count_positions(batch, max_tokens):
+def test_parts_of_padded_rows_count_positions(batch, max_tokens):
     width = batch.input_ids.shape[1]
     parts = split_batch(batch, max_tokens, padded=True)
     assert all(len(part) * width <= max(width, max_tokens) for part in parts)
@@ -193,17 +248,17 @@ def test_parts_of_the_padded_road_count_positions(batch, max_tokens):
 @pytest.mark.parametrize("drop", [False, True])
 @pytest.mark.parametrize("credit", ["episode", "discounted", "steps"])
 def test_the_rows_of_two_ranks_are_those_of_one(
-    groups, two_pages, aggregation, scale, drop, credit
+    groups, two_pages, batch_of, aggregation, scale, drop, credit
 ):
-    """Each rank knows of the other's groups all but their prompts."""
+    """Each rank knows everything about the other rank's groups except their prompts."""
     groups = [groups[0], two_pages[0], two_pages[1]] if credit != "episode" else groups
-    options = {"aggregation": aggregation, "scale_rewards": scale, "drop_zero_advantages": drop,
+    options = {"aggregation": aggregation, "scale": scale, "drop_zero_advantages": drop,
                "max_completion_length": 7, "credit": CreditRule(credit, 0.5)}  # fmt: skip
-    whole = make_batch(groups, **options)
+    whole = batch_of(groups, **options)
     parts = []
     for own in ([True, False, True], [False, True, False]):
         seen = [g if mine else without_prompts(g) for g, mine in zip(groups, own, strict=True)]
-        parts.append(make_batch(seen, own=own, **options))
+        parts.append(batch_of(seen, own=own, **options))
     assert sum(map(len, parts)) == len(whole)
 
     def rows(*batches):
@@ -222,14 +277,13 @@ def test_the_rows_of_two_ranks_are_those_of_one(
     assert rows(*parts) == rows(whole)
 
 
-def test_a_rank_without_rows_has_an_empty_batch(group_of):
-    dull = group_of((1, ([3], [5])), (1, ([3], [6])))
+def test_a_rank_without_rows_has_an_empty_batch(group_of, batch_of):
+    equal = group_of((1, ([3], [5])), (1, ([3], [6])))
     good = group_of((1, ([3], [5])), (0, ([3], [6])))
-    batch = make_batch([dull, good], own=[True, False], drop_zero_advantages=True)
+    batch = batch_of([equal, good], own=[True, False], drop_zero_advantages=True)
     assert len(batch) == 0
     assert split_batch(sort_batch(batch), 10) == split_batch(batch, 10, padded=True) == []
-    nobody = make_batch([dull, dull], own=[True, False], drop_zero_advantages=True)
-    assert nobody is None
+    assert batch_of([equal, equal], own=[True, False], drop_zero_advantages=True) is None
 
 
 @pytest.mark.parametrize("max_tokens", [1, 9, 12, 1000])
