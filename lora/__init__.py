@@ -1,4 +1,4 @@
-"""Low-rank adapters: put into a model, switched off, merged, saved in PEFT's format.
+"""Low-rank adapters: add them to a model, disable, merge, and save them in PEFT's format.
 
 >>> count = apply_lora(model, r=8, alpha=16)
 >>> optimizer = torch.optim.AdamW(lora_parameters(model))

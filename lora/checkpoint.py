@@ -1,6 +1,6 @@
-"""Adapters as files in PEFT's format, both ways.
+"""Save and load adapters in PEFT's file format.
 
-A folder holds `adapter_config.json` and `adapter_model.safetensors`: what PEFT and vLLM read.
+A folder holds `adapter_config.json` and `adapter_model.safetensors`, which PEFT and vLLM read.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from lora.state import adapter_state, check_state, copy_state
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
-# PEFT's keys that are read here, and those that change nothing about how finished tensors are
-# used. Every other key that is not off is a feature we do not have.
+# The configuration keys that are read here, and those that do not affect how trained tensors are
+# used. Every other key that is set asks for a feature that is not supported.
 _READ = {
     "init_lora_weights",
     "lora_alpha",
@@ -56,12 +56,12 @@ _WITHOUT_EFFECT = {
 def save_adapter(model: nn.Module, folder: str | Path, *, base_model_name_or_path: str) -> None:
     """Write the model's adapter as a folder that PEFT and vLLM load.
 
-    Each file is written under another name and then renamed, so nobody reads half of one.
+    Each file is written under a temporary name and then renamed, so no reader sees half of it.
 
     Args:
-        model: has LoRA layers; merged or not makes no difference.
-        folder: made where it does not exist; an adapter in it is replaced.
-        base_model_name_or_path: where the base model is, for who loads the adapter.
+        model: a model with LoRA layers, merged or not.
+        folder: created if it does not exist; an adapter in it is replaced.
+        base_model_name_or_path: hub id or folder of the base model, recorded for readers.
 
     Raises:
         ValueError: the model has no LoRA layers, or they differ in r, alpha or dropout.
@@ -97,22 +97,23 @@ def save_adapter(model: nn.Module, folder: str | Path, *, base_model_name_or_pat
 def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = True) -> int:
     """Load an adapter that `save_adapter` or PEFT wrote.
 
-    A plain model gets the LoRA layers that the configuration asks for. rsLoRA's scaling
+    A model without LoRA layers gets those that the configuration asks for. rsLoRA's scaling
     `lora_alpha / sqrt(r)` (arXiv 2312.03732) becomes an alpha of `lora_alpha * sqrt(r)`.
 
     Args:
-        model: a plain model, or one with LoRA layers of the same names, r and alpha.
-        folder: holds the two files.
-        trainable: whether A and B are to receive gradients; a plain model's rest is frozen.
+        model: a model without LoRA layers, or with layers of the same names, r and alpha.
+        folder: the folder with the two files.
+        trainable: True for A and B to receive gradients. Newly added layers freeze the rest of
+            the model either way.
 
     Returns:
         The number of LoRA layers loaded.
 
     Raises:
-        FileNotFoundError: one of the files is not there.
+        FileNotFoundError: one of the files does not exist.
         RuntimeError: a layer of the model is merged.
-        ValueError: a file is no such file, asks for a feature that is not supported, or does
-            not fit the model. The model is then as it was.
+        ValueError: a file is not valid, asks for a feature that is not supported, or does not fit
+            the model. The model is unchanged.
     """
     folder = Path(folder)
     config = _read_config(folder / CONFIG_NAME)
@@ -155,13 +156,13 @@ def _shortest_targets(model: nn.Module, modules: Mapping[str, LoRALinear]) -> li
     for name in modules:
         target = next((e for e in endings(name) if e not in others), None)
         if target is None:
-            raise ValueError(f"no list of names can tell {name} from a module that ends the same")
+            raise ValueError(f"no list of names matches {name} and no module without LoRA")
         targets.add(target)
     return sorted(targets)
 
 
 def _targeted(model: nn.Module, target_modules: list[str] | str) -> dict[str, nn.Linear]:
-    """Find the layers that PEFT's `target_modules` mean: names, a pattern or "all-linear"."""
+    """Find the layers that match PEFT's `target_modules`: names, a pattern or "all-linear"."""
     linears = linear_modules(model)
     if isinstance(target_modules, list):
         return {n: m for n, m in linears.items() if any(matches(n, t) for t in target_modules)}
@@ -181,12 +182,12 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: peft_type must be 'LORA', got {config.get('peft_type')!r}")
     r, alpha, targets = (config.get(key) for key in ("r", "lora_alpha", "target_modules"))
     if not isinstance(r, int) or r < 1:
-        raise ValueError(f"{path}: r must be a whole number from 1, got {r!r}")
+        raise ValueError(f"{path}: r must be a positive integer, got {r!r}")
     if not isinstance(alpha, int | float):
         raise ValueError(f"{path}: lora_alpha must be a number, got {alpha!r}")
     if not isinstance(targets, list | str):
         raise ValueError(f"{path}: target_modules must be a list or a string, got {targets!r}")
-    # The other initialisations change the base weight too, which the adapter does not hold.
+    # Other initialisations change the base weight too, which the adapter does not contain.
     unsupported = {
         key: value
         for key, value in config.items()
@@ -196,7 +197,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if config.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal"):
         unsupported["init_lora_weights"] = config["init_lora_weights"]
     if unsupported:
-        raise ValueError(f"{path} asks for what is not supported: {unsupported}")
+        raise ValueError(f"{path} asks for features that are not supported: {unsupported}")
     return config
 
 

@@ -1,4 +1,4 @@
-"""Adapters in a whole model: put in, listed, switched off, merged and taken out again."""
+"""Add LoRA layers to a model; list, disable, merge and unmerge them."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ def apply_lora(
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> int:
-    """Freeze the model and replace its targeted linear layers by `LoRALinear`.
+    """Freeze the model and replace its targeted linear layers with `LoRALinear`.
 
     Paper: LoRA, arXiv 2106.09685.
 
     Args:
         model: changed in place.
-        target_modules: "all-linear" for every `nn.Linear` but the output head, or module
-            names. A name matches at its end and at dots: "q_proj" and "self_attn.q_proj"
-            both match "model.layers.3.self_attn.q_proj".
-        r: the rank of the correction.
+        target_modules: "all-linear" for every `nn.Linear` but the output head, or names of
+            modules. A name matches whole components at the end of a module's path: "q_proj" and
+            "self_attn.q_proj" both match "model.layers.3.self_attn.q_proj".
+        r: rank of the correction.
         alpha: the correction is multiplied by `alpha / r`.
-        dropout: the probability with which an input of A is dropped in training.
-        generator: the source of the random numbers in A; torch's global one by default.
+        dropout: probability with which an input of A is dropped in training.
+        generator: random number generator for A; None for torch's global one.
 
     Returns:
         The number of layers replaced.
 
     Raises:
-        ValueError: a target matches no `nn.Linear`, or the model has LoRA layers already.
+        ValueError: a target matches no `nn.Linear`, or the model already has LoRA layers.
     """
     if lora_modules(model):
-        raise ValueError("apply_lora: the model has LoRA layers already")
+        raise ValueError("apply_lora: the model already has LoRA layers")
     linears = linear_modules(model)
     if isinstance(target_modules, str):
         if target_modules != "all-linear":
@@ -63,21 +63,21 @@ def apply_lora(
 
 
 def linear_modules(model: nn.Module) -> dict[str, nn.Linear]:
-    """Every plain `nn.Linear` below the model by its full name."""
-    # Not its subclasses: they are quantised, or read past their forward (as attention's
-    # fused output projection is), and the correction would be left out in silence.
+    """List every `nn.Linear` inside the model, but no subclass of it, by its full name."""
+    # Subclasses are quantised, or others read their weight without calling them (as attention's
+    # fused output projection), so that the correction would silently have no effect.
     return {name: m for name, m in model.named_modules() if name and type(m) is nn.Linear}
 
 
 def all_but_head(model: nn.Module, linears: Mapping[str, nn.Linear]) -> dict[str, nn.Linear]:
-    """Those `linears` that are not what `model.get_output_embeddings()` returns."""
+    """Leave out the layer that `model.get_output_embeddings()` returns, if there is one."""
     get_head = getattr(model, "get_output_embeddings", None)
     head = get_head() if get_head is not None else None
     return {name: module for name, module in linears.items() if module is not head}
 
 
 def matches(name: str, target: str) -> bool:
-    """True if the dotted `name` is `target` or ends with it at a dot."""
+    """Tell whether the dotted `name` is `target` or ends with "." and `target`."""
     return name == target or name.endswith(f".{target}")
 
 
@@ -90,7 +90,7 @@ def replace_linears(
     dropout: float,
     generator: torch.Generator | None = None,
 ) -> None:
-    """Freeze the model and put a `LoRALinear` in the place of each of `linears`."""
+    """Freeze the model and replace each of `linears` with a `LoRALinear`."""
     layers = {
         name: LoRALinear(linear, r, alpha, dropout, generator=generator)
         for name, linear in linears.items()
@@ -101,12 +101,12 @@ def replace_linears(
 
 
 def lora_modules(model: nn.Module) -> dict[str, LoRALinear]:
-    """Every `LoRALinear` of the model by its full name, in the model's order."""
+    """List every `LoRALinear` of the model by its full name, in the model's order."""
     return {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
 
 
 def require_lora(model: nn.Module) -> dict[str, LoRALinear]:
-    """Return `lora_modules(model)`, which may not be empty.
+    """Return `lora_modules(model)` and require that it is not empty.
 
     Raises:
         ValueError: the model has no LoRA layers.
@@ -118,17 +118,16 @@ def require_lora(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """List A and B of every LoRA layer: what an optimizer is given."""
+    """List A and B of every LoRA layer, for an optimizer."""
     return [p for m in lora_modules(model).values() for p in (m.lora_A, m.lora_B)]
 
 
 @contextmanager
 def disabled_adapters(model: nn.Module) -> Iterator[None]:
-    """Within this context the model is its own base: the reference policy.
+    """Within this context the model computes without its adapter, as the reference policy.
 
-    Contexts may be nested; each restores the switches as it found them, after an exception
-    too. The switches are the model's, so all threads see them. A merged layer computes with
-    its unmerged weight here.
+    Contexts may be nested; each restores `enabled` of every layer at its end, after an exception
+    too. All threads that use the model are affected. A merged layer uses its unmerged weight.
 
     Raises:
         ValueError: the model has no LoRA layers.
@@ -145,10 +144,10 @@ def disabled_adapters(model: nn.Module) -> Iterator[None]:
 
 
 def merge(model: nn.Module) -> None:
-    """Put every correction into its weight: `W <- W + (alpha / r) * B A`.
+    """Add every correction to its weight: `W <- W + (alpha / r) * B A`.
 
     Raises:
-        RuntimeError: a layer is merged already; nothing was changed.
+        RuntimeError: a layer is already merged; nothing was changed.
         ValueError: the model has no LoRA layers.
     """
     modules = require_lora(model)
@@ -158,7 +157,7 @@ def merge(model: nn.Module) -> None:
 
 
 def unmerge(model: nn.Module) -> None:
-    """Put every weight back as it was before `merge`, bit by bit.
+    """Restore every weight as it was before `merge`, bit by bit.
 
     Raises:
         RuntimeError: a layer is not merged; nothing was changed.
@@ -176,7 +175,7 @@ def require_unmerged(modules: Mapping[str, LoRALinear]) -> None:
     """Check that no layer is merged.
 
     Raises:
-        RuntimeError: one is.
+        RuntimeError: one is merged.
     """
     for name, module in modules.items():
         if module.merged:

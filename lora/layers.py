@@ -1,4 +1,4 @@
-"""The low-rank layer: a frozen linear map plus a small trained one."""
+"""The low-rank layer: a frozen linear layer plus a trained low-rank correction."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ class LoRALinear(nn.Module):
 
     `y = x W^T + b + (alpha / r) * (x A^T) B^T`
 
-    The layer takes over the base's own `weight` and `bias`, so they keep their names in
-    `state_dict()`, and weights tied to them stay tied. B starts at zero, so a new layer
-    computes what its base does.
+    The layer holds the base's `weight` and `bias` themselves, so they keep their names in
+    `state_dict()`, and tied weights stay tied. B starts at zero, so a new layer computes what its
+    base does.
 
     Paper: LoRA, arXiv 2106.09685.
 
     Attributes:
-        weight: [out, in], in the base's dtype, frozen; the merged weight while `merged`.
+        weight: [out, in], in the base's dtype, frozen; the merged weight while merged.
         bias: [out] or None, frozen.
         lora_A: [r, in], float32.
         lora_B: [out, r], float32.
         scaling: alpha / r.
-        enabled: False makes the layer the base alone, merged or not.
+        enabled: False to compute without the correction, merged or not.
     """
 
     _unmerged: Tensor | None
@@ -40,17 +40,17 @@ class LoRALinear(nn.Module):
         *,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Wrap `base`, which is frozen by this.
+        """Wrap `base` and freeze it.
 
         Args:
             base: the layer to correct.
-            r: the rank of the correction, at least 1.
+            r: rank of the correction, at least 1.
             alpha: the correction is multiplied by `alpha / r`.
-            dropout: the probability with which an input of A is dropped in training.
-            generator: the source of A's random numbers; torch's global one by default.
+            dropout: probability with which an input of A is dropped in training.
+            generator: random number generator for A; None for torch's global one.
 
         Raises:
-            ValueError: `r`, `alpha` or `dropout` is out of its range.
+            ValueError: `r`, `alpha` or `dropout` is out of range.
         """
         super().__init__()
         if r < 1:
@@ -68,8 +68,8 @@ class LoRALinear(nn.Module):
         self.r, self.alpha, self.dropout = r, alpha, dropout
         self.scaling = alpha / r
         self.enabled = True
-        # Float32 whatever the base: in bfloat16 a step below 1/256 of a weight rounds away.
-        # Drawn on the generator's device, so a seed gives the same A wherever the base is.
+        # Float32 for every base: in bfloat16 a step below 1/256 of a weight is rounded away. Drawn
+        # on the generator's device, so that a seed gives the same A on every device.
         source = generator.device if generator is not None else torch.device("cpu")
         a = torch.empty(r, self.in_features, dtype=torch.float32, device=source)
         nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
@@ -97,38 +97,38 @@ class LoRALinear(nn.Module):
         if self.dropout:
             rows = F.dropout(rows, self.dropout, self.training)
         hidden = F.linear(rows, self.lora_A.to(x.dtype))
-        # Added within the product: neither direction makes a second tensor of y's size. B^T is
-        # laid out anew (it is small), for autograd multiplies in the order of the memory.
+        # addmm_ adds within the product: neither forward nor backward makes another tensor of y's
+        # size. B^T is copied (it is small) because autograd multiplies in the order of the memory.
         y.addmm_(hidden, self.lora_B.t().contiguous().to(x.dtype), alpha=self.scaling)
         return y.view(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
-        """Compute `W + (alpha / r) * B A`, [out, in], W the base weight.
+        """Compute `W + (alpha / r) * B A`, [out, in], with W the base weight.
 
-        The sum is taken in float32 or wider and rounded to W's dtype.
+        The sum is computed in float32 or wider and rounded to W's dtype.
         """
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         delta = self.scaling * (self.lora_B.to(wide) @ self.lora_A.to(wide))
         return (self.base_weight.to(wide) + delta).to(self.weight.dtype)
 
     def merge(self) -> None:
-        """Put the correction into the weight, as `merged_weight` gives it.
+        """Replace the weight by `merged_weight()`.
 
-        The old weight is kept aside, for adding and then subtracting would not give it back.
+        The old weight is kept, since adding and then subtracting would not restore it exactly.
 
         Raises:
-            RuntimeError: the layer is merged already.
+            RuntimeError: the layer is already merged.
         """
         if self.merged:
-            raise RuntimeError("merge: the layer is merged already")
+            raise RuntimeError("merge: the layer is already merged")
         merged = self.merged_weight()
         self._unmerged = self.weight.detach()
-        # A new Parameter: writing into the old one would change what is tied to it.
+        # A new Parameter, since writing into the old one would change weights tied to it.
         self.weight = nn.Parameter(merged, requires_grad=False)
 
     def unmerge(self) -> None:
-        """Put the old weight back, bit by bit.
+        """Restore the old weight, bit by bit.
 
         Raises:
             RuntimeError: the layer is not merged.
@@ -139,7 +139,7 @@ class LoRALinear(nn.Module):
         self._unmerged = None
 
     def extra_repr(self) -> str:
-        """Shown by `print(model)`."""
+        """Describe the layer for `print(model)`."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, r={self.r}, alpha={self.alpha}"

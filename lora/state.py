@@ -1,4 +1,4 @@
-"""Adapters as tensors: apart under PEFT's names, or merged into the model's.
+"""Adapters as tensors: by themselves under PEFT's names, or merged into the model's weights.
 
 A module's tensors are `base_model.model.<module>.lora_A.weight` and `...lora_B.weight`.
 """
@@ -31,12 +31,12 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def merged_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the model's tensors as they would be without LoRA layers, the adapter merged in.
+    """Yield the tensors of the model with the adapter merged in, as without LoRA layers.
 
-    One merged weight is made at a time, and the model stays as it is.
+    One merged weight is computed at a time, and the model is not changed.
 
     Yields:
-        Name and tensor as in the `state_dict` of the model before `apply_lora`, in its dtypes.
+        Names and tensors as in the model's `state_dict` before `apply_lora`, in the same dtypes.
 
     Raises:
         ValueError: the model has no LoRA layers.
@@ -50,14 +50,14 @@ def merged_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy what `adapter_state` gave back into a model's LoRA layers.
+    """Copy the result of `adapter_state` into a model's LoRA layers.
 
     Args:
-        model: has LoRA layers of the same names and shapes.
+        model: a model with LoRA layers of the same names and shapes.
         state: tensors under PEFT's names.
 
     Raises:
-        RuntimeError: a layer is merged, so its weight holds the old adapter.
+        RuntimeError: a layer is merged, so its weight contains the old adapter.
         ValueError: a tensor is missing, unexpected or of another shape, or the model has no
             LoRA layers; nothing was loaded.
     """
@@ -72,7 +72,7 @@ def _keys(name: str) -> tuple[str, str]:
 
 
 def copy_state(modules: Mapping[str, LoRALinear], state: Mapping[str, Tensor]) -> None:
-    """Copy tensors that `check_state` has passed into the layers."""
+    """Copy tensors into the layers, after `check_state`."""
     with torch.no_grad():
         for name, module in modules.items():
             key_a, key_b = _keys(name)
@@ -83,7 +83,11 @@ def copy_state(modules: Mapping[str, LoRALinear], state: Mapping[str, Tensor]) -
 def check_state(
     state: Mapping[str, Tensor], layers: Mapping[str, tuple[int, nn.Linear | LoRALinear]]
 ) -> None:
-    """Check the tensors' names and shapes against `layers`: name -> (r, the layer)."""
+    """Check the tensors' names and shapes against `layers`, name -> (r, layer).
+
+    Raises:
+        ValueError: a tensor is missing, unexpected or of another shape.
+    """
     expected: dict[str, tuple[int, int]] = {}
     for name, (r, layer) in layers.items():
         key_a, key_b = _keys(name)

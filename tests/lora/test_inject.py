@@ -1,4 +1,4 @@
-"""Adapters in whole models: which layers, which gradients, on and off, in and out."""
+"""LoRA layers in whole models: targets, gradients, disabling, merging."""
 
 import pytest
 import torch
@@ -50,12 +50,12 @@ def test_counts_on_lfm2(lfm2, targets, count):
     assert apply_lora(lfm2, targets, r=2) == count
 
 
-def test_output_head_is_left_alone_by_all_linear(llama):
+def test_all_linear_leaves_out_the_output_head(llama):
     apply_lora(llama)
     assert isinstance(llama.lm_head, nn.Linear)
 
 
-def test_all_linear_where_there_is_no_head():
+def test_all_linear_without_an_output_head():
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
     assert apply_lora(model, r=1) == 2
     assert [type(m) for m in model] == [LoRALinear, nn.ReLU, LoRALinear]
@@ -91,7 +91,7 @@ def test_subclasses_of_linear_are_not_matched():
 
 def test_applying_twice_is_an_error(llama):
     apply_lora(llama, ["q_proj"])
-    with pytest.raises(ValueError, match="LoRA layers already"):
+    with pytest.raises(ValueError, match="already has LoRA layers"):
         apply_lora(llama, ["v_proj"])
 
 
@@ -102,11 +102,11 @@ def test_bad_settings_change_nothing(llama):
     assert all(p.requires_grad for p in llama.parameters())
 
 
-def test_generator_fixes_the_start(make_model):
+def test_the_generator_determines_the_initial_values(make_model):
     models = [make_model() for _ in range(2)]
     for model in models:
         apply_lora(model, r=2, generator=torch.Generator().manual_seed(5))
-        torch.rand(3)  # the global generator has no say
+        torch.rand(3)  # the global generator has no effect
     for first, second in zip(*map(lora_parameters, models), strict=True):
         assert torch.equal(first, second)
 
@@ -131,7 +131,7 @@ def test_state_dict_keeps_the_base_names(make_model):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_start_is_the_base_and_disabled_is_the_base_bitwise(
+def test_initial_and_disabled_adapters_equal_the_base_bitwise(
     make_model, input_ids, randomize, dtype
 ):
     model = make_model(dtype)
@@ -188,7 +188,7 @@ def test_merged_weights_make_a_plain_model(make_model, input_ids, randomize):
     assert torch.equal(plain(input_ids=input_ids).logits, model(input_ids=input_ids).logits)
 
 
-def test_merged_state_is_a_plain_models_and_leaves_the_model_as_it_is(
+def test_merged_state_loads_into_a_plain_model_and_changes_nothing(
     make_model, input_ids, randomize
 ):
     model, plain = make_model(torch.float64), make_model(torch.float64)

@@ -1,4 +1,4 @@
-"""LoRALinear against values worked out by hand, and against finite differences."""
+"""LoRALinear against values computed by hand and finite differences."""
 
 import math
 
@@ -91,7 +91,7 @@ def test_bfloat16_base_keeps_float32_masters():
     assert torch.all(layer.lora_B < 1.0)
 
 
-def test_fresh_layer_is_its_base_bitwise():
+def test_a_new_layer_equals_its_base_bitwise():
     torch.manual_seed(0)
     base = nn.Linear(5, 3)
     x = torch.randn(4, 5)
@@ -101,7 +101,7 @@ def test_fresh_layer_is_its_base_bitwise():
     assert torch.all(layer.lora_A != 0)
 
 
-def test_start_values():
+def test_initial_values():
     # kaiming_uniform(a=sqrt(5)) is uniform in +-1/sqrt(in).
     generator = torch.Generator().manual_seed(3)
     layer = LoRALinear(nn.Linear(64, 8), r=32, alpha=4, generator=generator)
@@ -114,7 +114,7 @@ def test_start_values():
 
 
 @pytest.mark.parametrize("merged", [False, True])
-def test_disabled_is_the_base_bitwise(merged):
+def test_a_disabled_layer_equals_its_base_bitwise(merged):
     torch.manual_seed(0)
     base = nn.Linear(5, 3)
     x = torch.randn(4, 5)
@@ -143,13 +143,13 @@ def test_unmerge_is_bitwise(dtype):
     before, state = layer.weight.clone(), set(layer.state_dict())
     layer.merge()
     assert set(layer.state_dict()) == state
-    layer.lora_B.data.mul_(2)  # what happens to A and B while merged is not subtracted
+    layer.lora_B.data.mul_(2)  # changes of A and B while merged do not matter
     layer.unmerge()
     assert torch.equal(layer.weight, before)
     assert not layer.weight.requires_grad
 
 
-def test_merge_leaves_tied_weights_alone():
+def test_merge_does_not_change_tied_weights():
     embedding = nn.Embedding(7, 5)
     head = nn.Linear(5, 7, bias=False)
     head.weight = embedding.weight
@@ -167,7 +167,7 @@ def test_merging_twice_and_unmerging_unmerged_are_errors():
     with pytest.raises(RuntimeError, match="not merged"):
         layer.unmerge()
     layer.merge()
-    with pytest.raises(RuntimeError, match="merged already"):
+    with pytest.raises(RuntimeError, match="already merged"):
         layer.merge()
 
 
@@ -181,7 +181,7 @@ def test_dropout_acts_on_the_correction_in_training_only():
     assert torch.equal(layer.eval()(x)[0], torch.tensor([7.0, 13.5]))
 
 
-def test_reads_like_a_linear():
+def test_has_the_attributes_of_a_linear():
     base = nn.Linear(5, 3, bias=False).eval()
     layer = LoRALinear(base, r=2, alpha=4)
     assert (layer.in_features, layer.out_features, layer.bias) == (5, 3, None)
@@ -199,7 +199,7 @@ def test_reads_like_a_linear():
         ({"r": 1, "alpha": 1, "dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
     ],
 )
-def test_bad_settings_leave_the_base_alone(kwargs, message):
+def test_invalid_arguments_do_not_change_the_base(kwargs, message):
     base = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=message):
         LoRALinear(base, **kwargs)

@@ -1,4 +1,4 @@
-"""Against PEFT itself: the same logits, the same gradients, each other's files."""
+"""Comparison with PEFT: equal logits and gradients, and files that both can load."""
 
 import warnings
 
@@ -30,12 +30,12 @@ def peft_config(**changes):
 
 
 def peft_model(model, **changes):
-    """A PEFT model in float64 whose every adapter tensor is random."""
+    """Make a PEFT model in float64 with random adapter tensors."""
     wrapped = peft.get_peft_model(model, peft_config(**changes)).double().eval()
     torch.manual_seed(4)
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name:
-            # Values that float32 holds exactly, so that nothing is lost on the way.
+            # Values that float32 represents exactly, since files are in float32.
             parameter.data = (torch.randn(parameter.shape) * 0.3).double()
     return wrapped
 
@@ -72,7 +72,7 @@ def test_same_logits_and_gradients(make_model, input_ids, targets):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_peft_starts_from_the_same_distribution(llama, dtype):
+def test_peft_initialises_from_the_same_distribution(llama, dtype):
     # Both draw A from kaiming_uniform(a=sqrt(5)) and keep it in float32 over a bfloat16 base.
     wrapped = peft.get_peft_model(llama.to(dtype), peft_config(r=64))
     a = wrapped.base_model.model.model.layers[0].mlp.down_proj.lora_A["default"].weight
@@ -91,7 +91,7 @@ def test_peft_loads_our_files(make_model, input_ids, randomize, tmp_path, target
     randomize(ours)
     save_adapter(ours, tmp_path, base_model_name_or_path="some/base")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # PEFT warns of missing adapter keys
+        warnings.simplefilter("error")  # PEFT warns about missing adapter keys
         theirs = peft.PeftModel.from_pretrained(make_model(torch.float64), tmp_path).eval()
     assert peft_adapted(theirs) == set(lora_modules(ours))
     logits, expected = (m(input_ids=input_ids).logits for m in (ours, theirs))
@@ -137,7 +137,7 @@ def test_we_load_pefts_files(make_model, input_ids, tmp_path, changes):
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
     ],
 )
-def test_pefts_other_features_are_refused_by_name(llama, tmp_path, changes, feature):
+def test_other_features_of_peft_are_rejected_by_name(llama, tmp_path, changes, feature):
     config = llama.config
     peft.get_peft_model(llama, peft_config(**changes)).save_pretrained(tmp_path)
     plain = type(llama)(config)

@@ -20,8 +20,8 @@ CENTRED = f64(-2 / 3, -2, 1 / 3, 2, 1 / 3)
 STD = f64(math.sqrt(1 / 3), math.sqrt(8), math.sqrt(1 / 3), math.sqrt(8), math.sqrt(1 / 3))
 # All five: mean 8/5, squared deviations 64/25 + 3 * 9/25 + 289/25 = 380/25, over 5 - 1: 3.8.
 BATCH_STD = math.sqrt(3.8)
-# The mean of the others: group 7: 1, 1/2, 1/2; group 2: 5, 1.
-LEFT_OUT = f64(0 - 1, 1 - 5, 1 - 1 / 2, 5 - 1, 1 - 1 / 2)
+# The mean of the others is 1, 1/2, 1/2 in group 7 and 5, 1 in group 2.
+LEAVE_ONE_OUT = f64(0 - 1, 1 - 5, 1 - 1 / 2, 5 - 1, 1 - 1 / 2)
 
 
 @pytest.mark.parametrize(
@@ -30,9 +30,9 @@ LEFT_OUT = f64(0 - 1, 1 - 5, 1 - 1 / 2, 5 - 1, 1 - 1 / 2)
         ("group", "mean", CENTRED / (STD + 1e-4)),
         ("batch", "mean", CENTRED / (BATCH_STD + 1e-4)),
         ("none", "mean", CENTRED),
-        ("group", "leave_one_out", LEFT_OUT / (STD + 1e-4)),
-        ("batch", "leave_one_out", LEFT_OUT / (BATCH_STD + 1e-4)),
-        ("none", "leave_one_out", LEFT_OUT),
+        ("group", "leave_one_out", LEAVE_ONE_OUT / (STD + 1e-4)),
+        ("batch", "leave_one_out", LEAVE_ONE_OUT / (BATCH_STD + 1e-4)),
+        ("none", "leave_one_out", LEAVE_ONE_OUT),
     ],
 )
 def test_golden(scale, baseline, expected):
@@ -79,14 +79,14 @@ def test_zero_std_fraction():
         (torch.zeros(2), torch.tensor([0, 0]), {"eps": 0.0}, "eps must be positive, got 0.0"),
     ],
 )
-def test_errors_say_what_came(rewards, groups, options, message):
+def test_errors_name_the_wrong_value(rewards, groups, options, message):
     with pytest.raises(ValueError, match=message):
         group_advantages(rewards, groups, **options)
 
 
 @st.composite
 def batches(draw):
-    """Groups of 2 to 6 rewards, their rows shuffled, one group's rewards all equal."""
+    """Draw groups of 2 to 6 rewards in random order, one group with equal rewards."""
     reward = st.integers(-40, 40).map(lambda i: i / 8)
     members = draw(st.lists(st.lists(reward, min_size=2, max_size=6), min_size=1, max_size=5))
     members.append([draw(reward)] * draw(st.integers(2, 6)))
@@ -111,7 +111,7 @@ def test_invariances(batch, scale, baseline, shift, random):
         assert abs(got[inside].sum().item()) < 1e-9
         if rewards[inside].unique().numel() == 1:
             assert (got[inside] == 0).all()
-        # A better reward never has the smaller advantage.
+        # A higher reward never has a lower advantage.
         assert (got[inside][rewards[inside].argsort()].diff() >= -1e-12).all()
         if scale == "group":
             alone = group_advantages(rewards[inside], groups[inside], **options)
@@ -124,7 +124,7 @@ def test_invariances(batch, scale, baseline, shift, random):
     shifted = group_advantages(rewards + shift, groups, **options)
     torch.testing.assert_close(shifted, got, rtol=1e-6, atol=1e-8)
 
-    # With eps scaled along, a power of two changes nothing but an unscaled advantage.
+    # If eps is scaled too, a power of two changes unscaled advantages only.
     scaled = group_advantages(4 * rewards, groups, **options, eps=4e-4)
     expected = 4 * got if scale == "none" else got
     torch.testing.assert_close(scaled, expected, rtol=1e-12, atol=1e-12)

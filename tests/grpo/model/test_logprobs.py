@@ -6,7 +6,7 @@ import torch
 from grpo.model.logprobs import token_logprobs
 
 T = 0.7
-# Prefix 1 has three tokens and prefix 3 none: chunks of unequal and of no tokens.
+# Prefix 1 has three tokens and prefix 3 none, so chunks have different numbers of tokens, or 0.
 POSITIONS = torch.tensor([0, 1, 1, 1, 2, 4])
 TOKENS = torch.tensor([3, 0, 6, 6, 2, 5])
 
@@ -52,21 +52,21 @@ def test_equals_log_softmax(hidden, head):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 5])
-def test_chunks_change_neither_value_nor_gradient(hidden, head, chunk_size):
+def test_chunks_change_neither_values_nor_gradients(hidden, head, chunk_size):
     whole = value_and_gradient(hidden, head)
     parts = value_and_gradient(hidden, head, chunk_size=chunk_size)
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-def test_gradient_is_that_of_finite_differences(hidden, head):
+def test_gradient_equals_finite_differences(hidden, head):
     def scalar(hidden):
         return token_logprobs(hidden, head, POSITIONS, TOKENS, temperature=T, chunk_size=2)
 
     assert torch.autograd.gradcheck(scalar, hidden)
 
 
-def test_only_one_chunk_of_logits_is_held(hidden):
+def test_only_one_chunk_of_logits_is_in_memory(hidden):
     seen = []
 
     def head(x):
@@ -75,7 +75,7 @@ def test_only_one_chunk_of_logits_is_held(hidden):
 
     logprobs, _ = token_logprobs(hidden, head, POSITIONS, TOKENS % 4, chunk_size=2)
     assert seen == [2, 2, 1]
-    logprobs.sum().backward()  # made again, a chunk at a time
+    logprobs.sum().backward()  # recomputed chunk by chunk
     assert sorted(seen) == [1, 1, 2, 2, 2, 2]
 
 
