@@ -1,10 +1,9 @@
-"""The main job on Modal, as far as it can be checked without an account."""
+"""Training on Modal, as far as it can be tested without an account."""
 
 import importlib.util
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +12,9 @@ from pathlib import Path
 
 import modal
 import pytest
+import yaml
+
+from grpo.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "modal_click_test.py"
@@ -37,26 +39,26 @@ def example():
 
 @pytest.fixture
 def on_modal(example, monkeypatch, tmp_path):
-    """Calls that would go to Modal are run here; returns what was asked of it."""
-    asked = {"with_options": [], "remote": []}
+    """Run remote calls in this process; return their arguments."""
+    calls = {"with_options": [], "remote": []}
 
     class Remote:
         def with_options(self, **options):
-            asked["with_options"].append(options)
+            calls["with_options"].append(options)
             return self
 
         def remote(self, *args):
-            asked["remote"].append(args)
+            calls["remote"].append(args)
             return example_train.local(*args, folder=str(tmp_path / "volume"))
 
     example_train = example.train
     monkeypatch.setattr(example, "train", Remote())
     monkeypatch.chdir(tmp_path)
-    return asked
+    return calls
 
 
-def asked_of(monkeypatch, owner, name):
-    """The keyword arguments that a function of Modal's is called with, and it is called."""
+def record_calls(monkeypatch, owner, name):
+    """Record the arguments of every call of one of Modal's functions, and call it."""
     calls, original = [], getattr(owner, name)
 
     def record(*args, **kwargs):
@@ -67,28 +69,27 @@ def asked_of(monkeypatch, owner, name):
     return calls
 
 
-def test_the_image_is_the_dockerfiles(monkeypatch):
-    built = asked_of(monkeypatch, modal.Image, "from_dockerfile")
-    added = asked_of(monkeypatch, modal.Image, "dockerfile_commands")
-    started = asked_of(monkeypatch, modal.Image, "entrypoint")
-    example = load()
+def test_the_image_is_built_from_the_dockerfile(monkeypatch):
+    built = record_calls(monkeypatch, modal.Image, "from_dockerfile")
+    added = record_calls(monkeypatch, modal.Image, "dockerfile_commands")
+    started = record_calls(monkeypatch, modal.Image, "entrypoint")
+    load()
     ((path,), options), = built  # fmt: skip
     text = path.read_text()
     assert path == ROOT / "Dockerfile"
     assert options["context_dir"] == ROOT
     assert options["build_args"] == {"DEVICE": "cuda"}
     assert re.search(r"^ARG DEVICE=", text, re.MULTILINE)
-    assert f"\nWORKDIR {example.APP}\n" in text
     assert added[0][0][1:] == ("USER root",)  # after the file's own USER
     assert started[0][0][1:] == ([],)
 
 
-def test_what_is_asked_of_modal(monkeypatch):
+def test_gpu_volumes_retries_and_secrets(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    asked = asked_of(monkeypatch, modal.App, "function")
+    calls = record_calls(monkeypatch, modal.App, "function")
     load()
-    ((_, options),) = asked
+    ((_, options),) = calls
     assert options["gpu"] == "A100-40GB"
     assert set(options["volumes"]) == {"/cache", "/runs"}
     assert options["timeout"] == 24 * 3600
@@ -96,13 +97,13 @@ def test_what_is_asked_of_modal(monkeypatch):
     assert [repr(secret) for secret in options["secrets"]] == ["Secret.from_dict([HF_TOKEN])"]
 
 
-def test_no_secret_is_needed(monkeypatch):
+def test_no_secret_is_required(monkeypatch):
     for name in ("HF_TOKEN", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     assert repr(load().secret) == "Secret.from_dict([])"
 
 
-def test_in_the_container_the_file_stands_alone(tmp_path, monkeypatch):
+def test_the_file_can_be_loaded_without_the_checkout_and_torch(tmp_path, monkeypatch):
     (tmp_path / "root").mkdir()
     copy = tmp_path / "root" / SCRIPT.name
     copy.write_text(SCRIPT.read_text())
@@ -122,47 +123,63 @@ def test_modals_command_line_knows_the_options():
     }
 
 
-def test_a_configuration_is_found_by_its_name(example, tmp_path):
-    own = ROOT / "examples" / "configs" / "lfm2_350m_lora.yaml"
-    assert example.find_config(own.name) == example.find_config(own.stem) == own
-    assert example.find_config(str(own)) == own
-    assert example.find_config("") is None
-    with pytest.raises(ValueError, match=r"one of .*click-button.yaml, .*, got 'gone.yaml'"):
-        example.find_config("gone.yaml")
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"config": "gone"}, "--config must be a file or one of"),
+        ({"config": "gone.yaml"}, "cannot read config 'gone.yaml'"),
         ({"args": "--group-size 1"}, "group_size must be at least 2, got 1"),
+        ({"args": "--episodes 3"}, "unknown option --episodes"),
     ],
 )
-def test_what_cannot_be_done_is_refused_before_it_costs(example, on_modal, options, message):
+def test_wrong_options_are_refused_before_a_gpu_is_paid_for(example, on_modal, options, message):
     with pytest.raises(SystemExit, match=message):
         example.main(**options)
     assert on_modal["remote"] == []
 
 
-def test_the_function_resumes_and_says_whether_to_start_again(example, monkeypatch, tmp_path):
+def test_options_win_over_the_file_and_the_file_over_the_defaults(example, monkeypatch):
+    calls = []
+
+    class Remote:
+        def with_options(self, **options):
+            return self
+
+        def remote(self, *args):
+            calls.append(args)
+            return 2, b""
+
+    monkeypatch.setattr(example, "train", Remote())
+    path = ROOT / "examples" / "configs" / "lfm2_350m_lora.yaml"
+    with pytest.raises(SystemExit) as refused:
+        example.main(config=str(path), args="--steps 3 --task 'a, b'", env_url="http://a:1")
+    assert refused.value.code == 2
+    ((name, text),) = calls
+    config = Config.from_mapping(yaml.safe_load(text))
+    own = {"steps": 3, "task": ("a", "b"), "env_url": ("http://a:1",)}
+    assert config == Config.from_yaml(path).replace(**own)
+    assert re.fullmatch(r"a\+b-\d{8}-\d{6}", name)
+
+
+def test_a_run_continues_and_is_restarted_only_where_that_helps(example, monkeypatch, tmp_path):
     commands, codes = [], [2, 1]
 
-    def run_to_end(command, folder):
-        commands.append((command[1:], folder))
+    def run_to_end(command):
+        commands.append(command[1:])
         return codes.pop(0)
 
     monkeypatch.setattr(example, "run_to_end", run_to_end)
-    arguments = ("name", "group_size: 4\n", ["--steps", "3"], str(tmp_path))
+    arguments = ("name", "group_size: 4\n", str(tmp_path))
     assert example.train.local(*arguments) == (2, b"")  # refused: a second try would be too
     with pytest.raises(RuntimeError, match="ended with exit code 1"):
         example.train.local(*arguments)
     run = tmp_path / "name"
-    words = f"examples/click_test.py --steps 3 --config {run}/asked.yaml --output {run} --resume"
-    assert commands == [(words.split(), ROOT)] * 2
-    assert (run / "asked.yaml").read_text() == "group_size: 4\n"
+    words = f"-m grpo train --config {run}/modal.yaml --output {run} --resume"
+    assert commands == [words.split()] * 2
+    assert (run / "modal.yaml").read_text() == "group_size: 4\n"
 
 
-def test_an_interrupt_lets_the_run_save(example, tmp_path):
+def test_an_interrupt_lets_the_run_save(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     program = """
 import pathlib, signal, sys, time
 def save(number, frame):
@@ -181,16 +198,16 @@ time.sleep(60)
     thread = threading.Thread(target=preempt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        example.run_to_end([sys.executable, "-c", program], tmp_path)
+        example.run_to_end([sys.executable, "-c", program])
     thread.join()
     assert (tmp_path / "saved").exists()
 
 
 @pytest.mark.browser
 @pytest.mark.model
-def test_a_run_comes_back(example, on_modal, tmp_path, monkeypatch, capfd):
+def test_the_files_of_a_run_come_back(example, on_modal, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    example.main(config="click-test", args=TINY, gpu="L4", name="mine")
+    example.main(args=TINY, gpu="L4", name="mine")
     back = tmp_path / "runs" / "mine"
     files = {str(path.relative_to(back)) for path in back.rglob("*") if path.is_file()}
     assert {"summary.json", "config.yaml", "metrics.jsonl", "curves.png"} <= files
@@ -199,7 +216,8 @@ def test_a_run_comes_back(example, on_modal, tmp_path, monkeypatch, capfd):
     assert json.loads((back / "summary.json").read_text())["steps"] == 1
     assert (tmp_path / "volume/mine/checkpoints/step-000001/trainer.pt").is_file()
     assert on_modal["with_options"] == [{"gpu": "L4"}]
-    name, text, options = on_modal["remote"][0]
-    assert (name, options) == ("mine", shlex.split(TINY))
-    assert "task: click-test" in text
+    ((name, text),) = on_modal["remote"]
+    config = Config.from_mapping(yaml.safe_load(text))
+    assert (name, config.task, config.learning_rate) == ("mine", ("click-test",), 4e-4)
+    assert (config.steps, config.max_new_tokens) == (1, 8)  # options win over the task's own file
     assert re.search(r"step +1 .*reward", capfd.readouterr().out)  # progress is shown
