@@ -195,7 +195,7 @@ def read_config(
     for other in others:
         if not other.startswith("--"):
             raise ConfigError(f"unexpected argument {other!r}")
-        name = other.partition("=")[0].removeprefix("--").removeprefix("no-")
+        name = other.partition("=")[0].removeprefix("--")
         raise ConfigError(unknown_option(name.replace("-", "_"), spell=_flag))
     given = vars(arguments)
     path = given.pop("config", None)
