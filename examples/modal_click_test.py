@@ -134,7 +134,7 @@ def main(
         gpu: A100-40GB, H100, L4, ... (https://modal.com/docs/guide/gpu).
         name: of the run; an earlier run's name continues it.
     """
-    from grpo.cli import read_config
+    from grpo.arguments import read_config
     from grpo.errors import ConfigError
 
     options = shlex.split(args)

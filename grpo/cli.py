@@ -9,18 +9,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
+from typing import TYPE_CHECKING
 
-from grpo.config import Config, Names, field_extra, read_yaml, unknown_option
+from grpo.arguments import Parser, read_config
 from grpo.errors import ConfigError
 
 if TYPE_CHECKING:
     from grpo.rollouts.agents import Agent
-
-CONFIGS = Path(__file__).parent / "configs"
-"""A task's own configuration is `<task>.yaml` in here."""
 
 TRAIN = """Train a policy on browser tasks, and evaluate it before and after on held-out seeds.
 
@@ -172,119 +169,6 @@ def exit_code(program: Callable[[], None], *, hint: str = "") -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, TaskError) else 1
-
-
-def read_config(
-    argv: Sequence[str], *, prog: str, description: str, of_run: bool = False
-) -> Config:
-    """Read a configuration: a file's options, then those of the command line.
-
-    The file is that of --config, else the task's own in `CONFIGS`.
-
-    Args:
-        argv: the command line.
-        prog: the program's name, for the usage line.
-        description: shown by --help.
-        of_run: True to read the options of the run that --adapter names.
-
-    Raises:
-        ConfigError: an option is unknown, or its value is wrong.
-    """
-    parser = config_parser(prog, description, show_all="--help-all" in argv)
-    arguments, others = parser.parse_known_args(argv)
-    for other in others:
-        if not other.startswith("--"):
-            raise ConfigError(f"unexpected argument {other!r}")
-        name = other.partition("=")[0].removeprefix("--")
-        raise ConfigError(unknown_option(name.replace("-", "_"), spell=_flag))
-    given = vars(arguments)
-    path = given.pop("config", None)
-    run = Path(given.get("adapter", ""))
-    if path is None and of_run and given.get("adapter") and (run / "config.yaml").is_file():
-        path = run / "config.yaml"
-        given = {"output": str(run), **given} | run_weights(run)
-    own = CONFIGS / f"{given.get('task', 'click-test')}.yaml"
-    if path is None and own.is_file():
-        path = own
-    config = Config.from_mapping(read_yaml(path), str(path)) if path else Config()
-    return config.replace(**given)
-
-
-def run_weights(folder: Path) -> dict[str, str]:
-    """Return the options that name a finished run's weights.
-
-    Raises:
-        ConfigError: the folder has none.
-    """
-    if (folder / "adapter").is_dir():
-        return {"adapter": str(folder / "adapter")}
-    if (folder / "model").is_dir():  # every weight was trained
-        return {"adapter": "", "model": str(folder / "model")}
-    raise ConfigError(f"expected adapter/ or model/ in {folder}: has the run finished?")
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are ConfigErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
-        raise ConfigError(message)
-
-
-def config_parser(prog: str, description: str, *, show_all: bool) -> Parser:
-    """Make a parser with one option per field of `Config`, grouped by theme.
-
-    Args:
-        prog: the program's name.
-        description: shown by --help.
-        show_all: True to show every option, False for those that people change first.
-    """
-    parser = Parser(
-        prog=prog,
-        usage=f"{prog} [--config FILE] [options]",
-        description=description,
-        epilog="" if show_all else "--help-all shows every option.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--help-all", action="help", help="show every option, and exit")
-    parser.add_argument(
-        "--config", default=argparse.SUPPRESS, help="YAML file whose keys are the options below"
-    )
-    groups: dict[str, Any] = {}
-    for name, field in Config.model_fields.items():
-        extra = field_extra(name)
-        theme = extra["theme"]
-        if theme not in groups:
-            groups[theme] = parser.add_argument_group(theme)
-        shown = show_all or extra["common"]
-        default = field.default
-        if not isinstance(default, str) and isinstance(default, Iterable):
-            default = ",".join(default)
-        suffix = "" if default is False or default == "" else f" (default: {default})"
-        text = f"{field.description}{suffix}".replace("%", "%%")
-        groups[theme].add_argument(
-            _flag(name),
-            **_value_of(name, field.annotation, extra),
-            default=argparse.SUPPRESS,
-            help=text if shown else argparse.SUPPRESS,
-        )
-    return parser
-
-
-def _value_of(name: str, kind: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Return argparse's description of an option's value; `Config` checks it further."""
-    if kind is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if get_origin(kind) is Literal:
-        return {"metavar": "{" + ",".join(get_args(kind)) + "}"}
-    if kind in (int, float):
-        return {"type": kind, "metavar": "N" if kind is int else "X"}
-    return {"metavar": "A,B,..." if kind == get_args(Names)[0] else "TEXT"}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _rank() -> int:

@@ -20,7 +20,7 @@ import torch
 from envs.base import Env, Task
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
-from grpo.cli import read_config
+from grpo.arguments import read_config
 from grpo.config import Config
 from grpo.distributed import World
 from grpo.generators.factory import open_generator
