@@ -1,7 +1,7 @@
-"""Write docs/results.md from the folders of finished runs: every figure is a run's own.
+"""Write docs/results.md from the files of finished runs.
 
-python scripts/results.py runs/easy runs/login-user --hardware "2 cores, no GPU"
-python scripts/results.py runs/easy --compare runs/episode runs/steps --hardware ...
+python -m scripts.results runs/easy runs/login-user --hardware "2 cores, no GPU"
+python -m scripts.results runs/easy --compare runs/episode runs/steps --hardware ...
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
@@ -24,28 +23,33 @@ from grpo.reporting.progress import rate_text
 ROOT = Path(__file__).resolve().parent.parent
 
 PAGES = ROOT / "docs" / "pages.md"
-POLICIES = ("random", "blind", "untrained", "warm_started", "trained", "oracle")
+AGENTS = ("random", "blind", "untrained", "warm_started", "trained", "oracle")
 HEAD = """\
 # Results
 
-Success over held-out seeds [95 % interval, Wilson], answers sampled at temperature 1 (greedy).
-`random` does any action that the page allows, `blind` is the trained policy with the page hidden,
-`oracle` a scripted solver. The seeds of training and those of evaluation never meet. Training time
-is that of rollouts and updates; evaluations come on top. `answers` is the mean number of answers of
-the trained policy's episodes. This page is written by `scripts/results.py` from the runs' own
-`summary.json`.
+Success rates on held-out seeds, completions sampled at temperature 1, with 95 % Wilson intervals in
+brackets and the rate of greedy completions in parentheses. `random` picks any action that the page
+allows, `blind` is the trained policy with the page hidden, `oracle` a scripted solver. Training and
+evaluation seeds never overlap. Training time covers rollouts and updates, not evaluations. `turns`
+is the mean number of turns per episode of the trained policy. Written by `scripts/results.py` from
+the runs' `summary.json`.
 
-The ceiling: {ceiling} Which they are, and why: [pages.md](pages.md).
+The ceiling: {ceiling} Which tasks, and why: [pages.md](pages.md).
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the page; returns the exit status."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    """Write the page and return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
-    parser.add_argument("--compare", nargs="*", type=Path, default=[], help="runs side by side")
-    parser.add_argument("--hardware", required=True, help="what they were made on, in words")
-    parser.add_argument("--write", type=Path, default=ROOT / "docs" / "results.md")
+    parser.add_argument(
+        "--compare", nargs="*", type=Path, default=[], help="runs to compare in one table"
+    )
+    parser.add_argument("--hardware", required=True, help="hardware of the runs, in words")
+    parser.add_argument("--write", type=Path, default=ROOT / "docs" / "results.md",
+                        help="file to write")  # fmt: skip
     arguments = parser.parse_args(argv)
     pages = PAGES.read_text().splitlines()
     (ceiling,) = (line for line in pages if line.startswith("Of BrowserGym's"))
@@ -58,53 +62,54 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def section(run: Path, hardware: str) -> str:
-    """One run: what was done, and a table of its tasks."""
+    """Format one run: how it was trained, and a table of its tasks."""
     summary = json.loads((run / "summary.json").read_text())
     config = Config.from_yaml(run / "config.yaml")
     (weights,) = (run / "adapter").glob("adapter_model.safetensors")
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    columns = [who for who in POLICIES if who in next(iter(summary["per_task"].values()))]
+    agents = [name for name in AGENTS if name in next(iter(summary["per_task"].values()))]
     n = max(
         rate["n"] for rates in summary["per_task"].values() for rate in rates["trained"].values()
     )
     how = (
-        f"after {config.warm_start_steps} updates of imitating the oracle (a warm start)"
+        f"after {config.warm_start_steps} updates that imitate the oracle (a warm start)"
         if config.warm_start_steps
         else "from the environment's reward alone"
     )
     if config.adapter:
-        how += f", from the adapter `{config.adapter}`, which is `untrained` here"
-    answers = f"{config.max_turns} answer{'s' * (config.max_turns > 1)}"
+        how += f", starting from the adapter `{config.adapter}` (`untrained` below)"
+    turns = f"{config.max_turns} turn{'s' * (config.max_turns > 1)}"
+    steps = f"{summary['steps']} step{'s' * (summary['steps'] > 1)}"
     lines = [
         f"## {run.name}",
         "",
-        f"{how.capitalize()}: {summary['steps']} steps, {summary['episodes']:,} episodes, "
-        f"{minutes(summary):.0f} minutes of training on {hardware}; {answers} an episode at most; "
-        f"{n} held-out seeds a task. Adapter: sha256 `{digest[:16]}`.",
+        f"{how[0].upper()}{how[1:]}: {steps}, {summary['episodes']:,} episodes, {minutes(summary):.0f} "
+        f"minutes of training on {hardware}; at most {turns} per episode; {n} held-out seeds per "
+        f"task. Adapter: sha256 `{digest[:16]}`.",
         "",
         f"```sh\npython {summary['command']}\n```",
         "",
-        f"| task | {' | '.join(columns)} | answers |",
-        f"| --- |{' --- |' * (len(columns) + 1)}",
+        f"| task | {' | '.join(agents)} | turns |",
+        f"| --- |{' --- |' * (len(agents) + 1)}",
     ]
     for task, rates in summary["per_task"].items():
-        held_out = " (never trained on)" if task not in config.tasks else ""
-        cells = " | ".join(cell(rates[who], bold=who == "trained") for who in columns)
-        lines.append(f"| {task}{held_out} | {cells} | {rates['trained']['sampled']['steps']:.1f} |")
+        held_out = " (never trained on)" if task not in config.task else ""
+        cells = " | ".join(cell(rates[name], bold=name == "trained") for name in agents)
+        lines.append(f"| {task}{held_out} | {cells} | {rates['trained']['sampled']['turns']:.1f} |")
     return "\n".join(lines) + "\n"
 
 
 def comparison(runs: Sequence[Path], hardware: str) -> str:
-    """Runs that differ in a few options, side by side: how each learned, and what came of it."""
-    configs = [asdict(Config.from_yaml(run / "config.yaml")) for run in runs]
+    """Format runs that differ in a few options as one table, with their progress in training."""
+    configs = [Config.from_yaml(run / "config.yaml").model_dump() for run in runs]
     options = [key for key in configs[0] if key not in ("output", "resume")]
     keys = [key for key in options if len({str(c[key]) for c in configs}) > 1]
     names = [*keys, "first third", "second", "last", "trained", "minutes"]
     lines = [
-        f"## Compared on {configs[0]['task']}: {', '.join(keys)}",
+        f"## Compared on {', '.join(configs[0]['task'])}: {', '.join(keys)}",
         "",
-        f"On {hardware}. The same options but for these; the thirds are the mean success of the "
-        "sampled episodes over the first, second and last third of the training steps.",
+        f"On {hardware}. All other options are equal. The thirds are the mean success of the "
+        "training episodes in the first, second and last third of the steps.",
         "",
         f"| {' | '.join(names)} |",
         f"|{' --- |' * len(names)}",
@@ -121,13 +126,13 @@ def comparison(runs: Sequence[Path], hardware: str) -> str:
 
 
 def minutes(summary: dict[str, Any]) -> float:
-    """What training took, evaluations left out."""
+    """Return the minutes of training, without evaluations."""
     return float(sum(summary["seconds"][phase] for phase in ("rollout", "update", "sync"))) / 60
 
 
-def cell(ways: dict[str, Any], *, bold: bool) -> str:
-    """A policy's success: sampled with its interval, greedy behind."""
-    rate, greedy = ways["sampled"], ways.get("greedy")
+def cell(decodings: dict[str, Any], *, bold: bool) -> str:
+    """Format an agent's success: sampled with its interval, and greedy."""
+    rate, greedy = decodings["sampled"], decodings.get("greedy")
     number, interval = rate_text(rate).split(" ", 1)
     number = f"**{number}**" if bold else number
     if rate["n"] and greedy:
