@@ -1,19 +1,19 @@
-"""Every weight trained: gradients, master weights, the reference, files, resuming."""
+"""Training every weight: gradients, master weights, the reference, files, resuming."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from grpo.algorithm.batch import make_batch, split_batch
-from grpo.config import Config, ConfigError
+from grpo.algorithm.batch import split_batch
+from grpo.config import Config
+from grpo.errors import ConfigError
 from grpo.generators.factory import open_generator
 from grpo.generators.local import LocalGenerator
 from grpo.generators.sync_check import check_sync
+from grpo.model.full_policy import FullPolicy
 from grpo.model.loading import load_policy
-from grpo.model.lora_policy import FullPolicy
 from grpo.training.updater import TrainingError
 
 T = 0.8
@@ -22,7 +22,7 @@ WORKS = {"train": "full", "group_size": 16, "learning_rate": 1e-3, "beta": 0.05}
 
 @pytest.fixture
 def make_full(base_model, tokenizer):
-    """A function: a tiny policy of which every weight is trained."""
+    """A function that makes a tiny policy of which every weight is trained."""
 
     def make(family="llama", dtype=torch.float64, **options):
         return FullPolicy(base_model(family, dtype), tokenizer, **options)
@@ -30,7 +30,7 @@ def make_full(base_model, tokenizer):
     return make
 
 
-def bits(policy):
+def parameters(policy):
     return [p.detach().clone() for p in policy.parameters()]
 
 
@@ -48,14 +48,14 @@ def scalar(logprobs, entropy):
 
 
 async def run(trainer):
-    return [metrics async for metrics in trainer.train()]
+    return [step.metrics async for step in trainer.train()]
 
 
 @pytest.mark.parametrize("family", ["llama", "lfm2"])  # LFM2's embeddings are tied
 def test_both_forwards_have_the_gradient_of_the_models_own_rows(
-    make_full, groups, row_by_row, gradient, family
+    make_full, groups, batch_of, row_by_row, gradient, family
 ):
-    batch = make_batch(groups[:2])
+    batch = batch_of(groups[:2])
     policy = make_full(family)
     assert len(policy.parameters()) == len(list(policy.model.parameters()))
     expected = gradient(policy, scalar(*row_by_row(policy.model, batch, T)))
@@ -64,7 +64,7 @@ def test_both_forwards_have_the_gradient_of_the_models_own_rows(
         policy.forward_mode = forward
         close(gradient(policy, scalar(*policy.logprobs(batch, temperature=T))), expected)
 
-    policy.forward_mode = "tree"  # and in parts, the prefix for all of them
+    policy.forward_mode = "tree"  # and in parts that share a prefix
     parts = split_batch(batch, 9)
     prefix = policy.shared_prefix(parts)
     for part in parts:
@@ -102,9 +102,8 @@ def test_steps_that_bfloat16_would_round_away_add_up(make_full):
         close(p.detach(), s - 1e-3, 5e-5)  # what float32 rounds of 1000 steps
 
 
-def test_gradients_are_added_up_in_float32(make_full, groups):
+def test_gradients_are_added_up_in_float32(make_full, batch):
     policy = make_full("lfm2", dtype=torch.bfloat16)
-    batch = make_batch(groups)
     parts = split_batch(batch, 1)
 
     def gradients(scale):
@@ -115,7 +114,7 @@ def test_gradients_are_added_up_in_float32(make_full, groups):
     one = gradients(1)
     for p in policy.parameters():
         p.grad = None
-    small = gradients(2**-10)  # below one's last digit
+    small = gradients(2**-10)  # less than bfloat16's last digit of `one`
     assert sum(g.norm() for g in small) > 0
     both = gradients(1)
     for a, b, c in zip(one, small, both, strict=True):
@@ -123,23 +122,23 @@ def test_gradients_are_added_up_in_float32(make_full, groups):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_reference_is_the_start(make_full, batch, perturb, dtype):
+def test_the_reference_has_the_initial_weights(make_full, batch, perturb, dtype):
     policy = make_full(dtype=dtype)
     base = policy.logprobs(batch).logprobs.detach()
     perturb(policy)
     policy.copy_masters_to_model()
-    before, model = bits(policy), [p.detach().clone() for p in policy.model.parameters()]
+    before, model = parameters(policy), [p.detach().clone() for p in policy.model.parameters()]
     with torch.no_grad():
         with policy.reference():
             assert torch.equal(policy.logprobs(batch).logprobs, base)
         assert (policy.logprobs(batch).logprobs - base).abs().max() > 0.1
     with pytest.raises(KeyError), policy.reference():
         raise KeyError
-    assert equal(before, bits(policy))
+    assert equal(before, parameters(policy))
     assert equal(model, policy.model.parameters())
 
 
-def test_a_reference_that_nobody_asks_for_is_not_kept(make_full, tokenizer, tmp_path):
+def test_a_reference_that_nobody_needs_is_not_kept(make_full, tmp_path):
     make_full(dtype=torch.float32).save(tmp_path)
     for options, kept in (({}, True), ({"log_kl": False}, False)):
         config = Config(model=str(tmp_path), train="full", device="cpu", **options)
@@ -158,36 +157,36 @@ def test_a_saved_policy_is_a_model(make_full, tokenizer, batch, perturb, tmp_pat
     policy = make_full(family, dtype=torch.bfloat16)
     perturb(policy)
     policy.copy_masters_to_model()
+    assert policy.adapter() is None
+    assert policy.weights_dirname == "model"
     policy.save(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        assert len(file.keys()) == len(policy.parameters())  # tied ones once
+        assert len(file.keys()) == len(policy.parameters())  # tied weights once
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float32}  # noqa: SIM118
 
     config = Config(model=str(tmp_path), train="full", device="cpu")
     again = load_policy(config)
     assert torch.equal(again.logprobs(batch).logprobs, policy.logprobs(batch).logprobs)
-    assert equal(bits(again), [p.bfloat16().float() for p in bits(policy)])
-    adapted = load_policy(replace(config, train="lora"))
+    assert equal(parameters(again), [p.bfloat16().float() for p in parameters(policy)])
+    adapted = load_policy(config.replace(train="lora"))
     assert torch.equal(adapted.logprobs(batch).logprobs, policy.logprobs(batch).logprobs)
     wide = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    assert equal(wide.parameters(), bits(policy))
+    assert equal(wide.parameters(), parameters(policy))
 
     other = make_full(family, dtype=torch.bfloat16)
     other.load(tmp_path)
-    assert equal(bits(other), bits(policy))
+    assert equal(parameters(other), parameters(policy))
     assert equal(other.model.parameters(), policy.model.parameters())
-    before = bits(other)
+    before = parameters(other)
     one = make_full("llama" if family == "lfm2" else "lfm2")
     one.save(tmp_path / "other")
     for folder in (tmp_path / "other", tmp_path / "none"):
         with pytest.raises(ValueError, match=rf"^(cannot load )?the model in '{folder}'"):
             other.load(folder)
-    assert equal(before, bits(other))
+    assert equal(before, parameters(other))
 
 
-async def test_a_run_learns_and_its_parts_are_the_whole_bit_by_bit(
-    make_trainer, make_full, tmp_path
-):
+async def test_a_run_learns_and_a_resumed_run_is_bitwise_equal(make_trainer, make_full, tmp_path):
     def make(steps, output, **options):
         options = {**WORKS, "steps": steps, "output": str(tmp_path / output), **options}
         return make_trainer(policy=make_full(dtype=torch.bfloat16), **options)
@@ -202,7 +201,7 @@ async def test_a_run_learns_and_its_parts_are_the_whole_bit_by_bit(
     resumed = make(15, "parts", resume=True)
     assert resumed.step == 5
     again = await run(resumed)
-    assert equal(bits(whole.policy), bits(resumed.policy))
+    assert equal(parameters(whole.policy), parameters(resumed.policy))
     assert equal(whole.policy.model.parameters(), resumed.policy.model.parameters())
     for one, other in zip(metrics[5:], again, strict=True):
         same = [k for k in one if not k.startswith(("seconds/", "sampling/"))]
@@ -211,18 +210,20 @@ async def test_a_run_learns_and_its_parts_are_the_whole_bit_by_bit(
         make_trainer(**{**WORKS, "train": "lora", "output": str(tmp_path / "parts")}, resume=True)
 
 
-async def test_gradients_that_are_not_finite_are_left_out_and_named(make_trainer, make_full):
+async def test_gradients_that_are_not_finite_are_skipped_and_named(make_trainer, make_full):
     policy = make_full(dtype=torch.bfloat16)
-    before = bits(policy)
+    before = parameters(policy)
     name, weight = list(policy.model.named_parameters())[3]
     weight.register_hook(lambda gradient: gradient * math.nan)
     trainer = make_trainer(policy=policy, steps=5, **WORKS)
     with pytest.raises(TrainingError, match=f"not finite: 1 tensors, the first {name}"):
         await run(trainer)
-    assert equal(before, bits(policy))
+    assert equal(before, parameters(policy))
 
 
-async def test_a_full_disk_costs_a_checkpoint(make_trainer, make_full, full_disk):
+async def test_a_full_disk_costs_checkpoints_and_is_an_error_at_the_end(
+    make_trainer, make_full, full_disk
+):
     trainer = make_trainer(policy=make_full(dtype=torch.bfloat16), steps=2, save_every=1, **WORKS)
     full_disk(20_000)  # less than the weights
     with pytest.raises(OSError, match="cannot write"):
@@ -230,12 +231,12 @@ async def test_a_full_disk_costs_a_checkpoint(make_trainer, make_full, full_disk
     assert trainer.failed_saves == 3  # the last one ends the run
 
 
-async def test_the_start_up_test_of_a_sampler_moves_the_weights_and_puts_them_back(make_full):
+async def test_the_sync_check_changes_the_weights_and_restores_them(make_full):
     policy = make_full(dtype=torch.bfloat16)
-    before = bits(policy)
+    before = parameters(policy)
     report = await check_sync(policy, LocalGenerator(policy, max_new_tokens=8))
     assert report.changed_shift > 0.1
-    assert equal(before, bits(policy))
+    assert equal(before, parameters(policy))
     assert equal(policy.model.parameters(), [p.bfloat16() for p in before])
 
 
@@ -244,11 +245,10 @@ async def test_the_start_up_test_of_a_sampler_moves_the_weights_and_puts_them_ba
     [
         ({"backend": "vllm", "vllm_sync": "adapter"}, "vllm_sync=adapter needs train=lora"),
         ({"backend": "vllm-server", "vllm_deadline": 1.0}, "backend=vllm-server needs train=lora"),
-        ({"adapter": "runs/a"}, "adapter must be empty with train=full, got 'runs/a'"),
     ],
     ids=str,
 )
-async def test_what_needs_an_adapter_is_refused(make_full, executor, options, message):
+async def test_what_needs_an_adapter_is_rejected(make_full, executor, options, message):
     policy = make_full()
     with pytest.raises(ConfigError, match=message):
         async with open_generator(Config(train="full", **options), policy, executor):

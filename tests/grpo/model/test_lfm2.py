@@ -1,4 +1,4 @@
-"""LFM2: its layers have names of their own, and some are convolutions."""
+"""LFM2: its linear layers have other names than Llama's, and some layers are convolutions."""
 
 import json
 
@@ -10,16 +10,17 @@ from grpo.config import Config
 from grpo.distributed import World
 from grpo.model.lora_policy import LoRAPolicy
 from grpo.training.updater import Updater
-from tests.support.workloads import LFM2_350M, Workload, make_lfm2
+from tests.support.models import LFM2_350M, make_lfm2
+from tests.support.workloads import Workload
 
 FEED_FORWARD = [f"feed_forward.{name}" for name in ("w1", "w2", "w3")]
 ATTENTION = [f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")]
 CONVOLUTION = ["conv.in_proj", "conv.out_proj"]
-COPIED = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def linears(policy):
-    """The names under which every linear layer but the head has its adapter."""
+    """Return the names of the adapter's tensors: of every linear layer but the head."""
     return {
         f"base_model.model.model.layers.{n}.{name}.lora_{part}.weight"
         for n, kind in enumerate(policy.model.config.layer_types)
@@ -29,7 +30,7 @@ def linears(policy):
 
 
 def check_files(policy, folder):
-    """An adapter folder is PEFT's, and holds what the policy has."""
+    """Check that an adapter's folder is as PEFT's are, and holds what the policy has."""
     adapter = policy.adapter()
     assert set(adapter) == linears(policy)
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
@@ -51,8 +52,8 @@ async def test_every_linear_layer_is_adapted_trained_and_saved(
     start = policy.adapter()
     base = policy.logprobs(batch).logprobs.detach()
     trainer = make_trainer(policy=policy, steps=3, **BONUS)
-    metrics = [m async for m in trainer.train()]
-    assert policy.version == len(metrics) == 3
+    steps = [step async for step in trainer.train()]
+    assert policy.version == len(steps) == 3
     moved = {n for n, tensor in policy.adapter().items() if not torch.equal(tensor, start[n])}
     assert moved == linears(policy)
     trained = policy.logprobs(batch).logprobs
@@ -70,9 +71,9 @@ async def test_every_linear_layer_is_adapted_trained_and_saved(
         assert torch.equal(other.logprobs(batch).logprobs, trained)
 
 
-def test_the_names_of_other_models_are_refused(base_model, tokenizer):
+def test_the_names_of_other_models_are_rejected(base_model, tokenizer):
     with pytest.raises(ValueError, match="match no") as error:
-        LoRAPolicy(base_model("lfm2"), tokenizer, lora_target_modules=COPIED)
+        LoRAPolicy(base_model("lfm2"), tokenizer, lora_target_modules=LLAMA)
     assert str(error.value) == (
         "target_modules ['o_proj', 'gate_proj', 'up_proj', 'down_proj'] match no nn.Linear; there "
         "are: in_proj, k_proj, lm_head, out_proj, q_proj, v_proj, w1, w2, w3"
@@ -80,7 +81,7 @@ def test_the_names_of_other_models_are_refused(base_model, tokenizer):
 
 
 def test_an_update_of_the_real_shape(tokenizer, tmp_path):
-    """LFM2-350M with random weights in bfloat16: about 2 GB, most of the time is making it."""
+    """LFM2-350M with random weights in bfloat16: about 2 GB; making it takes most of the time."""
     model = make_lfm2(LFM2_350M, torch.bfloat16)
     assert sum(p.numel() for p in model.parameters()) == 354_483_968
     policy = LoRAPolicy(model, tokenizer)
@@ -88,7 +89,7 @@ def test_an_update_of_the_real_shape(tokenizer, tmp_path):
     assert policy.lora_modules == 16 * 3 + 10 * 2 + 6 * 4
     assert sum(p.numel() for p in policy.parameters()) == 2_998_272
 
-    rows = Workload(groups=2, group_size=2, prompt=24, prefix=12, completion=4)
+    rows = Workload(groups=2, group_size=2, prompt=24, shared_prefix=12, completion=4)
     start = policy.adapter()
     metrics = Updater(Config(warmup_steps=0), policy, World.single()).update(rows.batch(65536))
     assert metrics["update/skipped"] == 0

@@ -1,19 +1,23 @@
 import pytest
 import torch
 
-from grpo.config import Config, ConfigError
-from grpo.model.loading import load_model, load_policy
+from grpo.config import Config
+from grpo.errors import ConfigError
+from grpo.model.full_policy import FullPolicy
+from grpo.model.loading import choose_device, find_adapter, load_model, load_policy
+from grpo.model.lora_policy import LoRAPolicy
 
 
 @pytest.fixture
 def folder(base_model, tokenizer, tmp_path):
-    """A tiny Llama with its tokenizer, as a hub would hold it."""
+    """A tiny Llama with its tokenizer, as a hub holds it."""
     base_model().float().save_pretrained(tmp_path / "tiny")
     tokenizer.save_pretrained(tmp_path / "tiny")
     return tmp_path / "tiny"
 
 
-def refused(config):
+def rejected(config):
+    """Return the one line of the error."""
     with pytest.raises(ConfigError) as error:
         load_policy(config)
     assert "\n" not in str(error.value)
@@ -35,12 +39,12 @@ def test_the_default_is_bfloat16(folder):
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
 
 
-def test_float16_is_warned_of(folder):
+def test_float16_is_loaded_with_a_warning(folder):
     with pytest.warns(UserWarning, match="no headroom"):
         load_model(str(folder), device="cpu", dtype=torch.float16)
 
 
-def test_the_seed_decides_the_adapters_start(folder):
+def test_the_seed_decides_the_adapters_initial_values(folder):
     one, same, other = (
         load_policy(Config(model=str(folder), seed=seed)).parameters()[0] for seed in (0, 0, 1)
     )
@@ -59,46 +63,46 @@ def test_an_adapter_to_start_from(folder, make_policy, tmp_path):
 @pytest.mark.parametrize(
     "name", ["/no/such/folder", "./none", "no-such-model", "a/b/c", "none.gguf", "/none/model.gguf"]
 )
-def test_no_such_model(name):
-    assert refused(Config(model=name)).startswith(f"no model at {name!r}: expected a folder")
+def test_a_model_that_does_not_exist(name):
+    assert rejected(Config(model=name)).startswith(f"no model at {name!r}: expected a folder")
 
 
-def test_no_such_model_on_the_hub(monkeypatch):
+def test_a_model_that_the_hub_does_not_have(monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert refused(Config(model="nobody/nothing")).startswith(
+    assert rejected(Config(model="nobody/nothing")).startswith(
         "cannot load model 'nobody/nothing': "
     )
 
 
 @pytest.mark.parametrize("content", [None, "{}", "no json", '{"model_type": "no-such-type"}'])
-def test_a_folder_that_is_no_model(tmp_path, content):
+def test_a_folder_that_is_not_a_model(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    assert refused(Config(model=str(tmp_path))).startswith(f"cannot load model '{tmp_path}': ")
+    assert rejected(Config(model=str(tmp_path))).startswith(f"cannot load model '{tmp_path}': ")
 
 
-def test_a_gguf_file_that_is_none(tmp_path):
+def test_a_file_that_is_not_gguf(tmp_path):
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF" + bytes(60))
-    assert refused(Config(model=str(path))).startswith(f"cannot load model '{path}': ")
+    assert rejected(Config(model=str(path))).startswith(f"cannot load model '{path}': ")
 
 
 def test_a_folder_without_weights(folder):
     (folder / "model.safetensors").unlink()
-    assert refused(Config(model=str(folder))).startswith(f"cannot load model '{folder}': ")
+    assert rejected(Config(model=str(folder))).startswith(f"cannot load model '{folder}': ")
 
 
 def test_a_model_without_chat_template(folder):
     (folder / "chat_template.jinja").unlink()
-    assert refused(Config(model=str(folder))) == (
+    assert rejected(Config(model=str(folder))) == (
         f"model '{folder}' has no chat template: expected an instruction-tuned model"
     )
 
 
-def test_targets_that_match_nothing(folder):
-    message = refused(Config(model=str(folder), lora_target_modules="q_proj,nothing_like_this"))
+def test_target_names_that_match_nothing(folder):
+    message = rejected(Config(model=str(folder), lora_target_modules="q_proj, nothing_like_this"))
     assert message == (
         "target_modules ['nothing_like_this'] match no nn.Linear; there are: "
         "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
@@ -106,14 +110,45 @@ def test_targets_that_match_nothing(folder):
 
 
 def test_target_names(folder):
-    policy = load_policy(Config(model=str(folder), lora_target_modules="q_proj,v_proj"))
-    assert policy.lora_modules == 4
+    for names in ("q_proj,v_proj", ["q_proj", "v_proj"]):
+        policy = load_policy(Config(model=str(folder), lora_target_modules=names))
+        assert policy.lora_modules == 4
+    assert load_policy(Config(model=str(folder), lora_target_modules="q_proj")).lora_modules == 2
 
 
-def test_no_such_adapter(folder, tmp_path):
-    assert "adapter_config.json" in refused(Config(model=str(folder), adapter=str(tmp_path / "no")))
+def test_what_is_trained(folder):
+    assert isinstance(load_policy(Config(model=str(folder))), LoRAPolicy)
+    full = load_policy(Config(model=str(folder), train="full", forward="padded"))
+    assert isinstance(full, FullPolicy)
+    assert full.forward_mode == "padded"
+
+
+def test_the_device(monkeypatch):
+    for there, device in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert choose_device("auto") == device
+        assert choose_device("cuda:1") == "cuda:1"
+
+
+def test_the_adapter_in_a_folder(make_policy, tmp_path):
+    make_policy(double=False).save(tmp_path / "adapter")
+    assert find_adapter(str(tmp_path / "adapter")) == tmp_path / "adapter"
+
+
+def test_an_adapter_that_does_not_exist(folder, tmp_path):
+    name = str(tmp_path / "no")
+    assert rejected(Config(model=str(folder), adapter=name)) == (
+        f"no adapter at {name!r}: expected a folder with adapter_config.json, or a hub id such as "
+        "'user/name'"
+    )
+
+
+def test_a_folder_without_an_adapter(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    message = rejected(Config(model=str(folder), adapter=str(tmp_path / "empty")))
+    assert str(tmp_path / "empty" / "adapter_config.json") in message
 
 
 def test_an_adapter_of_another_model(folder, make_policy, tmp_path):
     make_policy("lfm2", double=False).save(tmp_path / "adapter")
-    refused(Config(model=str(folder), adapter=str(tmp_path / "adapter")))
+    rejected(Config(model=str(folder), adapter=str(tmp_path / "adapter")))

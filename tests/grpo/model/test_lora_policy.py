@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from grpo.algorithm.batch import make_batch, split_batch
+from grpo.algorithm.batch import split_batch
 from grpo.algorithm.losses import policy_loss
 from grpo.model.forward import TreeLayout
 from grpo.model.lora_policy import LoRAPolicy
@@ -20,7 +20,7 @@ def close(one, other, atol=1e-10):
 
 
 def scalar(logprobs, entropy):
-    """A function of every log-probability and entropy, each with a factor of its own."""
+    """Sum every log-probability and entropy, each times a different factor."""
     factors = torch.linspace(-1, 2, logprobs.numel(), dtype=logprobs.dtype).view(logprobs.shape)
     return (logprobs * factors).sum() + (entropy * factors.flip(0, 1)).sum()
 
@@ -31,11 +31,11 @@ def small_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_forward_is_chosen_by_the_layers(make_policy, family):
+def test_the_layers_decide_the_forward(make_policy, family):
     assert make_policy(family).forward_mode == FAMILIES[family]
 
 
-def test_a_window_in_the_configuration_alone(base_model, tokenizer):
+def test_a_window_in_the_configuration_counts_only_if_it_is_used(base_model, tokenizer):
     for used, forward in ((True, "padded"), (False, "tree")):
         model = base_model()
         model.config.sliding_window, model.config.use_sliding_window = 4096, used
@@ -44,7 +44,7 @@ def test_a_window_in_the_configuration_alone(base_model, tokenizer):
 
 @pytest.mark.parametrize(
     ("family", "forward"),
-    [(f, r) for f in ("llama", "lfm2") for r in ("tree", "padded")] + [("mistral", "padded")],
+    [(f, m) for f in ("llama", "lfm2") for m in ("tree", "padded")] + [("mistral", "padded")],
 )
 def test_both_forwards_equal_the_models_own_rows(
     make_policy, batch, row_by_row, gradient, family, forward
@@ -59,7 +59,7 @@ def test_both_forwards_equal_the_models_own_rows(
     close(slope, other)
 
 
-def test_what_the_tree_does_not_support_is_said(base_model, tokenizer):
+def test_the_reason_why_a_model_gets_padded_rows(base_model, tokenizer):
     with pytest.warns(UserWarning, match=r"does not fit MistralForCausalLM.* sliding window"):
         LoRAPolicy(base_model("mistral"), tokenizer)
     with pytest.raises(ValueError, match=r"does not fit MistralForCausalLM.* sliding window"):
@@ -74,7 +74,7 @@ def test_what_the_tree_does_not_support_is_said(base_model, tokenizer):
         LoRAPolicy(model, tokenizer)
 
 
-def test_a_tree_that_goes_wrong_is_noticed(base_model, tokenizer, monkeypatch):
+def test_a_tree_with_wrong_logits_is_not_used(base_model, tokenizer, monkeypatch):
     right = TreeLayout.__init__
 
     def wrong(self, tree, *rest):
@@ -99,7 +99,7 @@ def test_attention_in_bfloat16_is_computed_in_float32():
 
 @pytest.mark.parametrize("family", ["llama", "lfm2"])
 @pytest.mark.parametrize("forward", ["tree", "padded"])
-def test_activation_checkpointing_changes_nothing_but_the_work(
+def test_activation_checkpointing_changes_only_the_work(
     make_policy, batch, gradient, monkeypatch, family, forward
 ):
     plain = make_policy(family, forward=forward)
@@ -109,13 +109,13 @@ def test_activation_checkpointing_changes_nothing_but_the_work(
         torch.nn.functional, "linear", lambda *args: calls.append(1) or linear(*args)
     )
     got = policy.logprobs(batch, temperature=T)
-    forward = len(calls)
+    in_forward = len(calls)
     slope = gradient(policy, scalar(*got))
-    assert len(calls) > 1.8 * forward  # every layer again
+    assert len(calls) > 1.8 * in_forward  # every layer again
     calls.clear()
     expected = plain.logprobs(batch, temperature=T)
     other = gradient(plain, scalar(*expected))
-    assert len(calls) == forward
+    assert len(calls) == in_forward
     close(got.logprobs, expected.logprobs)
     close(slope, other)
     assert not any(module.training for module in policy.model.modules())
@@ -136,9 +136,11 @@ def test_the_tree_computes_each_prefix_once(make_policy, batch, monkeypatch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_splitting_changes_neither_loss_nor_gradient(make_policy, groups, gradient, family):
+def test_splitting_changes_neither_loss_nor_gradient(
+    make_policy, groups, batch_of, gradient, family
+):
     policy = make_policy(family)
-    batch = make_batch(groups, aggregation="grpo")
+    batch = batch_of(groups, aggregation="grpo")
     with torch.no_grad(), policy.reference():
         ref = policy.logprobs(batch).logprobs
     noise = torch.sin(torch.arange(ref.numel())).view_as(ref)
@@ -168,14 +170,22 @@ def test_splitting_changes_neither_loss_nor_gradient(make_policy, groups, gradie
 @pytest.mark.parametrize("family", ["llama", "lfm2"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("begins_with", ["two tokens", "a whole prompt"])
-def test_a_trunk_for_all_micro_batches_changes_neither_values_nor_gradient(
-    make_policy, groups, group_of, gradient, monkeypatch, family, checkpointing, begins_with
+def test_a_prefix_shared_by_micro_batches_changes_neither_values_nor_gradient(
+    make_policy,
+    groups,
+    group_of,
+    batch_of,
+    gradient,
+    monkeypatch,
+    family,
+    checkpointing,
+    begins_with,
 ):
     policy = make_policy(family, activation_checkpointing=checkpointing)
     if begins_with == "two tokens":
-        batch = make_batch(groups[:2])
-    else:  # and an answer: the first token that is sampled, and the hidden state before it
-        batch = make_batch([group_of((1, (P, [8, 9])), (0, (P, [8, 2, 0])), (0, (P, [8, 8])))])
+        batch = batch_of(groups[:2])
+    else:  # and the first sampled token, which reads the hidden state before it
+        batch = batch_of([group_of((1, (P, [8, 9])), (0, (P, [8, 2, 0])), (0, (P, [8, 8])))])
     whole = policy.logprobs(batch, temperature=T)
     slope = gradient(policy, scalar(*whole))
 
@@ -213,15 +223,15 @@ def test_a_trunk_for_all_micro_batches_changes_neither_values_nor_gradient(
             close(got, whole.logprobs[rows_of(batch, part)])
 
 
-def test_no_trunk(make_policy, groups, batch):
+def test_when_there_is_no_shared_prefix(make_policy, groups, batch, batch_of):
     assert make_policy().shared_prefix(split_batch(batch, 9)) is None  # the rows share nothing
-    shared = make_batch(groups[:2])
+    shared = batch_of(groups[:2])
     assert make_policy().shared_prefix([shared]) is None
     assert make_policy(forward="padded").shared_prefix(split_batch(shared, 9)) is None
 
 
 def rows_of(batch, part):
-    """Which rows of the batch a part holds; of equal rows each is taken once."""
+    """Return the numbers of a part's rows in the batch; equal rows have different numbers."""
     free = list(range(len(batch)))
     found = []
     for n in range(len(part)):
@@ -254,7 +264,7 @@ def test_a_new_adapter_is_the_base(make_policy, base_model, batch, row_by_row):
     close(policy.logprobs(batch).logprobs, base)
 
 
-def test_columns_without_a_sampled_token_are_0(make_policy, batch):
+def test_columns_without_a_completion_token_are_0(make_policy, batch):
     got = make_policy().logprobs(batch)
     assert (got.logprobs[~batch.completion_mask] == 0).all()
     assert (got.entropy[~batch.completion_mask] == 0).all()
@@ -263,9 +273,24 @@ def test_columns_without_a_sampled_token_are_0(make_policy, batch):
 
 def test_only_the_adapter_is_trained(make_policy):
     policy = make_policy()
+    assert policy.weights_dirname == "adapter"
     trained = {id(p) for p in policy.model.parameters() if p.requires_grad}
     assert trained == {id(p) for p in policy.parameters()}
     assert policy.lora_modules == 14  # seven linear layers in each of two blocks
+
+
+def test_the_adapter_is_a_copy(make_policy):
+    policy = make_policy()
+    before = policy.adapter()
+    assert {tensor.dtype for tensor in before.values()} == {torch.float32}
+    assert len(before) == len(policy.parameters()) == 2 * policy.lora_modules
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.add_(1)
+    policy.copy_masters_to_model()  # nothing to copy: the model computes with the parameters
+    after = policy.adapter()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor + 1)
 
 
 def test_save_and_load(make_policy, batch, tmp_path):
@@ -282,7 +307,7 @@ def test_save_and_load(make_policy, batch, tmp_path):
     assert again.parameters()[0].shape == policy.parameters()[0].shape
 
 
-def test_a_model_that_scales_its_logits_is_refused(make_policy, monkeypatch):
+def test_a_model_that_scales_its_logits_is_rejected(make_policy, monkeypatch):
     from transformers import LlamaForCausalLM
 
     forward = LlamaForCausalLM.forward
@@ -298,7 +323,7 @@ def test_a_model_that_scales_its_logits_is_refused(make_policy, monkeypatch):
 
 
 @pytest.mark.model
-def test_bundled_model_in_float32(bundled_path, group_of, row_by_row):
+def test_bundled_model_in_float32(bundled_path, group_of, batch_of, row_by_row):
     from envs.browser.prompts import page_messages
     from grpo.model.loading import load_model
 
@@ -314,14 +339,14 @@ def test_bundled_model_in_float32(bundled_path, group_of, row_by_row):
             messages, add_generation_prompt=True, return_dict=False
         )
 
-    def answer(text):
+    def completion(text):
         return [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
 
     one, two = chat("[13] button 'Go'"), chat("[57] button 'Stop'")
-    batch = make_batch(
+    batch = batch_of(
         [
-            group_of((1, (one, answer("click('13')"))), (0, (one, answer("click('9')")))),
-            group_of((1, (two, answer("click('57')"))), (0, (two, answer("noop()")))),
+            group_of((1, (one, completion("click('13')"))), (0, (one, completion("click('9')")))),
+            group_of((1, (two, completion("click('57')"))), (0, (two, completion("noop()")))),
         ]
     )
     with torch.no_grad():
