@@ -1,12 +1,12 @@
-"""Carry a Dockerfile's steps out where no container engine runs: in a clean root filesystem.
+"""Run the steps of a Dockerfile in a clean root filesystem, without a container engine.
 
     python scripts/check_dockerfile.py Dockerfile --args "--steps 1" --then "ls runs"
 
-debootstrap lays out the Debian that FROM names, COPY copies, RUN runs under chroot with the user,
-folder and variables of that line. Then ENTRYPOINT is started as `docker run` would, without a
-network; where there is a HEALTHCHECK it has to succeed. For root, on Linux with debootstrap and
-iproute2; takes 1 to 3 GB in the temporary folder. How this machine reaches its package
-registries (apt's sources, pip's configuration, certificates, proxies) is taken along.
+debootstrap installs the Debian that FROM names, COPY copies, RUN runs under chroot with the user,
+folder and variables of that line. Then ENTRYPOINT is started as by `docker run`, without a network;
+a HEALTHCHECK must succeed. Needs root, Linux, debootstrap, iproute2, and 1 to 3 GB in the temporary
+folder. The root gets this machine's access to package registries: apt's sources, pip's
+configuration, certificates and proxies.
 """
 
 from __future__ import annotations
@@ -30,18 +30,24 @@ from pathlib import Path
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # Docker's
 BASE = re.compile(r"debian:([a-z]+)-slim")
 TAIL = 30
-IGNORED = {"COMMENT", "ARG", "ENV", "EXPOSE", "LABEL"}  # ARG and ENV are in each step's variables
+IGNORED = {
+    "COMMENT",
+    "ARG",
+    "ENV",
+    "EXPOSE",
+    "LABEL",
+}  # ARG and ENV are part of each step's variables
 CERTIFICATES = ("/etc/ssl/certs/ca-certificates.crt", "/usr/local/share/ca-certificates")
 HOST_VARIABLES = re.compile(r"(PIP|UV)_.*|.*_PROXY|.*_proxy|.*_CA_BUNDLE|SSL_CERT_FILE")
 
 
 class CheckError(Exception):
-    """A step cannot be carried out, or failed; the message says which."""
+    """A step is not supported or failed; the message says which."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One instruction, and the variables it sees: of ENV and of ARG."""
+    """One instruction, and the variables that it sees: of ENV and of ARG."""
 
     name: str
     value: str
@@ -51,11 +57,11 @@ class Step:
 
 @dataclass
 class Image:
-    """The root filesystem in the making, and what the next step finds set.
+    """The root filesystem and the state that the steps so far have set.
 
     Attributes:
-        root: the folder that will be `/`.
-        folders: folders of this machine that steps see too (package indexes on its disk).
+        root: the folder that becomes `/`.
+        folders: folders of this machine that are visible to steps (package indexes on its disk).
     """
 
     root: Path
@@ -67,15 +73,15 @@ class Image:
     health: list[str] = field(default_factory=list)
 
     def run(self, script: str, env: Mapping[str, str], *, network: bool = True) -> None:
-        """Run a shell's script inside, in namespaces whose mounts and processes end with it.
+        """Run a shell script inside, in namespaces whose mounts and processes end with it.
 
         Args:
             script: for /bin/sh.
-            env: all its variables but HOME.
-            network: False to cut it off, and to show at once what is printed.
+            env: its variables; HOME is added.
+            network: False for no network, and to show its output while it runs.
 
         Raises:
-            CheckError: it failed; the message ends with what it printed last.
+            CheckError: it failed; the message ends with its last output.
         """
         q, root = shlex.quote, shlex.quote(str(self.root))
         outside = [f"mount -t proc proc {root}/proc", f"mount --rbind /dev {root}/dev"]
@@ -84,7 +90,7 @@ class Image:
             outside += [f"mount --bind {q(str(folder))} {root}{q(str(folder))}"]
         if not network:
             outside += ["ip link set lo up"]
-        ids = self.user if ":" in self.user else f"{self.user}:"  # and the groups of the user
+        ids = self.user if ":" in self.user else f"{self.user}:"  # with the user's groups
         variables = [f"{name}={value}" for name, value in ({"HOME": self.home()} | env).items()]
         inside = ["chroot", f"--userspec={ids}", str(self.root), "/usr/bin/env", "-i"]
         inside += [f"--chdir={self.workdir}", *variables, "/bin/sh", "-c", script]
@@ -99,7 +105,11 @@ class Image:
                 raise CheckError(f"exit status {code} of: {' '.join(script.split())}\n{last}")
 
     def home(self) -> str:
-        """The home of the user, by the image's own list of them."""
+        """Return the user's home folder, from the image's /etc/passwd.
+
+        Raises:
+            CheckError: the user is not listed there.
+        """
         for line in (self.root / "etc" / "passwd").read_text().splitlines():
             name, _, uid, _, _, home, _ = line.split(":")
             if self.user.split(":")[0] in (name, uid):
@@ -107,11 +117,11 @@ class Image:
         raise CheckError(f"USER must be one of the image's /etc/passwd, got {self.user}")
 
     def inside(self, path: str) -> Path:
-        """A path of the image, relative ones from its WORKDIR, on this machine's disk."""
+        """Return where a path of the image, absolute or relative to WORKDIR, is on this machine."""
         return self.root / os.path.normpath(os.path.join(self.workdir, path)).lstrip("/")
 
     def copy(self, context: Path, words: Sequence[str]) -> None:
-        """Copy files, or the content of folders, as COPY does.
+        """Copy files or the contents of folders as COPY does.
 
         Raises:
             CheckError: a source is missing, or an option is given.
@@ -131,10 +141,10 @@ class Image:
             shutil.copy(path, place)
 
     def take(self, step: Step, context: Path, host: Mapping[str, str]) -> None:
-        """Carry out one step after FROM.
+        """Execute one step after FROM.
 
         Raises:
-            CheckError: the instruction is none of those known here, or it failed.
+            CheckError: the instruction is not supported, or it failed.
         """
         words = shlex.split(step.value)
         if step.name == "RUN":
@@ -156,12 +166,12 @@ class Image:
             raise CheckError(f"no step known here: {step.name} {step.value}")
 
     def start(self, args: Sequence[str] | None, then: str, seconds: int) -> str:
-        """Spell what `docker run` starts, and what is run beside it or after it.
+        """Return the shell script of what `docker run` starts, followed by a check.
 
         Args:
-            args: the container's, None for CMD.
-            then: run once HEALTHCHECK succeeds, or after the program where there is none.
-            seconds: limit of the program, or of the wait for HEALTHCHECK.
+            args: arguments of the container, None for those of CMD.
+            then: the check, run once HEALTHCHECK succeeds, or without one after the program.
+            seconds: time limit of the program, or of the wait for HEALTHCHECK.
         """
         command = self.command if args is None else args
         program = shlex.join([*self.entrypoint, *command])
@@ -175,7 +185,7 @@ def steps(dockerfile: str, build_args: Mapping[str, str]) -> Iterator[Step]:
     """Yield the instructions of a Dockerfile, each with the variables that it sees.
 
     Raises:
-        CheckError: a build argument is none of the file's.
+        CheckError: the file has no ARG for a build argument, or dockerfile-parse is missing.
     """
     try:
         from dockerfile_parse import DockerfileParser
@@ -193,8 +203,8 @@ def steps(dockerfile: str, build_args: Mapping[str, str]) -> Iterator[Step]:
         yield Step(line["instruction"], line["value"], dict(context.envs), dict(context.args))
 
 
-def lay_out(release: str, root: Path, mirror: str | None) -> None:
-    """Lay out a small Debian, as the `debian:<release>-slim` images are made.
+def install_debian(release: str, root: Path, mirror: str | None) -> None:
+    """Install a minimal Debian, as in the `debian:<release>-slim` images.
 
     Raises:
         CheckError: debootstrap is missing or failed.
@@ -212,13 +222,13 @@ def lay_out(release: str, root: Path, mirror: str | None) -> None:
         raise CheckError(f"failed: {shlex.join(command)}")
 
 
-def take_along(release: str, root: Path) -> tuple[list[Path], dict[str, str]]:
-    """Copy into the root how this machine reaches its package registries.
+def copy_registry_access(release: str, root: Path) -> tuple[list[Path], dict[str, str]]:
+    """Give the root this machine's access to package registries.
 
     Returns:
         Folders of package indexes on this machine's disk, and environment variables.
     """
-    apt = ["/etc/apt/sources.list", "/etc/apt/sources.list.d"]  # of another Debian: not these
+    apt = ["/etc/apt/sources.list", "/etc/apt/sources.list.d"]  # copied for the same release only
     own = platform.freedesktop_os_release().get("VERSION_CODENAME") == release
     rules = [str(p) for p in Path("/etc/apt/apt.conf.d").glob("*") if "Acquire" in p.read_text()]
     pip = {"/etc/pip.conf": "/etc/pip.conf"}
@@ -235,12 +245,12 @@ def take_along(release: str, root: Path) -> tuple[list[Path], dict[str, str]]:
     texts = [*env.values(), *(Path(name).read_text() for name in pip if Path(name).is_file())]
     named = re.findall(r"(?:file://|(?<![\w:/.]))(/[^\s,'\"]+)", "\n".join(texts))
     folders = {Path(name) for name in named if Path(name).is_dir()}
-    # An index's pages lie beside the files that they link to.
+    # An index links to files beside its own folder.
     return sorted({path.parent if path.name == "simple" else path for path in folders}), env
 
 
 def check(dockerfile: Path, root: Path, options: argparse.Namespace) -> None:
-    """Carry out every step, then start the image.
+    """Execute every step, then start the image.
 
     Raises:
         CheckError: FROM is not a Debian, or a step failed.
@@ -250,8 +260,8 @@ def check(dockerfile: Path, root: Path, options: argparse.Namespace) -> None:
     release = BASE.fullmatch(every[0].value) if every and every[0].name == "FROM" else None
     if release is None:
         raise CheckError("the first instruction must be FROM debian:<release>-slim")
-    lay_out(release[1], root, options.mirror)
-    folders, host = take_along(release[1], root)
+    install_debian(release[1], root, options.mirror)
+    folders, host = copy_registry_access(release[1], root)
     image = Image(root, folders)
     for step in every[1:]:
         began = time.perf_counter()
@@ -264,16 +274,23 @@ def check(dockerfile: Path, root: Path, options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check a Dockerfile; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("dockerfile", type=Path, help="its folder is what is sent to be built")
-    parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--args", help="the container's arguments in place of CMD's")
-    parser.add_argument("--then", default="true", help="a command inside, when the image has shown "
-                        "that it works: after its program, or beside it once healthy")  # fmt: skip
-    parser.add_argument("--seconds", type=int, default=300, help="limit of the program's start")
-    parser.add_argument("--mirror", help="where debootstrap gets Debian from")
-    parser.add_argument("--keep", action="store_true", help="leave the root filesystem there")
+    """Check a Dockerfile and return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "dockerfile", type=Path, help="the Dockerfile; its folder is the build context"
+    )
+    parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE",
+                        help="build argument, may be repeated")  # fmt: skip
+    parser.add_argument("--args", help="arguments of the container (default: those of CMD)")
+    parser.add_argument("--then", default="true", help="command to run inside after the program, "
+                        "or beside it once HEALTHCHECK succeeds")  # fmt: skip
+    parser.add_argument(
+        "--seconds", type=int, default=300, help="time limit of the program, or of HEALTHCHECK"
+    )
+    parser.add_argument("--mirror", help="Debian mirror for debootstrap")
+    parser.add_argument("--keep", action="store_true", help="keep the root filesystem")
     options = parser.parse_args(argv)
     root = Path(tempfile.mkdtemp(prefix="check-dockerfile-"))
     root.chmod(0o755)

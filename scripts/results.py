@@ -83,9 +83,9 @@ def section(run: Path, hardware: str) -> str:
     lines = [
         f"## {run.name}",
         "",
-        f"{how[0].upper()}{how[1:]}: {steps}, {summary['episodes']:,} episodes, {minutes(summary):.0f} "
-        f"minutes of training on {hardware}; at most {turns} per episode; {n} held-out seeds per "
-        f"task. Adapter: sha256 `{digest[:16]}`.",
+        f"{how[0].upper()}{how[1:]}: {steps}, {summary['episodes']:,} episodes, "
+        f"{minutes(summary):.0f} minutes of training on {hardware}; at most {turns} per episode; "
+        f"{n} held-out seeds per task. Adapter: sha256 `{digest[:16]}`.",
         "",
         f"```sh\npython {summary['command']}\n```",
         "",
