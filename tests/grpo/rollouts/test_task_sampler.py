@@ -20,13 +20,13 @@ def test_tasks_are_distinct_and_never_held_out():
     assert all(task.name == "click-test" and 0 <= task.seed < HELD_OUT for task in first)
 
 
-def test_several_tasks_are_drawn_alike():
+def test_tasks_are_drawn_with_equal_probability():
     names = Counter(task.name for task in TaskSampler(["a", "b", "c"]).draw(3, 3000))
     assert sorted(names) == ["a", "b", "c"]
     assert all(abs(count - 1000) < 120 for count in names.values())  # 4.6 standard deviations
 
 
-def test_what_was_solved_sometimes_is_replayed_by_its_variance():
+def test_seeds_solved_sometimes_are_replayed_by_their_variance():
     never, half, rarely, always = (Task("t", seed) for seed in range(4))
     outcomes = {never: [0, 0], half: [1, 0], rarely: [0] * 9 + [1], always: [1, 1]}
     sampler = TaskSampler(["t"], "learnability")
@@ -49,7 +49,7 @@ def test_no_seed_is_replayed_twice_in_a_step():
     assert len(set(tasks)) == 20
 
 
-def test_a_seed_that_has_been_learned_is_forgotten_and_so_are_the_oldest():
+def test_learned_seeds_and_the_oldest_are_forgotten():
     sampler = TaskSampler(["t"], "learnability")
     sampler.observe([group(Task("t", 5), 0, 1)])
     assert sampler.state()["seeds"] == [["t", 5, 0.5]]
@@ -64,7 +64,7 @@ def play(sampler, name, *rewards, times=RECENT, first=0):
 
 
 def shares(sampler, draws=4000):
-    """Of each task its share of the draws; six standard deviations are 0.05."""
+    """Return each task's share of the draws; six standard deviations are 0.05."""
     names = Counter(task.name for task in sampler.draw(0, draws))
     return {name: names[name] / draws for name in sampler.names}
 
@@ -73,7 +73,7 @@ def near(expected):
     return pytest.approx(expected, abs=0.05)
 
 
-def test_middling_tasks_are_drawn_by_their_variance_and_none_dies_out():
+def test_tasks_are_drawn_by_their_variance_and_none_dies_out():
     sampler = TaskSampler(["never", "always", "tenth", "new"], "learnability")
     play(sampler, "never", 0, 0)
     play(sampler, "always", 1, 1)
@@ -84,7 +84,7 @@ def test_middling_tasks_are_drawn_by_their_variance_and_none_dies_out():
     assert shares(sampler) == near({name: w / total for name, w in expected.items()})
 
 
-def test_a_tasks_success_is_that_of_its_latest_groups():
+def test_success_is_averaged_over_the_latest_groups():
     sampler = TaskSampler(["a", "b"], "learnability")
     play(sampler, "a", 0, 0)
     play(sampler, "a", 1, 0, times=1)
@@ -94,11 +94,11 @@ def test_a_tasks_success_is_that_of_its_latest_groups():
     assert sampler.state()["rates"]["a"][0] == pytest.approx(1, abs=0.01)
 
 
-def test_a_curriculum_goes_on_when_a_task_is_mastered():
+def test_a_curriculum_advances_when_a_task_is_mastered():
     sampler = TaskSampler(["a", "b", "c"], "curriculum")
     assert shares(sampler) == {"a": 1, "b": 0, "c": 0}
     play(sampler, "a", 1, 1, times=RECENT - 1)
-    assert shares(sampler) == {"a": 1, "b": 0, "c": 0}  # a few groups may be luck
+    assert shares(sampler) == {"a": 1, "b": 0, "c": 0}  # a few groups can be luck
     play(sampler, "a", 1, 1, times=1, first=RECENT)
     assert shares(sampler) == near({"a": 0.25, "b": 0.75, "c": 0})
     play(sampler, "c", 1, 1)

@@ -1,0 +1,214 @@
+"""Agents: messages become tokens, tokens become text; oracle, random and blind agents."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from envs.base import Observation, Task, TaskError
+from envs.pool import EnvPool
+from envs.scripted import ScriptedEnv
+from grpo.generators.local import LocalGenerator
+from grpo.rollouts.agents import (
+    blind_agent,
+    model_agent,
+    oracle_agent,
+    random_agent,
+    read_prompt,
+)
+from grpo.rollouts.evaluation import Success, evaluate
+from grpo.rollouts.rollout import Rollouts
+from grpo.types import Completion
+
+NOTHING = Completion((1,), (2,), (-1.0,), 0, "stop")
+NO_ENV = None  # only an oracle looks at the environment
+
+
+async def test_a_model_agent_encodes_once_and_keeps_the_sampled_ids(make_policy):
+    policy = make_policy()
+    agent = model_agent(LocalGenerator(policy, max_new_tokens=4), policy.tokenizer, temperature=1.0)
+    env = ScriptedEnv()
+    observation = await env.reset(Task("click-word", 7))
+    stopped = Counter()
+    for seed in range(40):
+        text, completion = await agent(observation, seed, env)
+        prompt = policy.tokenizer.apply_chat_template(
+            list(observation.messages), add_generation_prompt=True, return_dict=False
+        )
+        assert list(completion.prompt_ids) == prompt
+        assert "<eos>" not in text
+        words = policy.tokenizer.convert_ids_to_tokens(list(completion.completion_ids))
+        assert text.split() == [word for word in words if word not in ("<eos>", "<unk>")]
+        stopped[completion.finish_reason] += 1
+    assert stopped["stop"] > 0
+
+
+class Tokens:
+    """A tokenizer: one token per word, and the chat is its texts."""
+
+    def apply_chat_template(self, messages, **_):
+        return "\n".join(message["content"] for message in messages).split()
+
+    def decode(self, ids, **_):
+        return ""
+
+
+class Reader:
+    """A generator that keeps the prompts that it is given."""
+
+    def __init__(self):
+        self.prompts = []
+
+    async def generate(self, prompt_ids, **_):
+        self.prompts.append(prompt_ids)
+        return replace(NOTHING, prompt_ids=tuple(prompt_ids))
+
+
+LINES = [f"link 'Item {i}' [{i}]" for i in range(40)]  # four words each
+LONG = "\n".join(LINES)
+HISTORY = "Done so far: click('3')\nError: nothing there"
+
+
+def long_page():
+    messages = [
+        {"role": "system", "content": "click('id') fill('id', 'text')"},
+        {"role": "user", "content": "Goal: a\nPage:\nlink 'Item 0' [0]"},  # a worked example
+        {"role": "user", "content": f"Goal: Find it.\nPage:\n{LONG}\n{HISTORY}"},
+    ]
+    return Observation(messages=tuple(messages), goal="Find it.", page=LONG)
+
+
+@pytest.mark.parametrize("limit", [200, 100, 57, 56, 55, 40, 25])
+async def test_a_long_page_is_cut_between_elements(limit):
+    reader, observation = Reader(), long_page()
+    agent = model_agent(reader, Tokens(), temperature=1.0, max_prompt_tokens=limit)
+    _, completion = await agent(observation, 0, NO_ENV)
+    (prompt,) = reader.prompts
+    text = " ".join(prompt)
+    whole = len(Tokens().apply_chat_template(observation.messages))
+    if limit >= whole:
+        assert (len(prompt), completion.lines_cut) == (whole, 0)
+        return
+    kept = 40 - completion.lines_cut
+    assert limit - 3 <= len(prompt) <= limit or limit < 30  # one more element would not fit
+    assert " ".join(LINES[:kept]) in text
+    assert f"[{kept}]" not in text.split("Find")[1]
+    assert f"({completion.lines_cut} more lines)" in text
+    for part in (
+        "fill('id', 'text')",
+        "Goal: Find it.",
+        "Done so far: click('3')",
+        "nothing there",
+    ):
+        assert part in text
+
+
+async def test_without_space_for_a_single_element_the_goal_stays():
+    reader = Reader()
+    agent = model_agent(reader, Tokens(), temperature=1.0, max_prompt_tokens=1)
+    _, completion = await agent(long_page(), 0, NO_ENV)
+    assert completion.lines_cut == 40
+    assert "Goal: Find it." in " ".join(reader.prompts[0])
+    assert "Item 0' [0] Goal" in " ".join(reader.prompts[0])  # the worked example is whole
+
+
+@pytest.mark.parametrize("page", ["", "not in the message"])
+def test_a_page_that_cannot_be_cut_stays(page):
+    observation = replace(long_page(), page=page)
+    assert observation.cut(0) == observation
+
+
+def test_cutting_keeps_the_first_lines():
+    cut = long_page().cut(2)
+    assert cut.page.splitlines() == [*LINES[:2], "(38 more lines)"]
+    assert cut.messages[-1]["content"].startswith(f"Goal: Find it.\nPage:\n{cut.page}\nDone so far")
+    assert cut.messages[:-1] == long_page().messages[:-1]
+    assert long_page().cut(40) == long_page()
+
+
+def test_read_prompt_counts_the_lines_left_out():
+    ids, lines_cut = read_prompt(long_page(), Tokens())
+    assert (len(ids), lines_cut) == (len(Tokens().apply_chat_template(long_page().messages)), 0)
+    ids, lines_cut = read_prompt(long_page(), Tokens(), 100)
+    assert len(ids) <= 100
+    assert f"({lines_cut} more lines)" in " ".join(ids)
+
+
+def with_actions(*actions):
+    return Observation((), actions=actions)
+
+
+async def test_the_random_agent_is_uniform():
+    actions = [f"click('{i}')" for i in range(5)]
+    page = with_actions(*actions)
+    counts = Counter([(await random_agent(page, seed, NO_ENV))[0] for seed in range(5000)])
+    assert set(counts) == set(actions)
+    # Hoeffding and a union of ten tails: a share is 0.043 off with probability 1e-7 at most.
+    assert max(abs(count / 5000 - 1 / 5) for count in counts.values()) < 0.043
+
+
+async def test_the_random_agent_needs_no_tokens():
+    text, completion = await random_agent(with_actions(), 0, NO_ENV)
+    assert text == "noop()"
+    assert completion.completion_ids == ()
+    page = with_actions("a", "b")
+    assert await random_agent(page, 3, NO_ENV) == await random_agent(page, 3, NO_ENV)
+
+
+async def test_the_blind_agent_sees_everything_but_the_page():
+    seen = []
+
+    async def act(observation, seed, env):
+        seen.append((observation, seed, env))
+        return "noop()", NOTHING
+
+    env = ScriptedEnv()
+    observation = await env.reset(Task("click-word", 7))
+    assert await blind_agent(act)(observation, 3, env) == ("noop()", NOTHING)
+    ((hidden, seed, same_env),) = seen
+    assert (hidden.page, seed, same_env) == ("(hidden)", 3, env)
+    assert hidden.messages[-1]["content"] == f"Goal: {observation.goal}\nPage:\n(hidden)"
+
+
+async def test_a_page_that_cannot_be_hidden():
+    observation = Observation(({"role": "user", "content": "nothing here"},), page="button")
+    with pytest.raises(TaskError, match="does not hold the page"):
+        await blind_agent(random_agent)(observation, 0, NO_ENV)
+
+
+async def test_the_oracle_solves_what_is_demonstrated():
+    tasks = [Task(name, seed) for seed in range(5) for name in ("click-word", "click-two-words")]
+    rollouts = Rollouts(EnvPool(ScriptedEnv, 4), oracle_agent(), 2)
+    outcomes = (await evaluate({"sampled": rollouts}, tasks))["sampled"]
+    assert Success.of(outcomes).solved == 10
+    turns = {(outcome.task.name, outcome.turns) for outcome in outcomes}
+    assert turns == {("click-word", 1), ("click-two-words", 2)}
+
+
+async def test_the_tokens_of_a_demonstration(tokenizer):
+    env = ScriptedEnv()
+    observation = await env.reset(Task("click-word", 7))
+    text, completion = await oracle_agent(tokenizer)(observation, 0, env)
+    assert text == env.demonstrate() != ""
+    prompt, _ = read_prompt(observation, tokenizer)
+    assert list(completion.prompt_ids) == prompt
+    assert tokenizer.decode(completion.completion_ids[:-1]) == text
+    assert completion.completion_ids[-1] == tokenizer.eos_token_id
+    assert len(completion.logprobs) == len(completion.completion_ids)
+    agent = oracle_agent(tokenizer, max_prompt_tokens=6)
+    _, shorter = await agent(observation, 0, env)
+    assert len(shorter.prompt_ids) < len(prompt)
+    assert (await oracle_agent()(observation, 0, env))[1].completion_ids == ()
+
+
+async def test_the_oracle_of_an_environment_without_demonstrations():
+    class Silent:
+        """Not a `Demonstrator`."""
+
+    class Ended(ScriptedEnv):
+        def demonstrate(self):
+            return ""
+
+    for env in (Silent(), Ended()):
+        text, completion = await oracle_agent()(with_actions("a"), 0, env)
+        assert (text, completion.completion_ids) == ("noop()", ())
