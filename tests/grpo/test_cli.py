@@ -12,9 +12,11 @@ import pytest
 import grpo.run
 from envs.base import EnvError, TaskError
 from envs.browser.pool import BrowserPool
-from grpo import cli
-from grpo.cli import exit_code, main, read_config
-from grpo.config import Config, ConfigError
+from grpo import arguments, cli
+from grpo.arguments import read_config
+from grpo.cli import exit_code, main
+from grpo.config import Config
+from grpo.errors import ConfigError
 from grpo.generators.base import GeneratorError
 from grpo.training.updater import TrainingError
 
@@ -26,7 +28,7 @@ def read(tmp_path, monkeypatch):
     """A function that reads a command line; FOLDER in it is a folder with two configurations."""
     (tmp_path / "click-test.yaml").write_text("task: click-test\nsteps: 11\nseed: 12\n")
     (tmp_path / "other.yaml").write_text("steps: 21\nlora_r: 4\n")
-    monkeypatch.setattr(cli, "CONFIGS", tmp_path)
+    monkeypatch.setattr(arguments, "CONFIGS", tmp_path)
 
     def read(*argv, **options):
         argv = [arg.replace("FOLDER", str(tmp_path)) for arg in argv]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from grpo.config import Config, ConfigError, unknown_option
+from grpo.config import Config, unknown_option
+from grpo.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS_ONCE = "task and held_out_tasks must name tasks, each once"
