@@ -78,12 +78,13 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
         advantages = turn_advantages(*reward_tensors(groups), CreditRule())
         batch = make_batch(groups, advantages)
         assert batch is not None
+        rows = len(batch)
         metrics = updater.update(batch)
     return {
         "train": config.train,
         "dtype": config.dtype,
         "steps": arguments.steps,
-        "rows": len(batch),
+        "rows": rows,
         "tokens_sampled": generator.tokens_sampled,
         "trained": sum(p.numel() for p in policy.parameters()),
         "sample_seconds": sampled - started,

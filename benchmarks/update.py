@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -193,8 +194,8 @@ def compare(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """Return `|one - other| / |other|` over all parameters."""
     assert one.keys() == other.keys(), sorted(one.keys() ^ other.keys())[:4]
-    squares = sum(float((one[n] - other[n]).double().square().sum()) for n in other)
-    return (squares / sum(float(g.double().square().sum()) for g in other.values())) ** 0.5
+    difference = sum(float((one[n] - other[n]).double().square().sum()) for n in other)
+    return math.sqrt(difference / sum(float(g.double().square().sum()) for g in other.values()))
 
 
 def sweep(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def sweep(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     points = []
     for over, value, workload in cases:
         tree = [workers["tree"].step(workload, BUDGET) for _ in range(3)]
-        point = {"over": over, "value": value}
+        point: dict[str, Any] = {"over": over, "value": value}
         point |= {name: tree[0][name] for name in ("distinct", "tokens")}
         point["tree"] = median(t["seconds"] for t in tree)
         if point["tokens"] <= arguments.most_padded:

@@ -192,7 +192,7 @@ def step(worker: Ours | Reference, memory: Memory, request: dict[str, Any]) -> d
     memory.reset()
     seconds = timed(lambda: worker.backward(batch, request["rows"]), memory.device)
     if request.get("gradients"):
-        gradients = {n: p.grad.float().cpu() for n, p in parameters.items()}
+        gradients = {n: p.grad.float().cpu() for n, p in parameters.items() if p.grad is not None}
         torch.save(gradients, request["gradients"])
     rows = batch.rows()
     return {

@@ -91,15 +91,17 @@ class Image:
         if not network:
             outside += ["ip link set lo up"]
         ids = self.user if ":" in self.user else f"{self.user}:"  # with the user's groups
-        variables = [f"{name}={value}" for name, value in ({"HOME": self.home()} | env).items()]
+        variables = [f"{name}={value}" for name, value in {"HOME": self.home(), **env}.items()]
         inside = ["chroot", f"--userspec={ids}", str(self.root), "/usr/bin/env", "-i"]
         inside += [f"--chdir={self.workdir}", *variables, "/bin/sh", "-c", script]
         namespaces = ["--mount", "--pid", "--fork", "--kill-child", *([] if network else ["--net"])]
         outside += [f"exec {shlex.join(inside)}"]
         command = ["unshare", *namespaces, "sh", "-ec", "\n".join(outside)]
         with tempfile.TemporaryFile("w+") as log:
-            show = {} if not network else {"stdout": log, "stderr": subprocess.STDOUT}
-            if code := subprocess.call(command, stdin=subprocess.DEVNULL, **show):
+            output, errors = (log, subprocess.STDOUT) if network else (None, None)
+            if code := subprocess.call(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors
+            ):
                 log.seek(0)
                 last = "".join(log.readlines()[-TAIL:])
                 raise CheckError(f"exit status {code} of: {' '.join(script.split())}\n{last}")

@@ -84,9 +84,9 @@ def make_model(family: str, **sizes: Any) -> Any:
         config = MistralConfig(num_hidden_layers=2, sliding_window=3, **sizes)
         return MistralForCausalLM(config).eval()
     layers = ["conv", "full_attention", "conv"]
-    config = Lfm2Config(num_hidden_layers=3, layer_types=layers, block_auto_adjust_ff_dim=False,
-                        conv_bias=True, **sizes)  # fmt: skip
-    model = Lfm2ForCausalLM(config).eval()
+    lfm2 = Lfm2Config(num_hidden_layers=3, layer_types=layers, block_auto_adjust_ff_dim=False,
+                      conv_bias=True, **sizes)  # fmt: skip
+    model = Lfm2ForCausalLM(lfm2).eval()
     for name, bias in model.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(bias, std=0.5)

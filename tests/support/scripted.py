@@ -14,6 +14,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ from grpo.shutdown import Shutdown, Stopped
 from grpo.training.trainer import Trainer
 from tests.support.models import TASK, make_llama, make_tokenizer
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "task": TASK.name,
     "group_size": 8,
     "groups_per_step": 2,
