@@ -4,7 +4,7 @@ OpenEnv's `envs/browsergym_env` speaks the same protocol with other contents. It
 
 - serve the one task of their BROWSERGYM_TASK_NAME whatever was asked for (before June 2026;
   even their state then names the wrong task), so the page's address decides;
-- answer a step that raised an exception with a reward of 0 and no page;
+- respond to a step that raised an exception with a reward of 0 and no page;
 - flatten the page with BrowserGym's defaults: `InlineTextBox` repeats each text, and generic
   nodes are missing, though some of them are the only ones with an id (as the links of click-link);
 - report why an action failed only in `metadata`, which openenv-core 0.3 does not send;

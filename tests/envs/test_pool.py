@@ -67,7 +67,7 @@ async def test_a_cancelled_lease_is_discarded():
         assert env is not lent[0]
 
 
-async def test_an_environment_that_fails_to_close_hides_nothing(caplog):
+async def test_a_failing_close_does_not_hide_the_exception_of_the_lease(caplog):
     class Stuck(ScriptedEnv):
         async def close(self):
             raise OSError("stuck")
@@ -81,7 +81,7 @@ async def test_an_environment_that_fails_to_close_hides_nothing(caplog):
         pass
 
 
-async def test_coroutine_factory_and_its_failure_frees_the_slot():
+async def test_a_coroutine_factory_that_fails_frees_the_slot():
     made = []
 
     async def factory():

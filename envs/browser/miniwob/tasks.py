@@ -1,9 +1,9 @@
-"""BrowserGym's own code for MiniWoB's tasks and trees, run over a record of a page.
+"""BrowserGym's own code for MiniWoB's tasks and trees, run on a recording of a page.
 
-BrowserGym asks a page one question after another and waits for each answer. Here its code
-runs twice: once against a page that notes the questions, and once, when the real page has
-answered them all at once, against a page that reads the answers out. So a task's seed, goal,
-reward and end, and the text of its tree, are what BrowserGym says they are.
+BrowserGym evaluates one script after another on a page and waits for each result. Here its code
+runs twice: first on a recorder that notes the scripts, then, after the real page has run all of
+them at once, on a player that returns the results. So a task's seed, goal, reward and end, and
+the text of its tree, are BrowserGym's own.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from envs.base import TaskError
 from envs.browser.miniwob.files import miniwob_url
 
 Script = tuple[str, bool]
-"""A JavaScript expression or function, and whether to wait until its value is true."""
+"""A JavaScript expression or function; True to wait until its value is true."""
 
 
 class Outcome(NamedTuple):
-    """What a task makes of a page: BrowserGym's reward and end, and MiniWoB's raw reward."""
+    """A task's verdict on a page: BrowserGym's reward and end, and MiniWoB's raw reward."""
 
     reward: float
     done: bool
@@ -39,7 +39,7 @@ def tasks() -> dict[str, type]:
 
 
 def find_task(name: str) -> type:
-    """Return the task class of a name, with or without the `miniwob.` in front.
+    """Return the task class of a name, with or without the prefix `miniwob.`.
 
     Raises:
         TaskError: there is no such task; the message lists close names.
@@ -52,96 +52,105 @@ def find_task(name: str) -> type:
 
 
 class Episode:
-    """One task from one seed.
+    """One task with one seed.
 
     Attributes:
-        url: of the task's page.
-        setup: the scripts that start it, after the page's load.
-        check: the scripts that tell how it stands.
+        url: address of the task's page.
+        setup: scripts that start the task after the page has loaded.
+        check: scripts whose values give the outcome.
     """
 
     def __init__(self, task_class: Any, seed: int):
-        """Read the scripts from BrowserGym's task class.
+        """Record the scripts of BrowserGym's task.
 
         Args:
-            task_class: what `find_task` returned.
-            seed: of the task.
+            task_class: a class that `find_task` returned.
+            seed: seed of the task.
         """
-        self._new = lambda: task_class(seed=seed)
-        page = _Page()
-        self._task = self._new()
+        self._task_class, self._seed = task_class, seed
+        page = _RecordedPage()
+        self._task = self._new_task()
         self._task.setup(page)
         self.url: str = page.url
         self.setup: list[Script] = page.scripts
-        page = self._task.page = _Page(url=self.url)
+        page = self._task.page = _RecordedPage(url=self.url)
         self._task.validate(page, [])
         self.check: list[Script] = page.scripts
 
-    def goal(self, answers: Iterable[Any]) -> str:
-        """The task in words, from the page's answers to `setup`."""
-        goal, _ = self._new().setup(_Page(answers=answers))
+    def goal(self, values: Iterable[Any]) -> str:
+        """Return the task in words, from the values of the scripts in `setup`."""
+        goal, _ = self._new_task().setup(_RecordedPage(values=values))
         return str(goal)
 
-    def outcome(self, url: str, answers: Iterable[Any]) -> Outcome:
-        """How it stands, from the page's address and its answers to `check`."""
-        page = self._task.page = _Page(url=url, answers=answers)
+    def outcome(self, url: str, values: Iterable[Any]) -> Outcome:
+        """Return the outcome, from the page's address and the values of the scripts in `check`."""
+        page = self._task.page = _RecordedPage(url=url, values=values)
         reward, done, _, info = self._task.validate(page, [])
         return Outcome(float(reward), bool(done), float(info.get("RAW_REWARD_GLOBAL", 0.0)))
 
+    def _new_task(self) -> Any:
+        return self._task_class(seed=self._seed)
+
 
 def tree_text(tree: dict[str, Any]) -> str:
-    """Write an accessibility tree as BrowserGym does, the elements' ids in front.
+    """Format an accessibility tree as BrowserGym does, with the elements' ids.
 
     Args:
-        tree: what `Accessibility.getFullAXTree` answered while the page was marked.
+        tree: the result of `Accessibility.getFullAXTree` while the page was marked.
     """
     from browsergym.core.observation import extract_merged_axtree
 
-    return merged_tree_text(extract_merged_axtree(_Page(tree=tree)))
+    return merged_tree_text(extract_merged_axtree(_RecordedPage(tree=tree)))
 
 
 def merged_tree_text(tree: dict[str, Any]) -> str:
-    """Write a tree that BrowserGym has merged, its `axtree_object`."""
+    """Format a tree that BrowserGym has merged, its `axtree_object`."""
     from browsergym.utils.obs import IGNORED_AXTREE_ROLES, flatten_axtree_to_str
 
     # BrowserGym does not know InlineTextBox, which repeats the text above it. Generic nodes
-    # stay: in click-link they alone carry an id.
+    # stay: in click-link only they have an id.
     roles = [*IGNORED_AXTREE_ROLES, "InlineTextBox"]
-    return flatten_axtree_to_str(tree, skip_generic=False, ignored_roles=roles)
+    return str(flatten_axtree_to_str(tree, skip_generic=False, ignored_roles=roles))
 
 
-class _Page:
-    """What BrowserGym takes for a Playwright page; it is its own browser context and session."""
+class _RecordedPage:
+    """Stands in for a Playwright page, and for its browser context and CDP session.
 
-    # Stands for an answer while the questions are noted: six numbers, as the page's state has.
-    NOTHING = (0,) * 6
+    Args:
+        url: address of the page.
+        values: values of the scripts, in order; None to record the scripts instead.
+        tree: the accessibility tree.
+    """
+
+    # The value of every script while recording: six numbers, as the page's state has.
+    PLACEHOLDER = (0,) * 6
 
     def __init__(
         self,
         url: str = "",
-        answers: Iterable[Any] | None = None,
+        values: Iterable[Any] | None = None,
         tree: dict[str, Any] | None = None,
     ):
         self.url = url
         self.scripts: list[Script] = []
         self.context = self
-        self._answers = None if answers is None else iter(answers)
+        self._values = None if values is None else iter(values)
         self._tree = tree
 
     def goto(self, url: str) -> None:
         self.url = url
 
     def evaluate(self, script: str) -> Any:
-        return self._ask(script, False)
+        return self._value(script, False)
 
     def wait_for_function(self, script: str) -> Any:
-        return self._ask(script, True)
+        return self._value(script, True)
 
-    def _ask(self, script: str, until: bool) -> Any:
+    def _value(self, script: str, until: bool) -> Any:
         self.scripts.append((script, until))
-        return self.NOTHING if self._answers is None else next(self._answers)
+        return self.PLACEHOLDER if self._values is None else next(self._values)
 
-    def new_cdp_session(self, page: Any) -> _Page:
+    def new_cdp_session(self, page: Any) -> _RecordedPage:
         return self
 
     def send(self, method: str, parameters: dict[str, Any]) -> Any:

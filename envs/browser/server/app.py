@@ -38,14 +38,14 @@ class BrowserGymObservation(Observation):
 
 
 class BrowserGymState(State):
-    """The episode that is running."""
+    """The current episode."""
 
     task_name: str = ""
     seed: int | None = None
 
 
 class BrowserGymEnvironment(Environment[BrowserGymAction, BrowserGymObservation, BrowserGymState]):
-    """One OpenEnv session: its page lives in one of the pool's Chromiums."""
+    """One OpenEnv session, with a page in one of the pool's Chromiums."""
 
     SUPPORTS_CONCURRENT_SESSIONS = True
 
@@ -53,14 +53,14 @@ class BrowserGymEnvironment(Environment[BrowserGymAction, BrowserGymObservation,
         """Open the session.
 
         Args:
-            pool: the Chromiums.
+            pool: Chromiums, of which the session gets one.
         """
         super().__init__()
         self._session = pool.open()
         self._state = BrowserGymState()
         self._last: BrowserGymObservation | None = None
 
-    async def reset_async(  # type: ignore[override]
+    async def reset_async(
         self,
         seed: int | None = None,
         episode_id: str | None = None,
@@ -71,12 +71,17 @@ class BrowserGymEnvironment(Environment[BrowserGymAction, BrowserGymObservation,
         """Start an episode of a MiniWoB task.
 
         Args:
-            seed: of the task; None is 0.
-            episode_id: echoed in the state.
-            task_name: with or without `miniwob.` in front.
-            screenshot: True to have a picture in every observation of the episode.
-            final_page: False leaves `axtree_txt` of the finished page empty: it costs time,
+            seed: seed of the task; None is 0.
+            episode_id: returned in the state.
+            task_name: name of the task, with or without the prefix `miniwob.`.
+            screenshot: True to include a screenshot in every observation of the episode.
+            final_page: False to leave `axtree_txt` of the finished page empty: it takes time,
                 and a policy does not act on it.
+
+        Raises:
+            ValueError: an argument has a wrong type or value.
+            TaskError: there is no such task.
+            SessionError: the session is lost.
         """
         seed = 0 if seed is None else seed
         if not isinstance(task_name, str):
@@ -88,17 +93,21 @@ class BrowserGymEnvironment(Environment[BrowserGymAction, BrowserGymObservation,
                 raise ValueError(f"{name} must be true or false, got {flag!r:.80}")
         # The old episode ends even if the new one fails to start.
         self._last = None
-        answer = await self._session.call(
+        observation = await self._session.call(
             "reset", task_name, seed, screenshot=screenshot, final_page=final_page
         )
         self._state = BrowserGymState(episode_id=episode_id, task_name=task_name, seed=seed)
-        self._last = BrowserGymObservation(**answer)
+        self._last = BrowserGymObservation(**observation)
         return self._last
 
-    async def step_async(  # type: ignore[override]
+    async def step_async(
         self, action: BrowserGymAction, timeout_s: float | None = None
     ) -> BrowserGymObservation:
-        """Do one action; a text that is no action comes back as `error`, the page unchanged."""
+        """Execute one action; text that is not an action sets `error` and leaves the page as it is.
+
+        Raises:
+            SessionError: no episode is running, or the session is lost.
+        """
         if self._last is None or self._last.done:
             raise SessionError("no episode is running: reset first")
         self._state.step_count += 1
@@ -106,21 +115,22 @@ class BrowserGymEnvironment(Environment[BrowserGymAction, BrowserGymObservation,
             parsed = parse_action(action.action_str)
         except InvalidAction as error:
             update = {"error": str(error), "last_action_error": True, "reward": 0.0}
-            return self._last.model_copy(update=update)
+            unchanged: BrowserGymObservation = self._last.model_copy(update=update)
+            return unchanged
         self._last = BrowserGymObservation(**await self._session.call("step", parsed))
         return self._last
 
     def reset(self, *args: Any, **kwargs: Any) -> BrowserGymObservation:
-        """Not served: the server calls `reset_async`."""
+        """Not supported: the server calls `reset_async`."""
         raise TypeError("await reset_async instead")
 
     def step(self, *args: Any, **kwargs: Any) -> BrowserGymObservation:
-        """Not served: the server calls `step_async`."""
+        """Not supported: the server calls `step_async`."""
         raise TypeError("await step_async instead")
 
     @property
     def state(self) -> BrowserGymState:
-        """The episode's name, seed and number of steps."""
+        """Name, seed and number of steps of the episode."""
         return self._state
 
     def close(self) -> None:
@@ -129,19 +139,23 @@ class BrowserGymEnvironment(Environment[BrowserGymAction, BrowserGymObservation,
 
 
 def build_app(pool: ChromiumPool, max_sessions: int) -> FastAPI:
-    """Build the application; one more session than `max_sessions` gets CAPACITY_REACHED.
+    """Build the application.
 
-    Beside OpenEnv's endpoints, `/health` among them, `/ready` answers 200 while every browser
-    runs, and 503 otherwise.
+    Besides OpenEnv's endpoints (such as `/health`), `/ready` responds with 200 while every browser
+    runs, and with 503 otherwise.
+
+    Args:
+        pool: Chromiums of the sessions.
+        max_sessions: sessions at a time; one more gets the error CAPACITY_REACHED.
     """
-    app = create_fastapi_app(
+    app: FastAPI = create_fastapi_app(
         partial(BrowserGymEnvironment, pool),
         BrowserGymAction,
         BrowserGymObservation,
         max_concurrent_envs=max_sessions,
     )
 
-    # Without a WebSocket every request is a session of its own, so a step alone is a mistake.
+    # Without a WebSocket every request is a session of its own, so a lone step is a mistake.
     @app.exception_handler(SessionError)
     @app.exception_handler(ValueError)
     def refuse(request: Request, error: Exception) -> JSONResponse:

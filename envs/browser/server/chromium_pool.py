@@ -1,4 +1,4 @@
-"""A fixed number of Chromiums, the sessions in them, and what happens when one fails."""
+"""A fixed number of Chromiums, the sessions in them, and the handling of failures."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
+from collections.abc import Coroutine
 from typing import Any
 
 from envs.base import TaskError
@@ -19,14 +20,14 @@ CLOSE_DEADLINE_S = 10.0
 START_DEADLINE_S = 60.0
 WATCH_INTERVAL_S = 5.0
 HEARTBEAT_S = 15.0
-"""A Chromium that does not say its version within this time hangs."""
+"""Seconds after which a Chromium that does not report its version counts as hanging."""
 
 
 class Slot:
-    """The place of one Chromium, started anew when the old one is gone.
+    """The slot of one Chromium, which is restarted when it is gone.
 
     Attributes:
-        sessions: those that live here.
+        sessions: sessions with a page in this Chromium.
     """
 
     def __init__(self) -> None:
@@ -40,15 +41,16 @@ class Slot:
         return self._chromium is not None and self._chromium.alive
 
     async def browser(self) -> Chromium:
-        """The Chromium, alive.
+        """Return the Chromium, started if it does not run.
 
         Raises:
             CDPError: it does not start.
+            TimeoutError: it does not start in time.
         """
         async with self._starting:
             if self._chromium is None or not self._chromium.alive:
                 await self.stop()
-                # Chromium refuses its sandbox to root.
+                # Chromium does not start with its sandbox as root.
                 root = hasattr(os, "geteuid") and os.geteuid() == 0
                 arguments = [*CHROMIUM_ARGS, *(["--no-sandbox"] if root else [])]
                 chromium = Chromium([find_chromium(), *arguments])
@@ -58,7 +60,7 @@ class Slot:
             return self._chromium
 
     async def check(self) -> None:
-        """End a Chromium that hangs, and have one again where there is none."""
+        """Stop the Chromium if it hangs; start it if it does not run."""
         with contextlib.suppress(CDPError, TimeoutError):  # tried again at the next check
             browser = await self.browser()
             try:
@@ -67,27 +69,25 @@ class Slot:
                 await browser.stop()
 
     async def stop(self) -> None:
-        """End the Chromium; its sessions are lost."""
+        """Stop the Chromium; its sessions are lost."""
         chromium, self._chromium = self._chromium, None
         if chromium is not None:
             await chromium.stop()
 
 
 class ChromiumPool:
-    """A fixed number of Chromiums; a session belongs to one of them for life.
+    """A fixed number of Chromiums; a session stays in one of them. Created in an event loop.
+
+    Args:
+        browsers: number of Chromiums.
+        deadline_s: seconds that a reset or a step may take.
+        idle_s: seconds after which an unused session is closed.
 
     Attributes:
-        slots: one for each Chromium.
+        slots: one per Chromium.
     """
 
     def __init__(self, browsers: int, *, deadline_s: float, idle_s: float):
-        """Describe the pool; made and used in one event loop.
-
-        Args:
-            browsers: number of Chromiums.
-            deadline_s: seconds a reset or a step may take.
-            idle_s: seconds after which a session that nobody uses is given up.
-        """
         self.slots = [Slot() for _ in range(browsers)]
         self.deadline_s = deadline_s
         self.idle_s = idle_s
@@ -100,12 +100,12 @@ class ChromiumPool:
         self.run(self._watch())
 
     def open(self) -> PooledSession:
-        """Open a session where there are fewest."""
+        """Open a session in the Chromium that has the fewest."""
         slot = min(self.slots, key=lambda one: len(one.sessions))
         return PooledSession(self, slot)
 
-    def run(self, work: Any) -> None:
-        """Start a coroutine of the pool's own; it ends with the pool."""
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Start a background coroutine, which is cancelled when the pool stops."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -116,7 +116,7 @@ class ChromiumPool:
         return all(slot.alive for slot in self.slots)
 
     async def stop(self) -> None:
-        """End every Chromium."""
+        """Stop every Chromium."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*(slot.stop() for slot in self.slots))
@@ -127,14 +127,14 @@ class ChromiumPool:
             for slot in self.slots:
                 for session in list(slot.sessions):
                     if session.idle_for() > self.idle_s:
-                        session.lose(f"nobody used it for {self.idle_s:g} s")
+                        session.discard(f"unused for {self.idle_s:g} s")
             await asyncio.gather(*(slot.check() for slot in self.slots))
 
 
 class PooledSession:
-    """One session, within deadlines; what fails once is lost for good.
+    """One session with deadlines; after one failure it is lost.
 
-    Made in any thread; called in the pool's event loop.
+    Created in any thread, called in the pool's event loop.
     """
 
     def __init__(self, pool: ChromiumPool, slot: Slot):
@@ -146,7 +146,7 @@ class PooledSession:
         slot.sessions.add(self)
 
     def idle_for(self) -> float:
-        """Seconds since the last call ended, 0 within one."""
+        """Return the seconds since the last call ended, 0 during a call."""
         return 0.0 if self._busy else time.monotonic() - self._used
 
     async def call(self, method: str, *args: Any, **options: Any) -> dict[str, Any]:
@@ -154,7 +154,7 @@ class PooledSession:
 
         Raises:
             TaskError: there is no such task.
-            SessionError: the session is lost, or used out of turn.
+            SessionError: the session is lost or busy, or no episode is running.
         """
         if self._lost:
             raise SessionError(f"the session is lost ({self._lost}): open a new one")
@@ -166,22 +166,23 @@ class PooledSession:
                 if self._session is None:
                     self._session = Session(Page(await self._slot.browser(), miniwob_url()))
                     await self._session.page.open()  # a failure loses the session
-                return await getattr(self._session, method)(*args, **options)
+                result: dict[str, Any] = await getattr(self._session, method)(*args, **options)
+                return result
         except (TaskError, SessionError):
             raise
         except TimeoutError:
-            self.lose(f"no answer within {self._pool.deadline_s:g} s")
+            self.discard(f"no response within {self._pool.deadline_s:g} s")
         except CDPError as error:
-            self.lose(str(error))
+            self.discard(str(error))
         except asyncio.CancelledError:
-            self.lose("a call was cancelled")
+            self.discard("a call was cancelled")
             raise
         finally:
             self._busy, self._used = False, time.monotonic()
         raise SessionError(f"the session is lost: {self._lost}")
 
-    def lose(self, reason: str) -> None:
-        """Give the session up, and close its page in the background."""
+    def discard(self, reason: str) -> None:
+        """Give up the session and close its page in the background."""
         self._lost = self._lost or reason
         self._slot.sessions.discard(self)
         session, self._session = self._session, None
@@ -189,8 +190,8 @@ class PooledSession:
             self._pool.run(self._close(session.page))
 
     def close(self) -> None:
-        """Give the session up; may be called in any thread."""
-        self._pool.loop.call_soon_threadsafe(self.lose, "it was closed")
+        """Give up the session; may be called in any thread."""
+        self._pool.loop.call_soon_threadsafe(self.discard, "it was closed")
 
     async def _close(self, page: Page) -> None:
         try:
@@ -198,5 +199,5 @@ class PooledSession:
         except CDPError:
             pass  # the browser is gone, and the page with it
         except TimeoutError:
-            # A browser that cannot close a page hangs, and what else lives in it hangs too.
+            # A browser that cannot close a page hangs, and so do its other pages.
             await page.browser.stop()

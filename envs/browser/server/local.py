@@ -1,4 +1,4 @@
-"""A browser server as a child of this process."""
+"""A browser server as a child process."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ LOG_TAIL = 2_000
 
 
 class LocalServer:
-    """`python -m envs.browser.server` on a free port of 127.0.0.1; nothing runs before `ensure`.
+    """`python -m envs.browser.server` on a free port of 127.0.0.1, started by `ensure`.
 
     Args:
         workers: number of Chromiums.
-        max_sessions: sessions served at a time.
-        start_deadline_s: seconds the server may take to become ready.
+        max_sessions: maximum number of concurrent sessions.
+        start_deadline_s: seconds that the server may take to become ready.
+
+    Attributes:
+        url: address of the server, empty before its first start.
     """
 
     def __init__(self, workers: int = 2, max_sessions: int = 32, start_deadline_s: float = 90.0):
@@ -44,16 +47,16 @@ class LocalServer:
 
     @property
     def alive(self) -> bool:
-        """True while the server's process runs."""
+        """True while the process of the server runs."""
         return self._process is not None and self._process.poll() is None
 
     def processes(self) -> list[int]:
-        """Return the ids of all its processes, browsers included (Linux; elsewhere none)."""
+        """Return the ids of all its processes, browsers included (Linux only; else none)."""
         return marked(self._mark, self._session)
 
     @property
     def pid(self) -> int:
-        """The process id of the server.
+        """Process id of the server.
 
         Raises:
             EnvError: it was not started.
@@ -63,10 +66,10 @@ class LocalServer:
         return self._process.pid
 
     async def ensure(self) -> str:
-        """Start the server if it does not run, once however many callers ask.
+        """Start the server if it does not run; concurrent calls start it once.
 
         Returns:
-            Its address, a new one after each start.
+            Its address, which changes with each start.
 
         Raises:
             EnvError: it did not become ready; the message ends with its last output.
@@ -74,15 +77,15 @@ class LocalServer:
         return await asyncio.to_thread(self.start)
 
     def start(self) -> str:
-        """Do what `ensure` does, and block."""
+        """Do the same as `ensure`, but block."""
         with self._lock:
-            if not (self.alive and self._answers()):
+            if not (self.alive and self._responds()):
                 self._stop()
                 self._start()
             return self.url
 
     def close(self) -> None:
-        """End the server and every process it started; `ensure` starts it anew."""
+        """Stop the server and every process that it started; `ensure` starts it again."""
         with self._lock:
             self._stop()
 
@@ -93,8 +96,8 @@ class LocalServer:
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
 
-    def _answers(self) -> bool:
-        """Tell whether the server replies; a killed one keeps process and port for a moment."""
+    def _responds(self) -> bool:
+        """Return True if the server responds; a killed one keeps process and port for a moment."""
         address = urlsplit(self.url)
         connection = HTTPConnection(address.hostname or "", address.port, timeout=10)
         try:
@@ -112,7 +115,8 @@ class LocalServer:
         root = str(Path(__file__).parents[3])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         command = [
-            *(sys.executable, "-m", "envs.browser.server", "--until-stdin-closes"),
+            # -P: a folder `envs` in the working directory is not this package.
+            *(sys.executable, "-P", "-m", "envs.browser.server", "--until-stdin-closes"),
             *("--workers", str(self.workers), "--max-sessions", str(self.max_sessions)),
         ]
         with (self._folder / "log").open("wb") as log:
@@ -121,7 +125,7 @@ class LocalServer:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for this process, which closes the server
+                start_new_session=True,  # Ctrl-C reaches only this process, which stops the server
                 env=os.environ | {name: value, "TMPDIR": str(self._folder), "PYTHONPATH": path},
             )
         self._session = self._process.pid
@@ -132,7 +136,7 @@ class LocalServer:
                     self.url = line.removeprefix(READY)
                     return
             time.sleep(0.05)
-        state = "was not ready in time" if self.alive else "ended at its start"
+        state = "was not ready in time" if self.alive else "exited at its start"
         tail = self._log()[-LOG_TAIL:]
         self._stop()
         raise EnvError(f"the browser server {state}; its last output:\n{tail}")

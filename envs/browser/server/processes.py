@@ -1,4 +1,4 @@
-"""Find and end all processes that one process started, by a mark in their environment."""
+"""Find and kill all processes that one process started, by a mark in their environment."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 def marked(mark: str, session: int | None = None) -> list[int]:
-    """Return the ids of all processes with a mark and of what they started (Linux; elsewhere none).
+    """Return the ids of all processes with a mark and of their descendants (Linux; else none).
 
-    A mark reaches children whose parent is gone, but a browser's write over their environment:
-    those are found as the children of marked ones, or in the session.
+    Children inherit the mark and keep it when their parent is gone, but a browser's children
+    overwrite their environment: they are found as children of marked ones, or by their session.
 
     Args:
         mark: `NAME=value`.
-        session: id of a session whose processes count as well.
+        session: id of a session (`setsid`) whose processes count as well.
     """
     wanted = mark.encode()
     found: set[int] = set()
@@ -25,10 +25,10 @@ def marked(mark: str, session: int | None = None) -> list[int]:
         pid = int(folder.name)
         try:
             environment = (folder / "environ").read_bytes()
-            # After the name, which may hold anything: state, parent, group, session, ...
+            # After the name, which may contain anything: state, parent, group, session, ...
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
         except OSError:
-            continue  # it ended meanwhile, or belongs to someone else
+            continue  # it has ended, or belongs to another user
         children.setdefault(int(fields[1]), []).append(pid)
         ended = fields[0] in "ZX"
         if not ended and (wanted in environment.split(b"\0") or int(fields[3]) == session):
@@ -42,15 +42,15 @@ def marked(mark: str, session: int | None = None) -> list[int]:
 
 
 def kill_marked(mark: str, session: int | None = None, deadline_s: float = 5.0) -> None:
-    """Kill what `marked` returns, and what these start meanwhile.
+    """Kill what `marked` returns, and what those processes start in the meantime.
 
     Args:
         mark: `NAME=value`.
-        session: id of a session whose processes count as well.
+        session: id of a session (`setsid`) whose processes count as well.
         deadline_s: seconds after which it gives up.
 
     Raises:
-        TimeoutError: some are still there.
+        TimeoutError: some are still alive.
     """
     end = time.monotonic() + deadline_s
     while pids := [pid for pid in marked(mark, session) if pid != os.getpid()]:

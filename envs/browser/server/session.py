@@ -1,4 +1,4 @@
-"""One session: a page that plays one MiniWoB task after another."""
+"""One session: a page on which one MiniWoB task runs after another."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 from envs.browser.actions import Action
 from envs.browser.miniwob.tasks import Episode, Outcome, Script, find_task, tree_text
-from envs.browser.server.cdp.actions import act
-from envs.browser.server.cdp.page import Page, PageLeft, Refused
+from envs.browser.server.cdp.actions import perform
+from envs.browser.server.cdp.page import ActionRefused, NavigatedAway, Page
 
-ATTEMPTS = 5  # at looking at a page that is being left
+ATTEMPTS = 5  # at reading a page that keeps navigating
 
 
 class SessionError(RuntimeError):
-    """The session cannot answer: its browser died, or it was used out of turn."""
+    """The session cannot respond: its browser died, or the call came at the wrong time."""
 
 
 class Session:
-    """A page, kept from episode to episode."""
+    """A page that is kept from episode to episode."""
 
     def __init__(self, page: Page):
         self.page = page
@@ -34,15 +34,15 @@ class Session:
         """Start an episode and return its first observation.
 
         Args:
-            task_name: a MiniWoB task, with or without `miniwob.` in front.
-            seed: of the task.
-            screenshot: True to have a picture in every observation, and in its metadata the
-                `boxes` of the elements by their ids: (x, y, width, height) in its pixels.
-            final_page: False to leave the tree of the finished page out.
+            task_name: a MiniWoB task, with or without the prefix `miniwob.`.
+            seed: seed of the task.
+            screenshot: True to include a screenshot in every observation, and in its metadata
+                the `boxes` of the elements by their ids: (x, y, width, height) in pixels.
+            final_page: False to leave out the tree of the finished page.
 
         Raises:
             TaskError: there is no such task.
-            CDPError: the machinery failed.
+            CDPError: the infrastructure failed.
         """
         self._episode = None
         episode = Episode(find_task(task_name), seed)
@@ -55,18 +55,18 @@ class Session:
         return await self._observation(outcome._replace(reward=0.0, done=False), page, tree)
 
     async def step(self, action: Action) -> dict[str, Any]:
-        """Do one action and return what it led to.
+        """Execute one action and return its outcome.
 
         Raises:
-            SessionError: there is no episode, or it is over.
-            CDPError: the machinery failed.
+            SessionError: no episode is running.
+            CDPError: the infrastructure failed.
         """
         if self._episode is None:
             raise SessionError("no episode is running: reset first")
         episode, error = self._episode, ""
         try:
-            await act(self.page, action)
-        except Refused as refusal:
+            await perform(self.page, action)
+        except ActionRefused as refusal:
             error = f"{action.name} failed: {refusal}"
         page, tree = await self._look(episode)
         outcome = episode.outcome(page["url"], page["checked"])
@@ -77,16 +77,16 @@ class Session:
     async def _observation(
         self, outcome: Outcome, page: dict[str, Any], tree: str, error: str = ""
     ) -> dict[str, Any]:
-        picture = None
+        screenshot = None
         metadata = {"success": outcome.reward > 0, "raw_reward": outcome.raw_reward}
         if self._screenshot:
-            picture = (await self.page.send("Page.captureScreenshot", format="png"))["data"]
+            screenshot = (await self.page.send("Page.captureScreenshot", format="png"))["data"]
             metadata["boxes"] = page["boxes"]
         return {
             "goal": self._goal,
             "axtree_txt": tree,
             "url": page["url"],
-            "screenshot": picture,
+            "screenshot": screenshot,
             "error": error,
             "last_action_error": bool(error),
             "done": outcome.done,
@@ -97,18 +97,18 @@ class Session:
     async def _look(
         self, episode: Episode, setup: Sequence[Script] = ()
     ) -> tuple[dict[str, Any], str]:
-        """Let the page settle, ask it, and read its tree ("" where nobody wants it)."""
-        asked = [setup, episode.check, episode.url, self._final_page, self._screenshot]
-        arguments = json.dumps(asked)[1:-1]
+        """Let the page settle, run the scripts, and read its tree ("" if it is not wanted)."""
+        arguments = [setup, episode.check, episode.url, self._final_page, self._screenshot]
+        look = f"browserServer.look({json.dumps(arguments)[1:-1]})"
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                page = await self.page.run(f"browserServer.look({arguments})")
+                page = await self.page.run(look)
                 if not page["marked"]:
                     return page, ""
                 tree = self.page.send("Accessibility.getFullAXTree")
                 unmarked = self.page.run("browserServer.unmark()")
                 return page, tree_text((await asyncio.gather(tree, unmarked))[0])
-            except PageLeft:
+            except NavigatedAway:
                 if attempt == ATTEMPTS:
                     raise
                 await self.page.loaded()

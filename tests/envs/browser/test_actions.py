@@ -71,7 +71,7 @@ def test_one_action(text, action):
         "a" * 1_000_000,
     ],
 )
-def test_anything_else_is_refused_in_one_short_line(text):
+def test_anything_else_is_refused_with_one_short_line(text):
     with pytest.raises(InvalidAction) as error:
         parse_action(text)
     message = str(error.value)
@@ -79,7 +79,7 @@ def test_anything_else_is_refused_in_one_short_line(text):
     assert message.isprintable()
 
 
-def test_the_message_says_what_was_expected():
+def test_the_error_names_what_was_expected():
     with pytest.raises(
         InvalidAction, match=r"^expected one action such as click\('12'\), got: Hi$"
     ):
@@ -98,7 +98,7 @@ def test_round_trip(action):
 @given(
     st.text() | st.text("click('1)\",\n ={}[]*") | actions.map(format_action).map(lambda t: t[1:])
 )
-def test_never_another_exception(text):
+def test_no_other_exception(text):
     try:
         action = parse_action(text)
     except InvalidAction:

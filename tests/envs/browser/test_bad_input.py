@@ -1,4 +1,4 @@
-"""What a server says to a client that makes mistakes, and that the session survives it."""
+"""The server's errors for a client's mistakes, which the session survives."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ CLICK = {"action_str": "click('13')"}
 
 @pytest.fixture
 async def ask(server):
-    """A function: send one message over one WebSocket, await the reply."""
+    """Return a function that sends one message over one WebSocket and awaits the reply."""
     async with connect(server.url.replace("http", "ws") + "/ws", max_size=None) as socket:
 
         async def ask(kind, data=None):
@@ -29,7 +29,7 @@ async def ask(server):
 
 
 async def works(ask):
-    """The session plays an episode as if nothing had been."""
+    """Return True if the session still plays an episode."""
     reply = await ask("reset", {"task_name": "click-test", "seed": 0})
     assert reply["data"]["observation"]["goal"] == "Click the button."
     reply = await ask("step", CLICK)
@@ -72,7 +72,7 @@ async def test_refused_with_a_reason(ask, kind, data, message):
         ("press('13', 'Banana')", "unknown key 'Banana'"),
     ],
 )
-async def test_what_is_no_action_changes_nothing(ask, text, message):
+async def test_text_that_is_not_an_action_changes_nothing(ask, text, message):
     first = (await ask("reset", {"task_name": "click-test", "seed": 0}))["data"]["observation"]
     reply = (await ask("step", {"action_str": text}))["data"]
     assert message in reply["observation"]["error"]
@@ -117,7 +117,7 @@ def post(url, body):
     return get(urllib.request.Request(url, json.dumps(body).encode(), headers))
 
 
-async def test_requests_outside_of_a_session(server):
+async def test_requests_without_a_session(server):
     for path, body, expected in [
         ("step", {"action": CLICK}, (409, "no episode is running: reset first")),
         ("reset", {"task_name": "clik-test"}, (400, "unknown task 'clik-test'")),
@@ -125,9 +125,9 @@ async def test_requests_outside_of_a_session(server):
         ("mcp", {"jsonrpc": "2.0", "id": 1, "method": "openenv/session/close",
                  "params": {"session_id": "mine"}}, (200, "Unknown session_id: mine")),
     ]:  # fmt: skip
-        status, answer = await asyncio.to_thread(post, f"{server.url}/{path}", body)
-        assert status == expected[0], answer
-        assert expected[1] in json.dumps(answer), answer
+        status, reply = await asyncio.to_thread(post, f"{server.url}/{path}", body)
+        assert status == expected[0], reply
+        assert expected[1] in json.dumps(reply), reply
 
 
 async def test_health_and_readiness(server, browsers):
@@ -138,7 +138,7 @@ async def test_health_and_readiness(server, browsers):
     os.kill(browsers(server)[0], signal.SIGKILL)
     seen = []
     async with asyncio.timeout(60):
-        while seen[-2:] != [503, 200]:  # a browser that nobody asks for comes back by itself
+        while seen[-2:] != [503, 200]:  # a browser is restarted without a request
             status, _ = await asyncio.to_thread(get, f"{server.url}/ready")
             if seen[-1:] != [status]:
                 seen.append(status)

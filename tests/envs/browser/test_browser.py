@@ -46,6 +46,18 @@ async def test_click_test_is_solved_by_reading_the_page(env):
     assert result.info == {"raw_reward": 1.0}
 
 
+async def test_the_solver_is_asked_for_each_step(env):
+    assert env.demonstrate() == ""
+    await env.reset(Task("login-user", 2))
+    done = []
+    while action := env.demonstrate():
+        assert env.demonstrate() == action
+        done.append((action, await env.step(action)))
+    assert [result.success for _, result in done] == [False, False, True]
+    await env.reset(Task("bisect-angle", 0))  # has no solver
+    assert env.demonstrate() == ""
+
+
 async def test_wrong_button_ends_the_episode_without_success(env):
     observation = await env.reset(Task("click-test-2", 1))
     wrong = id_of(observation.page, "button 'TWO'")
@@ -77,7 +89,7 @@ async def test_autocomplete_menu_is_there_after_fill(env):
 
 
 @pytest.mark.parametrize("text", ["Sure! click('13')", "click(13)", "", "click('1')\nclick('2')"])
-async def test_text_that_is_no_action(env, text):
+async def test_text_that_is_not_an_action(env, text):
     before = await env.reset(CLICK)
     result = await env.step(text)
     assert not result.valid_action
@@ -97,7 +109,7 @@ async def test_id_that_is_not_on_the_page(env):
     assert (await env.step(f"click('{button}')")).success
 
 
-async def test_element_that_cannot_be_clicked_is_the_policys_failure(env):
+async def test_an_element_that_cannot_be_clicked_is_an_action_error(env):
     observation = await env.reset(Task("choose-list", 0))
     option = ids(observation.page, "option")[-1]
     result = await env.step(f"click('{option}')")
@@ -108,17 +120,17 @@ async def test_element_that_cannot_be_clicked_is_the_policys_failure(env):
     assert result.observation.error == "select_option failed: there is no such option"
 
 
-async def test_what_was_acted_on(env):
+async def test_acted_on_holds_the_elements_boxes(env):
     from PIL import Image
 
     observation = await env.reset(CLICK, screenshot=True)
-    picture = Image.open(io.BytesIO(observation.screenshot)).convert("RGB")
+    image = Image.open(io.BytesIO(observation.screenshot)).convert("RGB")
     for refused in ("click(1)", "click('x')", "noop()"):
         assert (await env.step(refused)).acted_on == ()
     ((x, y, width, height),) = (await env.step(observation.actions[0])).acted_on
     button, middle = (239, 239, 239), y + height / 2
     columns = [x + 3, x + width - 4], [x - 2, x + width + 1]
-    inside, outside = ([picture.getpixel((at, middle)) for at in each] for each in columns)
+    inside, outside = ([image.getpixel((at, middle)) for at in each] for each in columns)
     assert inside == [button] * 2
     assert outside == [(255, 255, 255)] * 2
 
@@ -130,12 +142,12 @@ async def test_what_was_acted_on(env):
     observation = await env.reset(Task("choose-list", 0), screenshot=True)
     result = await env.step(f"select_option({ids(observation.page, 'combobox')[0]!r}, 'Atlantis')")
     assert result.observation.error
-    assert result.acted_on == ()  # nothing was
+    assert result.acted_on == ()
     observation = await env.reset(CLICK)
     assert (await env.step(observation.actions[0])).acted_on == ()
 
 
-async def test_sessions_at_once_do_not_meet(server):
+async def test_concurrent_sessions_do_not_interfere(server):
     async def play(seed):
         env = BrowserEnv(server.url)
         try:
@@ -166,7 +178,7 @@ async def test_seeds(server, env):
         await other.close()
 
 
-async def test_unknown_task_names_close_ones_and_spares_the_session(env):
+async def test_an_unknown_task_names_close_ones_and_keeps_the_session(env):
     with pytest.raises(TaskError, match=r"unknown task 'clik-test'.*click-test"):
         await env.reset(Task("clik-test", 0))
     assert (await env.reset(Task("miniwob.click-test", 0))).goal == "Click the button."
@@ -182,12 +194,12 @@ async def test_step_after_the_end_is_refused(env):
     await env.reset(CLICK)
 
 
-async def test_screenshot_only_where_asked_for(env):
+async def test_screenshots_only_if_asked_for(env):
     assert (await env.reset(CLICK)).screenshot is None
-    picture = (await env.reset(CLICK, screenshot=True)).screenshot
-    assert picture is not None
-    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
-    assert (int.from_bytes(picture[16:20]), int.from_bytes(picture[20:24])) == (332, 214)
+    image = (await env.reset(CLICK, screenshot=True)).screenshot
+    assert image is not None
+    assert image[:8] == b"\x89PNG\r\n\x1a\n"
+    assert (int.from_bytes(image[16:20]), int.from_bytes(image[20:24])) == (332, 214)
     assert (await env.step("noop()")).observation.screenshot is not None
     assert (await env.reset(CLICK)).screenshot is None
 
@@ -207,12 +219,12 @@ async def test_hidden_page(server):
 
 
 async def test_contract(server):
-    observation = await (probe := BrowserEnv(server.url)).reset(CLICK)
-    await probe.close()
+    observation = await (first := BrowserEnv(server.url)).reset(CLICK)
+    await first.close()
     await check_env(lambda: BrowserEnv(server.url), CLICK, good_actions=[observation.actions[0]])
 
 
-async def test_more_sessions_than_the_server_takes(server):
+async def test_more_sessions_than_the_server_allows(server):
     envs = [BrowserEnv(server.url) for _ in range(server.max_sessions + 1)]
     try:
         replies = await asyncio.gather(*(env.reset(CLICK) for env in envs), return_exceptions=True)
@@ -224,7 +236,7 @@ async def test_more_sessions_than_the_server_takes(server):
         await asyncio.gather(*(env.close() for env in envs))
 
 
-async def test_a_browser_that_dies_costs_its_sessions_only(server, browsers):
+async def test_a_browser_that_dies_loses_only_its_sessions(server, browsers):
     pool = EnvPool(lambda: BrowserEnv(server.url), size=2)
     with pytest.raises(EnvError, match="session is lost"):  # noqa: PT012
         async with pool.lease() as env:
@@ -243,7 +255,7 @@ async def test_a_browser_that_dies_costs_its_sessions_only(server, browsers):
     await pool.close()
 
 
-async def test_a_browser_that_hangs_meets_the_deadline(server, browsers):
+async def test_a_browser_that_hangs_hits_the_deadline(server, browsers):
     env = BrowserEnv(server.url, deadline_s=1.0)
     await env.reset(CLICK)
     stopped = browsers(server)
@@ -276,8 +288,8 @@ async def test_a_server_that_dies_is_replaced(server):
 
 
 @pytest.mark.parametrize("port", ["closed", "hangs up"])
-async def test_a_server_that_does_not_answer_is_replaced(server, port):
-    # What a killed one looks like for a moment: its process is still there, its port perhaps too.
+async def test_a_server_that_does_not_respond_is_replaced(server, port):
+    # As for a moment after a kill: the process still exists, perhaps the port too.
     listener = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     number = 9 if port == "closed" else listener.sockets[0].getsockname()[1]
     old, server.url = server.pid, f"http://127.0.0.1:{number}"
@@ -298,7 +310,7 @@ async def test_no_server():
     await env.close()
 
 
-# Last, for it takes the server down.
+# Last, because it stops the server.
 async def test_close_leaves_no_process(server, browsers):
     env = BrowserEnv(server.url)
     await env.reset(CLICK)

@@ -1,4 +1,4 @@
-"""Servers elsewhere: a Space's address, its token, its sleep."""
+"""Connections to Hugging Face Spaces: address, token, start-up."""
 
 import json
 from contextlib import asynccontextmanager
@@ -30,7 +30,7 @@ BEARER = {"X-HF-Authorization": "Bearer hf_secret"}
         "https://huggingface.co/spaces/Some-Owner/My_Env.v2#top",
     ],
 )
-def test_a_spaces_page_stands_for_its_server(page):
+def test_a_spaces_page_is_translated_to_its_server(page):
     assert server_url(page) == "https://some-owner-my-env-v2.hf.space"
     assert server_url(page) == f"https://{hf_space_subdomain('Some-Owner/My_Env.v2')}.hf.space"
     assert BrowserEnv(page).base_url == server_url(page)
@@ -46,7 +46,7 @@ def test_a_spaces_page_stands_for_its_server(page):
         "https://huggingface.co/datasets/a/b",
     ],
 )
-def test_any_other_address_stays_as_it_is(url):
+def test_other_addresses_stay_unchanged(url):
     assert server_url(url) == url
 
 
@@ -89,7 +89,7 @@ def test_the_token_goes_nowhere_else(url):
     assert token_headers(url, TOKEN) == {}
 
 
-ANSWER = {
+RESPONSE = {
     "observation": {
         "axtree_txt": "RootWebArea ''\n\t[13] button 'Click Me!'",
         "goal": "Click the button.",
@@ -102,12 +102,12 @@ ANSWER = {
 
 @asynccontextmanager
 async def serving(*refusals):
-    """Address and handshakes of a server that refuses the first of them, once each."""
+    """Yield address and handshakes of a server that starts with these refusals."""
     handshakes, left = [], list(refusals)
 
     async def handler(connection):
         async for _ in connection:
-            await connection.send(json.dumps({"type": "observation", "data": ANSWER}))
+            await connection.send(json.dumps({"type": "observation", "data": RESPONSE}))
 
     def process_request(connection, request):
         handshakes.append(request.headers)
@@ -147,7 +147,7 @@ async def test_a_redirect_is_not_followed(monkeypatch):
     assert "hf_secret" not in str(error.value)
 
 
-async def test_a_space_that_wakes_up_is_waited_for(monkeypatch):
+async def test_a_starting_space_is_waited_for(monkeypatch):
     monkeypatch.setattr(envs.browser.connection, "RETRY_S", 0.05)
     async with serving(refusal(503), refusal(502), refusal(503)) as (url, handshakes):
         env = BrowserEnv(url)
@@ -156,7 +156,7 @@ async def test_a_space_that_wakes_up_is_waited_for(monkeypatch):
         await env.close()
 
 
-async def test_a_space_that_sleeps_on(monkeypatch):
+async def test_a_space_that_does_not_start(monkeypatch):
     monkeypatch.setattr(envs.browser.connection, "RETRY_S", 0.2)
     async with serving(*[refusal(503)] * 100) as (url, handshakes):
         env = BrowserEnv(url, deadline_s=1.0)

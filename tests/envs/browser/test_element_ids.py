@@ -7,7 +7,7 @@ TASK = Task("click-test", 3)
 
 
 def test_golden():
-    """The permutation is part of a task: pages of old runs must come back the same."""
+    """The permutation is part of a task: pages of old runs must be reproducible."""
     assert [page_id(TASK, bid) for bid in ("12", "13", "95", "a12", "a")] == [
         *("89", "60", "981", "a71", "a"),
     ]
@@ -37,6 +37,6 @@ def test_names_and_seeds_differ():
 
 
 @pytest.mark.parametrize("bid", ["", "1a", "-1", "a b"])
-def test_what_is_no_bid(bid):
+def test_an_invalid_bid(bid):
     with pytest.raises(ValueError, match="bid must be"):
         page_id(TASK, bid)

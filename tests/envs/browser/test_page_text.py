@@ -18,7 +18,7 @@ RootWebArea 'Task', focused, url='file:///task.html'
 \t\t[16] checkbox "it's", focused, checked='false'"""
 
 
-def test_layout_goes_and_content_stays():
+def test_layout_is_dropped_and_content_stays():
     assert [str(element) for element in simplify_axtree(TREE)] == [
         "text 'Lorem'",
         'text "don\'t" [13]',
@@ -28,7 +28,7 @@ def test_layout_goes_and_content_stays():
     ]
 
 
-def test_a_line_that_is_none():
+def test_a_line_that_is_not_a_node():
     with pytest.raises(ValueError, match="expected a line of an accessibility tree"):
         simplify_axtree("\t\t")
 
@@ -50,7 +50,7 @@ RootWebArea 'Task'
 \t\tStaticText 'C'"""
 
 
-def test_a_text_that_repeats_its_control_goes_and_so_does_a_state_that_is_false():
+def test_texts_that_repeat_their_control_and_false_states_are_dropped():
     assert [str(element) for element in simplify_axtree(REPEATED)] == [
         "radio 'qP' [9]",
         "textbox [10], value='W '",
@@ -58,7 +58,7 @@ def test_a_text_that_repeats_its_control_goes_and_so_does_a_state_that_is_false(
         "option 'A' [12], selected",
         "option 'B' [13]",
         "checkbox 'C' [14], checked, disabled",
-        "text 'qP'",  # not its own
+        "text 'qP'",  # does not follow its control
         "text 'C' [15]",  # has an id, so it can be clicked
     ]
 

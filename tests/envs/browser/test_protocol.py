@@ -1,4 +1,4 @@
-"""BrowserEnv against OpenEnv's own wire format, and against servers that go wrong."""
+"""BrowserEnv with OpenEnv's own wire format, and with servers that misbehave."""
 
 import asyncio
 import copy
@@ -24,7 +24,7 @@ URL = "http://127.0.0.1:8888/miniwob/click-test.html"
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
-# What OpenEnv's envs/browsergym_env/models.py declares, field by field (the same since 2025).
+# The models of OpenEnv's envs/browsergym_env/models.py, field by field (unchanged since 2025).
 
 
 class UpstreamAction(Action):
@@ -67,7 +67,7 @@ class UpstreamEnvironment(Environment):
 
     def step(self, action):
         self._state.step_count += 1
-        if action.action_str == "noop()":  # what upstream makes of an exception in BrowserGym
+        if action.action_str == "noop()":  # upstream's response to an exception in BrowserGym
             return UpstreamObservation(
                 goal="Click the button.", error="Target crashed", last_action_error=True, reward=0.0
             )
@@ -95,7 +95,7 @@ class UpstreamEnvironment(Environment):
 
 @pytest.fixture
 async def upstream():
-    """Address of a server that OpenEnv's own code makes of upstream's models."""
+    """Yield the address of a server made by OpenEnv's own code from upstream's models."""
     app = create_app(
         UpstreamEnvironment, UpstreamAction, UpstreamObservation, max_concurrent_envs=4
     )
@@ -115,9 +115,9 @@ async def serving(handler):
 
 @asynccontextmanager
 async def replaying(recording):
-    """A server that gives the recorded answers, and only to the recorded messages.
+    """Yield the address of a server that gives the recorded responses to the recorded messages.
 
-    A reset may ask for more than the recorded one did: servers ignore what they do not know.
+    A reset may have more options than the recorded one: servers ignore those they do not know.
     """
     exchanges = json.loads((FIXTURES / recording).read_text())["exchanges"]
     exchanges = [one for one in exchanges if one["sent"]["type"] != "state"]
@@ -125,7 +125,7 @@ async def replaying(recording):
     async def handler(connection):
         for exchange in exchanges:
             sent = json.loads(await connection.recv())
-            sent["data"].pop("final_page", None)  # newer than the records
+            sent["data"].pop("final_page", None)  # newer than the recordings
             assert sent == exchange["sent"]
             await connection.send(json.dumps(exchange["received"]))
 
@@ -174,9 +174,9 @@ async def test_openenv_core_0_3_as_recorded():
         assert observation.screenshot.startswith(b"\x89PNG")
         assert observation.screenshot[16:24] == (3).to_bytes(4) + (2).to_bytes(4)
 
-        env._bids["10"] = "99"  # the recorded action is on an element that is not there
+        env._bids["10"] = "99"  # the recorded action names an element that does not exist
         result = await env.step("click('10')")
-        assert result.observation.error == "the action failed"  # more is not told
+        assert result.observation.error == "the action failed"  # it gives no reason
         assert (result.reward, result.done, result.info) == (0.0, False, {})
         result = await env.step(f"click({button!r})")
         assert (result.reward, result.done, result.info) == (1.0, True, {})
@@ -193,13 +193,13 @@ async def test_upstreams_models_through_openenvs_server(upstream):
     assert result.info == {"raw_reward": 0.5}
     observation = await env.reset(CLICK, screenshot=True)
     assert observation.screenshot[:4] == b"\x89PNG"
-    assert (await env.step(observation.actions[0])).acted_on == ()  # it does not say where
+    assert (await env.step(observation.actions[0])).acted_on == ()  # it sends no boxes
     with pytest.raises(TaskError, match="click-button"):
         await env.reset(Task("click-button", 0))
     await env.close()
 
 
-async def test_an_exception_in_upstreams_step_is_no_reward_of_zero(upstream):
+async def test_an_exception_in_upstreams_step_is_not_a_reward_of_zero(upstream):
     env = BrowserEnv(upstream)
     await env.reset(CLICK)
     with pytest.raises(EnvError, match="no axtree_txt: Target crashed"):
@@ -210,7 +210,7 @@ async def test_an_exception_in_upstreams_step_is_no_reward_of_zero(upstream):
 
 
 class UpstreamClient(EnvClient):
-    """Upstream's client: what it sends, and what it reads of an answer."""
+    """Upstream's client: the messages it sends, and the fields it reads."""
 
     def _step_payload(self, action):
         return {"action_str": action.action_str, "metadata": action.metadata}
@@ -262,27 +262,27 @@ REMOVED = object()
 
 
 def changed(path, value):
-    """The good answer with one place of it changed or removed."""
-    answer = copy.deepcopy(GOOD)
+    """Return the good response with one field changed or removed."""
+    response = copy.deepcopy(GOOD)
     *parents, last = path.split(".")
-    place = answer
+    place = response
     for name in parents:
         place = place[name]
     if value is REMOVED:
         del place[last]
     else:
         place[last] = value
-    return answer
+    return response
 
 
-def answering(*answers):
-    """Handle a connection by giving these answers in order."""
+def responding(*responses):
+    """Return a handler of connections that gives these responses in order."""
 
     async def handler(connection):
-        for answer in answers:
+        for response in responses:
             await connection.recv()
-            text = answer if isinstance(answer, str | bytes) else None
-            data = {"type": "observation", "data": answer}
+            text = response if isinstance(response, str | bytes) else None
+            data = {"type": "observation", "data": response}
             await connection.send(text or json.dumps(data))
         await connection.wait_closed()
 
@@ -325,8 +325,8 @@ async def fails_and_is_dead(env, call, message):
         ("done", "false", "done must be a bool"),
     ],
 )
-async def test_a_step_whose_answer_is_no_outcome(path, value, message):
-    async with serving(answering(GOOD, changed(path, value))) as url:
+async def test_a_step_whose_response_is_not_an_outcome(path, value, message):
+    async with serving(responding(GOOD, changed(path, value))) as url:
         env = BrowserEnv(url)
         await env.reset(CLICK, screenshot=True)
         await fails_and_is_dead(env, env.step("noop()"), message)
@@ -340,18 +340,18 @@ async def test_a_step_whose_answer_is_no_outcome(path, value, message):
         ("done", True, "over before its first action"),
     ],
 )
-async def test_a_reset_whose_answer_begins_no_episode(path, value, message):
-    async with serving(answering(changed(path, value))) as url:
+async def test_a_reset_whose_response_starts_no_episode(path, value, message):
+    async with serving(responding(changed(path, value))) as url:
         env = BrowserEnv(url)
         await fails_and_is_dead(env, env.reset(CLICK), message)
 
 
-async def test_the_finished_page_alone_may_be_left_out():
+async def test_only_the_finished_page_may_be_left_out():
     finished = changed("done", True) | {"reward": 1.0}
     finished["observation"]["axtree_txt"] = ""
     ours = copy.deepcopy(finished)
     ours["observation"]["metadata"] = {"success": True, "raw_reward": 0.8}
-    async with serving(answering(GOOD, ours)) as url:
+    async with serving(responding(GOOD, ours)) as url:
         env = BrowserEnv(url)
         await env.reset(CLICK)
         result = await env.step("noop()")
@@ -359,14 +359,14 @@ async def test_the_finished_page_alone_may_be_left_out():
         assert result.observation.page == ""
         await env.close()
     for broken in (finished, ours | {"done": False}):
-        async with serving(answering(GOOD, broken)) as url:
+        async with serving(responding(GOOD, broken)) as url:
             env = BrowserEnv(url)
             await env.reset(CLICK)
             await fails_and_is_dead(env, env.step("noop()"), "no axtree_txt")
 
 
 async def test_a_reset_may_have_no_reward():
-    async with serving(answering(changed("reward", None))) as url:
+    async with serving(responding(changed("reward", None))) as url:
         env = BrowserEnv(url)
         assert (await env.reset(CLICK)).goal == "Click the button."
         await env.close()
@@ -379,9 +379,9 @@ async def test_a_reset_may_have_no_reward():
         ("\n  - <div> intercepts pointer events", "click failed: another element covers it"),
     ],
 )
-async def test_a_late_action_that_was_done_or_refused(log, error):
+async def test_a_timeout_of_an_action_that_was_done_or_refused(log, error):
     metadata = {"browsergym_obs": {"last_action_error": SLOW + log}}
-    async with serving(answering(GOOD, changed("observation.metadata", metadata))) as url:
+    async with serving(responding(GOOD, changed("observation.metadata", metadata))) as url:
         env = BrowserEnv(url)
         await env.reset(CLICK)
         assert (await env.step("noop()")).observation.error == error
@@ -389,7 +389,7 @@ async def test_a_late_action_that_was_done_or_refused(log, error):
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("response", "message"),
     [
         ("Bad Gateway", "its response is not JSON"),
         ('{"type": "observation", "data": {"rew', "its response is not JSON"),
@@ -399,14 +399,14 @@ async def test_a_late_action_that_was_done_or_refused(log, error):
         ('{"type": "error", "data": {"message": "boom", "code": "EXECUTION_ERROR"}}', "boom"),
     ],
 )
-async def test_garbage(answer, message):
-    async with serving(answering(GOOD, answer)) as url:
+async def test_a_malformed_response(response, message):
+    async with serving(responding(GOOD, response)) as url:
         env = BrowserEnv(url)
         await env.reset(CLICK)
         await fails_and_is_dead(env, env.step("noop()"), message)
 
 
-async def test_a_late_answer_is_never_the_next_ones():
+async def test_a_late_response_is_never_taken_for_the_next_one():
     sessions, late = 0, asyncio.Event()
 
     async def handler(connection):
@@ -416,8 +416,8 @@ async def test_a_late_answer_is_never_the_next_ones():
             await connection.recv()
             if reward:
                 await late.wait()
-            answer = {"type": "observation", "data": changed("reward", reward)}
-            await connection.send(json.dumps(answer))
+            response = {"type": "observation", "data": changed("reward", reward)}
+            await connection.send(json.dumps(response))
 
     async with serving(handler) as url:
         env = BrowserEnv(url)
@@ -426,7 +426,7 @@ async def test_a_late_answer_is_never_the_next_ones():
         with pytest.raises(EnvError, match=r"no response within 0\.2 s"):
             await env.step("noop()")
         late.set()
-        await asyncio.sleep(0.1)  # the answer is on its way by now
+        await asyncio.sleep(0.1)  # the response has been sent by now
         for call in (env.step("noop()"), env.reset(CLICK)):
             with pytest.raises(EnvError, match="is dead"):
                 await call
@@ -435,7 +435,7 @@ async def test_a_late_answer_is_never_the_next_ones():
 
 
 @pytest.mark.parametrize("when", ["before the step", "at the step"])
-async def test_a_server_that_closes_in_mid_episode(when):
+async def test_a_server_that_closes_in_the_middle_of_an_episode(when):
     sessions = 0
 
     async def handler(connection):
@@ -451,4 +451,4 @@ async def test_a_server_that_closes_in_mid_episode(when):
         await env.reset(CLICK)
         await asyncio.sleep(0.05 if when == "before the step" else 0.0)
         await fails_and_is_dead(env, env.step("noop()"), "it closed the connection: .*1000")
-        assert sessions == 1  # a new session was never reset: its answer would mean nothing
+        assert sessions == 1  # no new session, which would never have been reset

@@ -1,4 +1,4 @@
-"""Tasks of buttons, links, tabs, menus, boxes and lists."""
+"""Solvers of tasks with buttons, links, tabs, menus, boxes and lists."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SYNONYMS = [
     water
     """.strip().splitlines()
 ]
-"""What `click-checkboxes-soft` calls similar: one set of words a line."""
+"""Words that are similar in `click-checkboxes-soft`: one set per line."""
 
 
 @plan
@@ -149,7 +149,7 @@ def click_collapsible_2(goal: str, elements: Page, step: int) -> Action:
 
 
 def click_menu(goal: str, elements: Page, step: int) -> Action:
-    """Select Lesly>Lyssa; a submenu opens under the mouse, a click there ends the episode."""
+    """Select Lesly>Lyssa. Submenus open under the mouse; a click on one ends the episode."""
     (path,) = groups(r"^Select (.*)", goal)
     *menus, entry = path.split(">")
     if found := shown(elements, entry, "menuitem"):

@@ -1,4 +1,4 @@
-"""Tasks of text fields, dates, times and spinners."""
+"""Solvers of tasks with text fields, dates, times and spinners."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def login_user(goal: str, elements: Page) -> list[Action]:
 
 
 def login_user_popup(goal: str, elements: Page, step: int) -> Action:
-    """Log in as in `login_user`; a popup may come between, and its OK ends the episode."""
+    """Log in as in `login_user`. A popup may appear; its OK would end the episode."""
     if shown(elements, "Cancel", "button"):
         return submit(elements, "Cancel")
     for field, text in zip(find_all(elements, "textbox", count=2), quoted(goal, 2), strict=False):
@@ -146,8 +146,8 @@ def text_transform(goal: str, elements: Page) -> list[Action]:
 def simple_arithmetic(goal: str, elements: Page) -> list[Action]:
     """Solve the math problem and type your answer into the textbox."""
     a, sign, b = groups(r"(\d+) ([-+x]) (\d+)", find(elements, "text").name)
-    answer = {"+": int(a) + int(b), "-": int(a) - int(b), "x": int(a) * int(b)}[sign]
-    return [fill(find(elements, "textbox"), str(answer)), submit(elements)]
+    result = {"+": int(a) + int(b), "-": int(a) - int(b), "x": int(a) * int(b)}[sign]
+    return [fill(find(elements, "textbox"), str(result)), submit(elements)]
 
 
 @plan

@@ -1,4 +1,4 @@
-"""What the solvers share: finding elements on a page and writing actions."""
+"""Helpers of the solvers: find elements on a page, write actions."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from envs.browser.page_text import Element
 
 Page = Sequence[Element]
 Solver = Callable[[str, Page, int], Action]
-"""`(goal, elements, step from 0) -> action`; LookupError where the page lacks what it needs."""
+"""`(goal, elements, step from 0) -> action`; LookupError if the page lacks what it needs."""
 
 _VALUE = re.compile(r""", value=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]*)""")
 
 
 def plan(actions_of: Callable[[str, Page], list[Action]]) -> Solver:
-    """Turn a function that lists every action into a solver that does one of them a step.
+    """Turn a function that lists every action into a solver that returns one per step.
 
     Args:
-        actions_of: `(goal, elements) -> actions`; called at each step on the page as it is then.
+        actions_of: `(goal, elements) -> actions`; called at each step with the current page.
     """
 
     @wraps(actions_of)
@@ -35,10 +35,10 @@ def plan(actions_of: Callable[[str, Page], list[Action]]) -> Solver:
 
 
 def find_all(elements: Page, role: str, name: str | None = None, count: int = 1) -> list[Element]:
-    """Return the elements of a role that carry an id, in the order of the page.
+    """Return the elements of a role that have an id, in page order.
 
     Raises:
-        LookupError: there are less than `count`.
+        LookupError: there are fewer than `count`.
     """
     found = [e for e in elements if e.id and e.role == role and name in (None, e.name)]
     if len(found) < count:
@@ -51,42 +51,42 @@ def find(elements: Page, role: str, name: str | None = None, nth: int = 0) -> El
     """Return the nth element of a role, counted from 0.
 
     Raises:
-        LookupError: there are not so many.
+        LookupError: there are not that many.
     """
     return find_all(elements, role, name, count=nth + 1)[nth]
 
 
 def shown(elements: Page, name: str, role: str = "text") -> list[Element]:
-    """Return the elements of that role and name that carry an id, perhaps none."""
+    """Return the elements of this role and name that have an id, possibly none."""
     return [e for e in elements if e.id and e.role == role and e.name == name]
 
 
 def after(elements: Page, start: Element, role: str, name: str) -> Element:
-    """Return the first element of that role and name that follows `start` on the page.
+    """Return the first element of this role and name after `start` on the page.
 
     Raises:
-        LookupError: none follows.
+        LookupError: there is none.
     """
     return find(elements[list(elements).index(start) + 1 :], role, name)
 
 
 def click(element: Element) -> Action:
-    """Click it."""
+    """Return a click on the element."""
     return Action("click", (element.id,))
 
 
 def fill(element: Element, text: str) -> Action:
-    """Write the text into it."""
+    """Return the action that fills the element with the text."""
     return Action("fill", (element.id, text))
 
 
 def submit(elements: Page, name: str = "Submit") -> Action:
-    """Click the button of that name."""
+    """Return a click on the button of this name."""
     return click(find(elements, "button", name))
 
 
 def value(element: Element) -> str:
-    """Return what a field holds, empty if nothing."""
+    """Return the value of a field, empty if it has none."""
     found = _VALUE.search(element.state)
     if found is None:
         return ""
@@ -94,10 +94,10 @@ def value(element: Element) -> str:
 
 
 def quoted(goal: str, count: int = 1) -> list[str]:
-    """Return what stands between double quotes in the goal.
+    """Return the texts between double quotes in the goal.
 
     Raises:
-        LookupError: that is less than `count` texts.
+        LookupError: there are fewer than `count`.
     """
     texts = re.findall(r'"([^"]*)"', goal)
     if len(texts) < count:
@@ -109,7 +109,7 @@ def groups(pattern: str, goal: str) -> tuple[str, ...]:
     """Return the groups of a pattern in the goal.
 
     Raises:
-        LookupError: the goal is another one.
+        LookupError: the goal does not match.
     """
     found = re.search(pattern, goal)
     if found is None:
@@ -118,15 +118,15 @@ def groups(pattern: str, goal: str) -> tuple[str, ...]:
 
 
 def ordinal(goal: str) -> int:
-    """Return the place that a goal names, `3rd` as 2."""
+    """Return the ordinal in a goal, counted from 0: 2 for `3rd`."""
     return int(groups(r"(\d+)(?:st|nd|rd|th)\b", goal)[0]) - 1
 
 
 def word(text: str, nth: int) -> str:
-    """Return the nth word without commas and full stops, -1 for the last one.
+    """Return the nth word without commas and full stops; -1 is the last one.
 
     Raises:
-        LookupError: there are not so many.
+        LookupError: there are not that many.
     """
     words = text.split()
     if not -len(words) <= nth < len(words):

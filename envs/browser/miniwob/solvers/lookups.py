@@ -1,4 +1,4 @@
-"""Tasks that look for the right page, row or number before they act."""
+"""Solvers of tasks that search for the right page, row or number before they act."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _buy(goal: str, elements: Page, label: str) -> Action:
     else:
         numbers = [int(button.name.split("$")[1]) for button in buttons]
     if not buttons or len(numbers) != len(buttons):
-        raise LookupError(f"expected a number for each ticket, got {numbers} for {len(buttons)}")
+        raise LookupError(f"expected a number per ticket, got {numbers} for {len(buttons)} tickets")
     best = min(numbers) if "shortest" in goal or "cheapest" in goal else max(numbers)
     return click(buttons[numbers.index(best)])
 
@@ -48,11 +48,11 @@ def _buy(goal: str, elements: Page, label: str) -> Action:
 def generate_number(goal: str, elements: Page, step: int) -> Action:
     """Generate a number less than 6, then press submit."""
     number = find(elements, "text").name
-    done = number.isdigit() and _fits(goal, int(number))
+    done = number.isdigit() and _satisfies(goal, int(number))
     return submit(elements, "Submit" if done else "Generate")
 
 
-def _fits(goal: str, number: int) -> bool:
+def _satisfies(goal: str, number: int) -> bool:
     if "odd" in goal or "even" in goal:
         return number % 2 == ("odd" in goal)
     word, bound = groups(r"(less|greater) than (\d+)", goal)
@@ -127,7 +127,7 @@ def choose_date(goal: str, elements: Page, step: int) -> Action:
 
 
 def _turn_pages(goal: str, elements: Page) -> Action | None:
-    """Return the next click in the open calendar; None where there is none."""
+    """Return the next click in the open calendar; None if it is closed."""
     month, day, _ = map(int, groups(r"(\d+)/(\d+)/(\d+)", goal))
     shown_months = [MONTHS.index(e.name) + 1 for e in elements if e.name in MONTHS]
     if not shown_months:
@@ -148,7 +148,7 @@ def book_flight(goal: str, elements: Page, step: int) -> Action:
     for field, place in zip(fields, (origin, destination), strict=False):
         if place not in value(field):
             return fill(field, place)
-        if not value(field).endswith(")"):  # not one of the list's entries yet
+        if not value(field).endswith(")"):  # not yet an entry of the list
             entries = [e for e in elements if e.id and e.role == "text" and place in e.name]
             return click(entries[0]) if entries else Action("noop")
     return submit(elements, "Search") if value(fields[2]) else click(fields[2])

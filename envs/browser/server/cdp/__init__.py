@@ -1,1 +1,1 @@
-"""The driver that speaks the Chrome DevTools Protocol over pipes."""
+"""The driver that speaks the Chrome DevTools Protocol over pipes: the fast one, for MiniWoB."""

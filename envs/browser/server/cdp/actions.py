@@ -1,4 +1,4 @@
-"""What each action does to a page, with the same inputs and checks as Playwright's."""
+"""Execution of the actions on a page, with the same input events and checks as Playwright."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 from envs.browser.actions import Action
 from envs.browser.server.cdp import keyboard
-from envs.browser.server.cdp.page import Page, Refused
+from envs.browser.server.cdp.page import ActionRefused, Page
 
 SCREENSHOT_SCALE = 1.5
-"""BrowserGym takes pixels from a picture this much larger than the page."""
+"""BrowserGym's pixels are those of a screenshot this much larger than the page."""
 
 POINTING_ATTEMPTS = 4
 
@@ -17,16 +17,16 @@ _PRESS = {"type": "mousePressed", "button": "left", "clickCount": 1}
 _RELEASE = {"type": "mouseReleased", "button": "left", "clickCount": 1}
 
 
-async def act(page: Page, action: Action) -> None:
-    """Do an action.
+async def perform(page: Page, action: Action) -> None:
+    """Execute an action.
 
     Args:
-        page: in which elements carry their ids as the attribute `bid`.
-        action: one of `envs.browser.actions.ACTIONS`.
+        page: a page whose elements have their ids in the attribute `bid`.
+        action: an action with ids of this page.
 
     Raises:
-        Refused: the page does not let it happen.
-        CDPError: the machinery failed.
+        ActionRefused: the page does not allow it.
+        CDPError: the infrastructure failed.
     """
     name, args = action.name, action.args
     if name in ("click", "dblclick"):
@@ -39,15 +39,15 @@ async def act(page: Page, action: Action) -> None:
     elif name in ("fill", "clear"):
         await _fill(page, str(args[0]), str(args[1]) if name == "fill" else "")
     elif name == "select_option":
-        await page.ask("choose", *args)
+        await page.call("choose", *args)
     elif name == "focus":
-        await page.ask("focus", *args)
+        await page.call("focus", *args)
     elif name == "press":
         try:
             events = keyboard.events(str(args[1]))
         except ValueError as unknown:
-            raise Refused(str(unknown)) from None
-        await page.ask("focus", args[0])
+            raise ActionRefused(str(unknown)) from None
+        await page.call("focus", args[0])
         await page.key_events(events)
     elif name == "drag_and_drop":
         await _drag(page, *args)
@@ -60,14 +60,14 @@ async def act(page: Page, action: Action) -> None:
 
 async def _move_to(page: Page, bid: Any, *, enabled: bool = True, **held: Any) -> None:
     for attempt in range(POINTING_ATTEMPTS):
-        point = await page.ask("point", bid, enabled, attempt)
+        point = await page.call("point", bid, enabled, attempt)
         page.mouse = (point["x"], point["y"])
         await page.mouse_events({"type": "mouseMoved", **held})
-        # What the pointer is over may grow or move, and then something else is there; while
-        # dragging it is what is dragged.
-        if held or (await page.ask("under", bid, *page.mouse))["is"]:
+        # The element under the pointer may grow or move, and another one take its place; while
+        # dragging, the dragged element is under it.
+        if held or (await page.call("under", bid, *page.mouse))["is"]:
             return
-    raise Refused("another element covers it")
+    raise ActionRefused("another element covers it")
 
 
 async def _click(page: Page, *, times: int = 1) -> None:
@@ -86,16 +86,16 @@ async def _drag(page: Page, source: Any, destination: Any) -> None:
 
 
 async def _set_checked(page: Page, bid: Any, wanted: bool) -> None:
-    if (await page.ask("checked", bid))["is"] == wanted:
+    if (await page.call("checked", bid))["is"] == wanted:
         return
     await _move_to(page, bid)
     await _click(page)
-    if (await page.ask("checked", bid))["is"] != wanted:
-        raise Refused("clicking it did not change its state")
+    if (await page.call("checked", bid))["is"] != wanted:
+        raise ActionRefused("clicking it did not change its state")
 
 
 async def _fill(page: Page, bid: str, text: str) -> None:
-    field = await page.ask("fill", bid, text)
+    field = await page.call("fill", bid, text)
     if field.get("type"):
         await page.send("Input.insertText", text=field["type"])
     elif "type" in field:

@@ -1,7 +1,7 @@
-"""A Chromium process, spoken to in the Chrome DevTools Protocol over two pipes.
+"""A Chromium process, controlled with the Chrome DevTools Protocol over two pipes.
 
-One JSON message after another, each ended by a zero byte; many may be on their way at once.
-No port is opened, and a Chromium whose pipes close ends itself.
+Messages are JSON, each ended by a zero byte; several commands may be in flight. No port is opened,
+and a Chromium whose pipes close exits.
 https://chromedevtools.github.io/devtools-protocol/
 """
 
@@ -26,17 +26,16 @@ from typing import Any
 from envs.browser.server.processes import kill_marked
 
 Handler = Callable[[str, dict[str, Any]], None]
-"""Told of a target's events: (method, parameters)."""
+"""Called with each event of a target: (method, parameters)."""
 
-MAX_MESSAGE = 256 * 2**20  # bytes; a picture of a large page is a few million
+MAX_MESSAGE = 256 * 2**20  # bytes; a screenshot of a large page has a few million
 MARK = "GRPO_BROWSER"
 _PR_SET_PDEATHSIG = 1
-_PIPES = (3, 4)  # where Chromium reads commands and writes answers
-_PIPED = ("--remote-debugging-pipe",)
+_PIPES = (3, 4)  # file descriptors where Chromium reads commands and writes responses
 
 
 class CDPError(RuntimeError):
-    """Chromium refused a command, or the page it was for is gone."""
+    """Chromium refused a command, or the command's page is gone."""
 
 
 class BrowserGone(CDPError):
@@ -46,16 +45,14 @@ class BrowserGone(CDPError):
 class Chromium:
     """One Chromium process.
 
+    Args:
+        command: the executable and its arguments.
+
     Attributes:
-        alive: False before `start` and from the end of the process on.
+        alive: True from `start` until the process ends.
     """
 
     def __init__(self, command: Sequence[str]):
-        """Describe the process.
-
-        Args:
-            command: the executable and its arguments.
-        """
         self.command = list(command)
         self.alive = False
         self._ids = itertools.count(1)
@@ -64,20 +61,20 @@ class Chromium:
         self._mark = uuid.uuid4().hex
 
     async def start(self) -> None:
-        """Start the process, and wait until it answers.
+        """Start the process and wait until it responds.
 
         Raises:
-            BrowserGone: it ended at its start; the message holds its last words.
+            BrowserGone: it exited at its start; the message contains its last output.
         """
         loop = asyncio.get_running_loop()
         self._folder = tempfile.mkdtemp(prefix="grpo-chromium-")
-        # Above the two numbers that Chromium wants, so that neither copy overwrites the other.
+        # Moved above 3 and 4, so that neither dup2 below overwrites the other pipe.
         ends = [end for pair in (os.pipe(), os.pipe()) for end in pair]
-        theirs_read, write, read, theirs_write = [_moved_up(end) for end in ends]
+        chromium_reads, write, read, chromium_writes = [_moved_up(end) for end in ends]
 
-        def wire() -> None:
-            os.dup2(theirs_read, _PIPES[0])
-            os.dup2(theirs_write, _PIPES[1])
+        def connect_pipes() -> None:
+            os.dup2(chromium_reads, _PIPES[0])
+            os.dup2(chromium_writes, _PIPES[1])
             if sys.platform == "linux":
                 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -91,12 +88,12 @@ class Chromium:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=wire,
+                preexec_fn=connect_pipes,
                 pass_fds=_PIPES,
                 env=os.environ | {MARK: self._mark, "TMPDIR": self._folder},
             )
-        os.close(theirs_read)
-        os.close(theirs_write)
+        os.close(chromium_reads)
+        os.close(chromium_writes)
         reader = asyncio.StreamReader(limit=MAX_MESSAGE)
         protocol = asyncio.StreamReaderProtocol(reader)
         self._read, _ = await loop.connect_read_pipe(lambda: protocol, os.fdopen(read, "rb"))
@@ -106,27 +103,27 @@ class Chromium:
         try:
             await self.send("Browser.getVersion")
         except BaseException as error:
-            words = Path(self._folder, "log").read_text(errors="replace")[-2000:]
+            output = Path(self._folder, "log").read_text(errors="replace")[-2000:]
             await self.stop()
             if not isinstance(error, BrowserGone):
                 raise
-            raise BrowserGone(f"Chromium ended at its start; its last words:\n{words}") from None
+            raise BrowserGone(f"Chromium exited at its start; its last output:\n{output}") from None
 
     def send(
         self, method: str, parameters: dict[str, Any] | None = None, *, target: str = ""
     ) -> asyncio.Future[dict[str, Any]]:
-        """Send a command; commands to one target are done in the order they were sent.
+        """Send a command; the commands to one target are executed in order.
 
         Args:
             method: `Domain.command`.
-            parameters: the command's own.
-            target: the CDP session of a page; empty for the browser itself.
+            parameters: parameters of the command.
+            target: CDP session of a page; empty for the browser itself.
 
         Returns:
-            A future of the answer. It raises CDPError if Chromium refuses, or BrowserGone.
+            A future of the response. It raises CDPError if Chromium refuses, or BrowserGone.
         """
         future = asyncio.get_running_loop().create_future()
-        # Who awaits it sees its exception; nobody has to await it.
+        # Retrieved here so that a future that is never awaited logs no warning.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         if not self.alive:
             future.set_exception(BrowserGone("the browser is gone"))
@@ -140,18 +137,18 @@ class Chromium:
         return future
 
     def listen(self, target: str, handler: Handler | None) -> None:
-        """Tell `handler` of a target's events from now on; None ends that."""
+        """Call `handler` with the events of a target from now on; None removes the handler."""
         if handler is None:
             self._handlers.pop(target, None)
         else:
             self._handlers[target] = handler
 
     def page_is_gone(self, target: str, reason: str) -> None:
-        """Let every command that a page has not answered fail."""
+        """Fail every pending command of a page."""
         self._fail(CDPError(reason), target)
 
     async def stop(self) -> None:
-        """End the process and all that it started."""
+        """Kill the process and everything that it started."""
         self.alive = False
         await asyncio.to_thread(self._clean)
         self._write.close()
@@ -159,9 +156,9 @@ class Chromium:
         await self._reading
 
     def _clean(self) -> None:
-        # All at once: a frozen child would outlive the browser, and then be nobody's.
+        # All at once: a frozen child would outlive the browser and become an orphan.
         kill_marked(f"{MARK}={self._mark}")
-        self.process.kill()  # where there is no /proc
+        self.process.kill()  # for systems without /proc
         self.process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -170,7 +167,7 @@ class Chromium:
             while True:
                 self._receive(json.loads((await reader.readuntil(b"\0"))[:-1]))
         except (asyncio.IncompleteReadError, OSError):
-            pass  # the pipe ended, and with it the browser
+            pass  # the pipe is closed: the browser has exited
         finally:
             self.alive = False
             self._fail(BrowserGone("the browser is gone"))
@@ -190,7 +187,7 @@ class Chromium:
             return
         _, future = self._waiting.pop(message["id"], ("", None))
         if future is None or future.done():
-            return  # whoever asked has stopped waiting
+            return  # its sender no longer waits
         if "error" in message:
             future.set_exception(CDPError(message["error"]["message"]))
         else:

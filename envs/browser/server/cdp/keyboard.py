@@ -1,4 +1,4 @@
-"""Key presses as Chromium takes them: names and characters of a US keyboard.
+"""Key presses as events of Chromium: names and characters of a US keyboard.
 
 Names are those of `KeyboardEvent.key` and `.code` (https://www.w3.org/TR/uievents-key/), the
 numbers are Windows' virtual key codes, which scripts read as `keyCode`.
@@ -12,7 +12,7 @@ MODIFIERS = {"Alt": 1, "Control": 2, "Meta": 4, "Shift": 8}
 
 
 class Key(NamedTuple):
-    """One key: what a script sees of it, and the text that it writes."""
+    """One key: its properties in a script, and the text that it types."""
 
     key: str
     code: str
@@ -56,18 +56,18 @@ KEYS, SHIFTED = _layout()
 
 
 def events(combination: str) -> list[dict[str, Any]]:
-    """The events of one press, such as `a`, `Enter` or `Control+Shift+ArrowLeft`.
+    """Return the events of one key press, such as `a`, `Enter` or `Control+Shift+ArrowLeft`.
 
     Args:
-        combination: keys joined by `+`; all but the last are held meanwhile.
+        combination: keys joined by `+`; all but the last are held down.
 
     Returns:
-        Parameters of `Input.dispatchKeyEvent`, one for each event.
+        The parameters of `Input.dispatchKeyEvent`, per event.
 
     Raises:
         ValueError: a key is unknown.
     """
-    # A plus sign separates what stands before it, and alone it is a key.
+    # A plus sign after a name separates; otherwise it is a key.
     names, name = [], ""
     for character in combination:
         if character == "+" and name:

@@ -1,13 +1,13 @@
-// Runs in every page before its own scripts, and answers the server's questions.
+// Runs in every page before the page's own scripts; the server calls `browserServer`.
 // `MARK` and `UNMARK` are BrowserGym's own scripts: they write each element's id where the
-// accessibility tree shows it, and take it away again.
+// accessibility tree shows it, and remove it again.
 (() => {
-  const ACTION_MS = 500; // as long as BrowserGym lets an action wait for its element
-  const DELAY_MS = 500; // as long as BrowserGym sleeps before it looks at the page
+  const ACTION_MS = 500; // how long BrowserGym lets an action wait for its element
+  const DELAY_MS = 500; // how long BrowserGym sleeps before it reads the page
   const ANIMATION_MS = 1000;
   const LEAVING_MS = 3000;
 
-  // Timers that the page has set and that are due soon: what it does next.
+  // Timers of the page that are due within DELAY_MS, by id, with their time.
   const due = new Map();
   const { setTimeout, clearTimeout } = window;
   window.setTimeout = (run, delay = 0, ...args) => {
@@ -24,7 +24,7 @@
     clearTimeout(id);
   };
 
-  // The address is about to change: this page's answers would be about a page that is gone.
+  // True once the address is about to change: results would describe a page that is gone.
   let leaving = false;
   window.navigation?.addEventListener("navigate", (event) => {
     leaving ||= !event.destination.sameDocument && event.downloadRequest === null;
@@ -33,8 +33,8 @@
   const frame = () => new Promise((resolve) => requestAnimationFrame(resolve));
   const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-  // Wait until the page has done what the last action started: two frames for handlers and
-  // layout, the timers that a sleep of DELAY_MS would have seen, and animations.
+  // Wait until the effects of the last action are over: two frames for handlers and layout, the
+  // timers that a sleep of DELAY_MS would have covered, and animations.
   const settle = async () => {
     const start = performance.now();
     await frame();
@@ -54,18 +54,19 @@
       await frame();
   };
 
-  // BrowserGym's script waits until an IntersectionObserver has seen every element, to note how
-  // much of it is visible, which no accessibility tree shows. This one has seen all at once.
-  class Seen {
-    constructor(tell) {
-      this.tell = tell;
+  // BrowserGym's script waits until an IntersectionObserver has reported every element, to note
+  // how much of it is visible, which no accessibility tree shows. This one reports at once.
+  class InstantObserver {
+    constructor(report) {
+      this.report = report;
     }
     observe(target) {
-      this.tell([{ target, intersectionRatio: 0 }]);
+      this.report([{ target, intersectionRatio: 0 }]);
     }
     disconnect() {}
   }
-  const load = (script) => new Function("IntersectionObserver", "return eval(arguments[1])")(Seen, script);
+  const load = (script) =>
+    new Function("IntersectionObserver", "return eval(arguments[1])")(InstantObserver, script);
   let mark, unmark;
 
   const find = (bid) => {
@@ -76,7 +77,7 @@
 
   class Refusal extends Error {}
 
-  // What follows decides as Playwright's actions do: https://playwright.dev/docs/actionability
+  // The functions below follow Playwright: https://playwright.dev/docs/actionability
   const BUTTONS = "button, [role=button], [role=checkbox], [role=radio]";
   const control = (element) => {
     if (!element.matches("input, textarea, select") && !element.isContentEditable)
@@ -90,7 +91,7 @@
   };
   const disabled = (element) =>
     element.matches(":disabled") || element.getAttribute("aria-disabled") === "true";
-  const place = (element) => Object.values(element.getBoundingClientRect().toJSON()).join();
+  const position = (element) => Object.values(element.getBoundingClientRect().toJSON()).join();
 
   const hit = (element, x, y) => {
     let top = document.elementFromPoint(x, y);
@@ -105,7 +106,7 @@
     return false;
   };
 
-  // Why the element cannot be acted on now, or "".
+  // The reason why the element cannot be acted on now, or "".
   const obstacle = async (element, { enabled, editable, still }) => {
     if (!element.isConnected) return "the element is gone";
     if (!visible(element)) return "the element is not visible";
@@ -113,14 +114,15 @@
     if (editable && control(element).readOnly) return "the element is not editable";
     if (still) {
       await frame();
-      const before = place(element);
+      const before = position(element);
       await frame();
-      if (place(element) !== before) return "the element keeps moving";
+      if (position(element) !== before) return "the element keeps moving";
     }
     return "";
   };
 
-  // Try until it works, as long as Playwright would, at least three times on a slow machine.
+  // Retry as long as Playwright would, on a slow machine at least three times. An attempt returns
+  // the reason of its failure as a string, anything else on success.
   const retry = async (attempt) => {
     const start = performance.now();
     for (let n = 0; ; n++) {
@@ -131,8 +133,8 @@
     }
   };
 
-  // Where to point at an element: the middle of its first visible box. Every attempt brings it
-  // into view in another way.
+  // Return where to point at an element: the middle of its first visible box. Each attempt
+  // scrolls it into view in another way.
   const point = (bid, enabled, attempt) => {
     const element = find(bid);
     return retry(async (n) => {
@@ -149,13 +151,14 @@
         const [x, y] = [(left + right) / 2, (top + bottom) / 2];
         return hit(element, x, y) ? { x, y } : "another element covers it";
       }
-      return "the element is outside of the window";
+      return "the element is outside the window";
     });
   };
 
+  // Return whether the element is the topmost one at a point.
   const under = (bid, x, y) => ({ is: hit(find(bid), x, y) });
 
-  const changed = (element) => {
+  const dispatchChange = (element) => {
     element.dispatchEvent(new Event("input", { bubbles: true, composed: true }));
     element.dispatchEvent(new Event("change", { bubbles: true }));
   };
@@ -174,7 +177,7 @@
   const SET = ["color", "date", "time", "datetime-local", "month", "range", "week"];
   const TYPED = ["", "email", "number", "password", "search", "tel", "text", "url"];
 
-  // Write a text, or leave all selected so that the server types it: {type: text}.
+  // Set the value of a field, or select all of it and let the server type: {type: text}.
   const fill = (bid, text) => {
     const found = find(bid);
     return retry(async () => {
@@ -187,15 +190,15 @@
         if (SET.includes(element.type)) {
           element.focus();
           element.value = text.trim();
-          if (element.value !== text.trim()) throw new Refusal(`no value of a ${element.type} field`);
-          changed(element);
+          if (element.value !== text.trim()) throw new Refusal(`not a value of a ${element.type} field`);
+          dispatchChange(element);
           return {};
         }
         if (!TYPED.includes(element.type))
           throw new Refusal(`an input of type ${element.type} cannot be filled`);
         if (element.type === "number") text = text.trim();
       } else if (!element.matches("textarea") && !element.isContentEditable)
-        throw new Refusal("the element is no text field");
+        throw new Refusal("the element is not a text field");
       select(element);
       return { type: text };
     });
@@ -207,13 +210,13 @@
       const reason = await obstacle(found, { enabled: true });
       if (reason) return reason;
       const element = control(found);
-      if (!element.matches("select")) throw new Refusal("the element is no list of options");
+      if (!element.matches("select")) throw new Refusal("the element is not a list of options");
       const option = [...element.options].find((o) => o.value === text || o.label === text);
       if (!option) return "there is no such option";
       if (disabled(option)) return "the option is not enabled";
       element.value = undefined;
       option.selected = true;
-      changed(element);
+      dispatchChange(element);
       return {};
     });
   };
@@ -226,7 +229,7 @@
     if (!was && element.matches("input"))
       try {
         element.setSelectionRange(0, 0);
-      } catch {} // a checkbox has no selection
+      } catch {} // a checkbox has no text to select
     return {};
   };
 
@@ -236,10 +239,10 @@
     const roles = ["checkbox", "radio", "switch", "menuitemcheckbox", "menuitemradio", "option"];
     if (roles.includes(element.getAttribute("role")))
       return { is: element.getAttribute("aria-checked") === "true" };
-    throw new Refusal("the element is no checkbox and no radio button");
+    throw new Refusal("the element is neither a checkbox nor a radio button");
   };
 
-  // Of each marked element [x, y, width, height] of what can be seen of it, in pixels.
+  // Return the visible part of each marked element by its id: [x, y, width, height] in pixels.
   const boxes = () =>
     new Promise((resolve) => {
       const observer = new IntersectionObserver((entries) => {
@@ -252,7 +255,7 @@
       for (const element of document.querySelectorAll("[bid]")) observer.observe(element);
     });
 
-  // Run scripts as Playwright's `evaluate` does, each to its end, and return their values.
+  // Run scripts one after another as Playwright's `evaluate` does, and return their values.
   const run = async (scripts) => {
     const values = [];
     for (const [script, until] of scripts) {
@@ -267,21 +270,21 @@
     return values;
   };
 
-  const questions = { point, under, fill, choose, focus, checked };
+  const functions = { point, under, fill, choose, focus, checked };
 
   Object.defineProperty(window, "browserServer", {
     value: {
-      // Ask one of the questions; {refused} is the page's no.
-      async ask(question, ...args) {
+      // Call one of the functions; {refused: reason} if the page does not allow the action.
+      async call(name, ...args) {
         try {
-          return await questions[question](...args);
+          return await functions[name](...args);
         } catch (error) {
           if (error instanceof Refusal) return { refused: error.message };
           throw error;
         }
       },
-      // Start an episode with `setup`, let the page settle, ask it with `check` (where it is still
-      // the page at `url`), and mark its elements for the tree; `located`: say where they are.
+      // Start an episode with `setup`, let the page settle, run `check` (if this is still the page
+      // at `url`), and mark the elements for the tree; with `located` also return their boxes.
       async look(setup, check, url, finalPage, located) {
         const begun = await run(setup);
         await settle();

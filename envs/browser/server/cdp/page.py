@@ -1,4 +1,4 @@
-"""A page in its own browser context: navigation, scripts and input, one command after another."""
+"""A page in a browser context of its own: navigation, scripts and input events."""
 
 from __future__ import annotations
 
@@ -12,38 +12,36 @@ from typing import Any
 from envs.browser.server.cdp.chromium import CDPError, Chromium
 
 VIEWPORT = {"width": 332, "height": 214}
-"""Size of the page in pixels: MiniWoB's, as BrowserGym sets it."""
+"""Size of the page in pixels, as BrowserGym sets it for MiniWoB."""
 
-# What Chromium says when a script's page went away under it.
-_LEFT = ("navigated or closed", "context was destroyed", "Cannot find default execution context")
+# Parts of Chromium's error when a page navigated while a script ran in it.
+_NAVIGATED = (
+    "navigated or closed",
+    "context was destroyed",
+    "Cannot find default execution context",
+)
 
 
-class Refused(Exception):
-    """The page does not let something happen: the policy's failure, not the machinery's."""
+class ActionRefused(Exception):
+    """The page does not allow an action: the policy failed, not the infrastructure."""
 
 
-class PageLeft(CDPError):
-    """Another page took the place of the one that a script ran in."""
+class NavigatedAway(CDPError):
+    """The page navigated while a script ran in it."""
 
 
 class Page:
-    """One page, in which `page.js` answers.
+    """One page, with `page.js` in it. Every method raises CDPError if the browser or page is gone.
 
-    Every method raises CDPError where the browser or the page is gone.
+    Args:
+        browser: Chromium to open the page in.
+        allowed: prefix of the addresses that the page may show; others are blocked.
 
     Attributes:
-        browser: the Chromium it lives in.
-        allowed: how every address begins that it may show.
-        mouse: where the pointer is, in pixels of the page.
+        mouse: position of the pointer, in pixels of the page.
     """
 
     def __init__(self, browser: Chromium, allowed: str):
-        """Describe the page.
-
-        Args:
-            browser: where to open it.
-            allowed: how every address begins that it may show; others are blocked.
-        """
         self.browser = browser
         self.allowed = allowed
         self.mouse = (0.0, 0.0)
@@ -66,7 +64,7 @@ class Page:
             self.send("Inspector.enable"),
             self.send("Emulation.setDeviceMetricsOverride",
                        **VIEWPORT, deviceScaleFactor=1, mobile=False),
-            # The page believes that it has the focus, as many others do beside it.
+            # The page behaves as if it had the focus, as do the other pages of this browser.
             self.send("Emulation.setFocusEmulationEnabled", enabled=True),
             self.send("Page.addScriptToEvaluateOnNewDocument", source=_page_script()),
             self.send("Fetch.enable", patterns=[{"urlPattern": "*", "resourceType": "Document"}]),
@@ -80,30 +78,33 @@ class Page:
             await self.browser.send("Target.disposeBrowserContext", context)
 
     async def goto(self, url: str) -> None:
-        """Open an address, the pointer where a new page has it, and wait for its load event."""
+        """Open an address with the pointer at (0, 0), and wait for its load event."""
         if self.mouse != (0.0, 0.0):
             self.mouse = (0.0, 0.0)
             await self.mouse_events({"type": "mouseMoved"})
-        answer = await self.send("Page.navigate", url=url)
-        if "errorText" in answer:
-            raise CDPError(f"cannot open {url}: {answer['errorText']}")
-        while not (self._complete and self._loader == answer["loaderId"]):
+        response = await self.send("Page.navigate", url=url)
+        if "errorText" in response:
+            raise CDPError(f"cannot open {url}: {response['errorText']}")
+        while not (self._complete and self._loader == response["loaderId"]):
             await self._wait_for_event()
 
     async def loaded(self) -> None:
-        """Wait for the load event of whatever page is coming."""
+        """Wait for the load event of the page that is loading."""
         while not self._complete:
             await self._wait_for_event()
 
     async def run(self, expression: str) -> Any:
-        """Evaluate JavaScript and await its value, which JSON can carry.
+        """Evaluate JavaScript and return its value, awaited if it is a promise.
+
+        Args:
+            expression: JavaScript whose value can be written as JSON.
 
         Raises:
-            PageLeft: the page was left meanwhile.
-            CDPError: it threw.
+            NavigatedAway: the page navigated in the meantime.
+            CDPError: the expression threw.
         """
         try:
-            answer = await self.send(
+            response = await self.send(
                 "Runtime.evaluate",
                 expression=expression,
                 awaitPromise=True,
@@ -111,38 +112,42 @@ class Page:
                 userGesture=True,
             )
         except CDPError as error:
-            if any(words in str(error) for words in _LEFT):
-                raise PageLeft(str(error)) from None
+            if any(words in str(error) for words in _NAVIGATED):
+                raise NavigatedAway(str(error)) from None
             raise
-        if "exceptionDetails" in answer:
-            details = answer["exceptionDetails"]
+        if "exceptionDetails" in response:
+            details = response["exceptionDetails"]
             raise CDPError(details.get("exception", {}).get("description", details["text"]))
-        return answer["result"].get("value")
+        return response["result"].get("value")
 
-    async def ask(self, question: str, *args: Any) -> dict[str, Any]:
-        """Ask `page.js` one of its questions.
+    async def call(self, function: str, *args: Any) -> dict[str, Any]:
+        """Call one of the functions that `page.js` lists in `functions`, and return its result.
 
         Raises:
-            Refused: the page says no, and why.
+            ActionRefused: the page does not allow the action; the message says why.
         """
-        arguments = json.dumps([question, *args])[1:-1]
-        answer = await self.run(f"browserServer.ask({arguments})")
-        if "refused" in answer:
-            raise Refused(answer["refused"])
-        return answer
+        arguments = json.dumps([function, *args])[1:-1]
+        result: dict[str, Any] = await self.run(f"browserServer.call({arguments})")
+        if "refused" in result:
+            raise ActionRefused(result["refused"])
+        return result
 
     async def mouse_events(self, *events: dict[str, Any]) -> None:
-        """Send events of the mouse where the pointer is: kind and options of each."""
+        """Send mouse events at the position of the pointer.
+
+        Args:
+            events: parameters of `Input.dispatchMouseEvent`, without the position.
+        """
         x, y = self.mouse
         method = "Input.dispatchMouseEvent"
         await asyncio.gather(*(self.send(method, **{"x": x, "y": y, **event}) for event in events))
 
     async def key_events(self, events: list[dict[str, Any]]) -> None:
-        """Send what `keyboard.events` returned."""
+        """Send key events as `keyboard.events` returns them."""
         await asyncio.gather(*(self.send("Input.dispatchKeyEvent", **event) for event in events))
 
     def send(self, method: str, **parameters: Any) -> asyncio.Future[dict[str, Any]]:
-        """Send the page a command; see `Chromium.send`."""
+        """Send a command to the page; see `Chromium.send`."""
         return self.browser.send(method, parameters, target=self._target)
 
     def _on_event(self, method: str, parameters: dict[str, Any]) -> None:
@@ -171,7 +176,7 @@ class Page:
 
 @cache
 def _page_script() -> str:
-    """`page.js` with BrowserGym's scripts in it."""
+    """Return `page.js` with BrowserGym's scripts in it."""
     names = {"MARK": "frame_mark_elements.js", "UNMARK": "frame_unmark_elements.js"}
     lines = []
     for constant, file in names.items():

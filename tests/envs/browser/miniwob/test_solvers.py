@@ -1,4 +1,4 @@
-"""The scripted solvers: on written pages, on foreign ones, and each on the real server."""
+"""The scripted solvers: on handwritten pages, on pages of other tasks, and on the real server."""
 
 import asyncio
 
@@ -21,7 +21,7 @@ MOST_STEPS = 30
 
 
 def page(*lines):
-    """Elements from lines such as `button 'Yes' [3]`, written as in a raw tree without tabs."""
+    """Parse lines of a raw tree without tabs, such as `[3] button 'Yes'`."""
     return simplify_axtree("\n".join(lines))
 
 
@@ -37,7 +37,7 @@ def actions(task, goal, elements, count):
     return [act(task, goal, elements, step) for step in range(count)]
 
 
-def test_plan_does_one_action_a_step_and_says_when_it_is_over():
+def test_plan_returns_one_action_per_step_and_fails_after_the_last():
     page_ = page("[3] button 'ONE'", "[4] button 'TWO'")
     goal = "Click button ONE, then click button TWO."
     assert actions("click-button-sequence", goal, page_, 2) == ["click('3')", "click('4')"]
@@ -46,7 +46,7 @@ def test_plan_does_one_action_a_step_and_says_when_it_is_over():
     assert plan(lambda goal, elements: [Action("noop")])("", [], 0) == Action("noop")
 
 
-def test_find_counts_elements_with_an_id_only():
+def test_find_counts_only_elements_with_an_id():
     elements = [Element("", "link", "a"), Element("5", "link", "b"), Element("6", "link", "a")]
     assert [e.id for e in find_all(elements, "link")] == ["5", "6"]
     assert find(elements, "link", "a").id == "6"
@@ -60,12 +60,12 @@ def test_find_counts_elements_with_an_id_only():
 @pytest.mark.parametrize(
     "text", ["", "a, b=1", "it's", 'say "hi"', "both ' and \"", "back\\slash", "end ", "', value='"]
 )
-def test_value_is_what_the_field_holds(text):
+def test_value_of_a_field(text):
     (element,) = page(f"[7] checkbox '' value={text!r}, checked='false'")
     assert value(element) == text
 
 
-def test_value_of_a_number_and_of_nothing():
+def test_value_of_a_number_and_of_an_empty_field():
     assert value(Element("7", "spinbutton", "", ", value=-3")) == "-3"
     assert value(Element("7", "textbox", "", ", disabled=True")) == ""
 
@@ -80,18 +80,18 @@ def test_goals():
 
 
 @pytest.mark.parametrize(
-    ("problem", "answer"),
+    ("problem", "result"),
     [("2 + x = 43", 41), ("x + 9 = 4", -5), ("x - 3 = 10", 13), ("5 - x = 60", -55)],
 )
-def test_simple_algebra(problem, answer):
+def test_simple_algebra(problem, result):
     elements = [Element("2", "text", problem), *page(field(4), "[5] button 'Submit'")]
-    assert act("simple-algebra", "Solve for x", elements) == f"fill('4', '{answer}')"
+    assert act("simple-algebra", "Solve for x", elements) == f"fill('4', '{result}')"
 
 
-@pytest.mark.parametrize(("problem", "answer"), [("2 x 4 =", 8), ("2 - 4 =", -2), ("2 + 4 =", 6)])
-def test_simple_arithmetic(problem, answer):
+@pytest.mark.parametrize(("problem", "result"), [("2 x 4 =", 8), ("2 - 4 =", -2), ("2 + 4 =", 6)])
+def test_simple_arithmetic(problem, result):
     elements = [Element("2", "text", problem), *page(field(4), "[5] button 'Submit'")]
-    assert act("simple-arithmetic", "Solve", elements) == f"fill('4', '{answer}')"
+    assert act("simple-arithmetic", "Solve", elements) == f"fill('4', '{result}')"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_generate_number(goal, number, bid):
     assert act("generate-number", goal, elements) == f"click('{bid}')"
 
 
-def test_guess_number_goes_where_the_feedback_points():
+def test_guess_number_follows_the_feedback():
     def after(feedback, written=""):
         field = Element("4", "spinbutton", "", f", value={written}" if written else "")
         rest = page("[5] button 'Submit'")
@@ -162,7 +162,7 @@ def test_similar_words():
     assert act("click-checkboxes-soft", goal, page(*boxes, "[9] button 'Submit'")) == "click('1')"
 
 
-def test_popup_is_sent_away_before_the_rest():
+def test_the_popup_is_cancelled_first():
     goal = 'Enter the username "ann" and the password "xy" into the text fields and press login.'
     name, password, ok = field(3), field(4), "[5] button 'OK'"
     assert act("login-user-popup", goal, page(name, password, ok)) == "fill('3', 'ann')"
@@ -187,7 +187,7 @@ def test_enter_time(goal, time):
     assert act("enter-time", goal, elements) == f"fill('3', '{time}')"
 
 
-def test_choose_date_turns_the_pages_of_the_calendar():
+def test_choose_date_turns_to_the_month():
     goal = "Select 03/17/2016 as the date and hit submit."
 
     def month(name):
@@ -205,7 +205,7 @@ def test_choose_date_turns_the_pages_of_the_calendar():
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_a_page_that_lacks_what_it_needs_is_a_lookup_error(name):
+def test_a_page_that_lacks_something_is_a_lookup_error(name):
     goals = [
         "Click.",
         'Click on the "no" button.',

@@ -1,4 +1,4 @@
-"""BrowserGym's code over a record of a page: what it asks, and what it makes of the answers."""
+"""BrowserGym's code on a recording of a page: its scripts, and its verdict on their values."""
 
 import pytest
 
@@ -8,8 +8,8 @@ from envs.browser.miniwob.tasks import Episode, Outcome, find_task, tasks, tree_
 pytest.importorskip("browsergym.miniwob", reason="needs BrowserGym: run `make setup`")
 
 
-def answers(episode, goal="Click.", state=(0, 0, None, False, 0, True)):
-    """What a page might say to the scripts of the setup: the goal, and its state."""
+def values_of(episode, goal="Click.", state=(0, 0, None, False, 0, True)):
+    """Return values that a page might give the scripts of the setup: the goal, and its state."""
     found = []
     for script, _ in episode.setup:
         if "getUtterance()" in script and "=>" in script:
@@ -43,17 +43,15 @@ def test_setup_seeds_the_page_as_browsergym_does():
 @pytest.mark.parametrize("goal", ["Click.", {"utterance": "Click.", "fields": []}])
 def test_goal(goal):
     episode = Episode(find_task("click-test"), 0)
-    assert episode.goal(answers(episode, goal)) == "Click."
+    assert episode.goal(values_of(episode, goal)) == "Click."
 
 
 @pytest.mark.parametrize("name", ["click-menu-2", "use-colorwheel-2"])
-def test_goal_that_is_asked_for_twice(name):
+def test_a_goal_that_is_read_twice(name):
     episode = Episode(find_task(name), 0)
-    values = iter(["first", "second"])
-    found = [
-        next(values) if isinstance(answer, str) else answer for answer in answers(episode, "one")
-    ]
-    assert episode.goal(found) == "second"
+    goals = iter(["first", "second"])
+    values = [next(goals) if isinstance(v, str) else v for v in values_of(episode, "one")]
+    assert episode.goal(values) == "second"
 
 
 @pytest.mark.parametrize(
@@ -65,11 +63,11 @@ def test_goal_that_is_asked_for_twice(name):
         (0, False, Outcome(0.0, False, 0.0)),
     ],
 )
-def test_outcome_is_success_and_the_raw_reward_is_kept(raw, done, expected):
+def test_the_reward_is_success_and_the_raw_reward_is_kept(raw, done, expected):
     episode = Episode(find_task("click-test"), 0)
     state = [raw, raw, None, done, 1, True]
     assert episode.outcome(episode.url, [state]) == expected
-    assert episode.outcome(episode.url, [state]) == expected  # nothing is used up
+    assert episode.outcome(episode.url, [state]) == expected  # can be called again
 
 
 def test_another_page_ends_the_episode_without_a_reward():

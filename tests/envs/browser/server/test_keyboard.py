@@ -1,4 +1,4 @@
-"""Key events against the values of a US keyboard in a browser."""
+"""Key events of a US keyboard, compared with Playwright's layout."""
 
 import re
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_held_keys_go_down_first_and_up_last():
         ("keyUp", "Control", 0),
     ]
     assert kinds("ControlOrMeta+a") == kinds("Control+a")
-    assert events("Control+a")[1]["text"] == ""  # a shortcut writes nothing
+    assert events("Control+a")[1]["text"] == ""  # a shortcut types nothing
 
 
 def test_shift_and_plus():
@@ -48,7 +48,7 @@ def test_unknown_keys(unknown):
         events(unknown)
 
 
-def test_the_layout_is_playwrights():
+def test_the_layout_equals_playwrights():
     playwright = pytest.importorskip("playwright", reason="needs the extra `browser`")
     layout = Path(playwright.__file__).parent / "driver/package/lib/server/usKeyboardLayout.js"
     number = r'"(\w+)": \{ "keyCode": (\d+), '

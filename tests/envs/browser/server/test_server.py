@@ -1,20 +1,25 @@
-"""What can be seen of the server without a browser."""
+"""The server's parts that need no browser, and its start."""
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+import envs
 from envs.base import EnvError
-from envs.browser.server import chromium
+from envs.browser.server import chromium, command
 from envs.browser.server.chromium import find_chromium, search_chromium
+from envs.browser.server.command import main
 from envs.browser.server.local import LocalServer
 from envs.browser.server.processes import kill_marked, marked
 
 
-def test_the_library_imports_without_the_browsers_packages():
+def test_the_library_can_be_imported_without_the_browser_packages():
     code = (
         "import sys, envs, envs.scripted, envs.browser.pool, envs.browser.server.chromium; "
         "print([m for m in ('torch', 'openenv', 'playwright', 'browsergym') if m in sys.modules])"
@@ -30,7 +35,7 @@ def make_executable(path):
     return str(path)
 
 
-def test_chosen_chromium(tmp_path):
+def test_a_chromium_chosen_by_the_user(tmp_path):
     mine = tmp_path / "chrome"
     mine.write_text("")
     environ = {"GRPO_CHROMIUM": str(mine)}
@@ -40,7 +45,7 @@ def test_chosen_chromium(tmp_path):
     assert find_chromium({"GRPO_CHROMIUM": make_executable(mine)}) == str(mine)
 
 
-def test_order_of_the_search(monkeypatch, tmp_path):
+def test_order_of_the_search_for_a_chromium(monkeypatch, tmp_path):
     monkeypatch.setattr(chromium, "_DEBIAN", (str(tmp_path / "debian"),))
     cache = tmp_path / "cache"
     environ = {"PATH": str(tmp_path / "bin"), "PLAYWRIGHT_BROWSERS_PATH": str(cache)}
@@ -71,7 +76,7 @@ def test_the_search_can_be_loaded_by_its_path():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_marked_processes_are_killed_even_when_they_stand_alone():
+def test_marked_processes_are_killed_even_if_orphaned():
     mark = f"GRPO_TEST_MARK={os.getpid()}"
     name, value = mark.split("=")
     command = [sys.executable, "-c", "import os, time; os.fork(); os.setpgid(0, 0); time.sleep(60)"]
@@ -87,7 +92,7 @@ def test_marked_processes_are_killed_even_when_they_stand_alone():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_children_that_lost_the_mark_are_found():
-    # As a browser's do: the mark is gone from their environment, the parent still has it.
+    # As with a browser: the mark is gone from the children's environment, the parent still has it.
     mark = f"GRPO_TEST_MARK=children-{os.getpid()}"
     name, value = mark.split("=")
     sleep = "import time; time.sleep(60)"
@@ -110,8 +115,73 @@ def test_children_that_lost_the_mark_are_found():
     assert marked(mark, session=parent.pid) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workers", "0"], "argument --workers: must be greater than 0, got 0"),
+        (["--max-sessions", "x"], "argument --max-sessions: invalid int value: 'x'"),
+        (["--deadline-s", "inf"], "argument --deadline-s: must be greater than 0, got inf"),
+        (["--port", "65536"], "argument --port: must be from 0 to 65535, got 65536"),
+        (["--prot", "8000"], "unrecognized arguments: --prot 8000"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == f"grpo serve-env: {message}\n"
+
+
+def test_a_busy_port_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(command, "find_chromium", lambda: "chrome")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["--port", str(port)]) == 2
+    message = f"cannot listen on 127.0.0.1:{port}: Address already in use"
+    assert capsys.readouterr().err == f"grpo serve-env: {message}\n"
+
+
+def test_a_missing_chromium_or_package_is_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("GRPO_CHROMIUM", "/nowhere/chrome")
+    assert main([]) == 2
+    message = "GRPO_CHROMIUM must be an executable file, got '/nowhere/chrome'"
+    assert capsys.readouterr().err == f"grpo serve-env: {message}\n"
+    monkeypatch.setattr(command, "PACKAGES", ("uvicorn", "opennev"))
+    assert main([]) == 2
+    assert "extra `browser`, and opennev is missing" in capsys.readouterr().err
+
+
+def test_the_help_groups_the_options(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--help"])
+    assert exit.value.code == 0
+    help_text = capsys.readouterr().out
+    assert help_text.startswith("usage: grpo serve-env")
+    for words in ("address:", "capacity:", "time limits:", "number of Chromiums (default: 2)"):
+        assert words in help_text
+
+
 @pytest.mark.browser
-async def test_a_server_that_cannot_start_says_why(monkeypatch):
+def test_the_server_starts_from_an_installed_package_in_any_folder(tmp_path):
+    shutil.copytree(Path(envs.__file__).parent, tmp_path / "site" / "envs")
+    (tmp_path / "work" / "envs").mkdir(parents=True)  # not the package
+    code = (
+        "import os; del os.environ['PYTHONPATH']; "
+        "from envs.browser.server.local import LocalServer; "
+        "server = LocalServer(workers=1); print(server.start()); server.close()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path / "work",
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith("http://127.0.0.1:"), done.stderr
+
+
+@pytest.mark.browser
+async def test_the_error_of_a_server_that_cannot_start(monkeypatch):
     monkeypatch.setenv("GRPO_CHROMIUM", "/nowhere/chrome")
     server = LocalServer(workers=1)
     with pytest.raises(EnvError, match="GRPO_CHROMIUM must be an executable file"):

@@ -1,4 +1,4 @@
-"""One session in a real browser, on pages that misbehave in ways MiniWoB's do not."""
+"""One session in a real browser, also on pages that misbehave as MiniWoB's do not."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ async def shared():
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def browser(shared):
-    return await shared.browser()  # a new one, where a test ended the last
+    return await shared.browser()  # a new one if a test killed the last one
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -48,7 +48,7 @@ async def act(session, text):
 
 
 async def html(session, body):
-    """Start an episode and put other things on its page; their ids are what they say."""
+    """Start an episode and replace its page's content by elements with these ids."""
     await session.reset("click-test", 0)
     await js(session, f"document.querySelector('#area').innerHTML = `{body}`; 0")
 
@@ -57,8 +57,8 @@ async def js(session, expression):
     return await session.page.run(expression)
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.5])  # of the new page: the old one answers meanwhile
-async def test_leaving_the_page_ends_the_episode_and_not_the_session(session, monkeypatch, delay):
+@pytest.mark.parametrize("delay", [0.0, 0.5])  # of the new page: until then the old one responds
+async def test_navigating_away_ends_the_episode_but_not_the_session(session, monkeypatch, delay):
     admit = session.page._admit
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(session.page, "_admit", lambda *a: loop.call_later(delay, admit, *a))
@@ -68,25 +68,25 @@ async def test_leaving_the_page_ends_the_episode_and_not_the_session(session, mo
         "event => { event.stopImmediatePropagation(); "
         "setTimeout(() => location.search = '?left', 15); }, true)",
     )
-    answer = await act(session, CLICK)
-    assert (answer["done"], answer["reward"]) == (True, 0.0)
-    assert answer["url"].endswith("?left")
+    result = await act(session, CLICK)
+    assert (result["done"], result["reward"]) == (True, 0.0)
+    assert result["url"].endswith("?left")
     await session.reset("click-test", 0)
     assert (await act(session, CLICK))["reward"] == 1.0
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "http://127.0.0.1:9/", "about:blank"])
-async def test_the_page_shows_nothing_but_the_tasks(session, url):
+async def test_only_the_tasks_pages_can_be_opened(session, url):
     await js(session, f"document.querySelector('button').onclick = () => {{ location = '{url}' }}")
-    answer = await act(session, CLICK)
-    assert (answer["done"], answer["reward"]) == (True, 0.0)
-    assert "root:" not in answer["axtree_txt"]
+    result = await act(session, CLICK)
+    assert (result["done"], result["reward"]) == (True, 0.0)
+    assert "root:" not in result["axtree_txt"]
     with pytest.raises(CDPError, match="cannot open"):
         await session.page.goto("file:///etc/passwd")
     assert (await session.reset("click-test", 0))["goal"] == "Click the button."
 
 
-async def test_a_page_that_is_slow_is_waited_for(session):
+async def test_a_slow_page_is_waited_for(session):
     await js(
         session,
         "setInterval(() => { const end = Date.now() + 700; while (Date.now() < end); }, 0); 0",
@@ -95,7 +95,7 @@ async def test_a_page_that_is_slow_is_waited_for(session):
         assert (await act(session, CLICK))["reward"] == 1.0
 
 
-async def test_a_page_that_hangs_meets_the_deadline_and_costs_no_other(browser):
+async def test_a_hanging_page_hits_the_deadline_and_the_other_pages_go_on(browser):
     pool = ChromiumPool(1, deadline_s=4.0, idle_s=60.0)
     pool.slots[0]._chromium = browser
     hung, other = pool.open(), pool.open()
@@ -110,7 +110,7 @@ async def test_a_page_that_hangs_meets_the_deadline_and_costs_no_other(browser):
     assert pool.slots[0].sessions == {other}
 
 
-async def test_idle_sessions_are_given_up(browser):
+async def test_idle_sessions_are_closed(browser):
     pool = ChromiumPool(1, deadline_s=30.0, idle_s=0.4)
     pool.slots[0]._chromium = browser
     await pool.start()
@@ -119,13 +119,13 @@ async def test_idle_sessions_are_given_up(browser):
     async with asyncio.timeout(20):
         while pool.slots[0].sessions:
             await asyncio.sleep(0.05)
-    with pytest.raises(SessionError, match=r"nobody used it for 0\.4 s"):
+    with pytest.raises(SessionError, match=r"unused for 0\.4 s"):
         await session.call("step", parse_action(CLICK))
     pool.slots[0]._chromium = None
     await pool.stop()
 
 
-async def test_a_browser_that_hangs_is_replaced_before_the_deadline(monkeypatch):
+async def test_a_hanging_browser_is_replaced_before_the_deadline(monkeypatch):
     monkeypatch.setattr(chromium_pool, "WATCH_INTERVAL_S", 0.2)
     monkeypatch.setattr(chromium_pool, "HEARTBEAT_S", 3.0)
     pool = ChromiumPool(1, deadline_s=60.0, idle_s=60.0)
@@ -162,7 +162,7 @@ async def test_a_browser_that_dies_fails_at_once(session, browser):
 
 
 async def test_a_browser_that_cannot_start_says_why():
-    with pytest.raises(BrowserGone, match="last words:\\ncat: unrecognized"):
+    with pytest.raises(BrowserGone, match="last output:\\ncat: unrecognized"):
         await Chromium(["cat"]).start()
     browser = Chromium([find_chromium(), "--headless"])
     assert not browser.alive
@@ -170,16 +170,16 @@ async def test_a_browser_that_cannot_start_says_why():
         await browser.send("Browser.getVersion")
 
 
-async def test_an_element_under_another_is_the_policys_failure(session):
+async def test_clicking_a_covered_element_is_an_action_error(session):
     await js(
         session,
         "const cover = document.createElement('div');"
         "cover.style = 'position: fixed; inset: 0; z-index: 9999';"
         "document.body.append(cover)",
     )
-    answer = await act(session, CLICK)
-    assert answer["error"] == "click failed: another element covers it"
-    assert answer["last_action_error"]
+    result = await act(session, CLICK)
+    assert result["error"] == "click failed: another element covers it"
+    assert result["last_action_error"]
 
 
 REFUSALS = {
@@ -187,19 +187,19 @@ REFUSALS = {
     "<p bid=x style='visibility: hidden'>a</p>": "the element is not visible",
     "<button bid=x disabled>a</button>": "the element is not enabled",
     "<fieldset disabled><button bid=x>a</button></fieldset>": "the element is not enabled",
-    "<button bid=x style='position: fixed; left: -500px'>a</button>": "the element is outside of "
+    "<button bid=x style='position: fixed; left: -500px'>a</button>": "the element is outside "
     "the window",
     "<p bid=y>a</p>": "there is no element x",
 }
 
 
 @pytest.mark.parametrize("body", REFUSALS)
-async def test_what_cannot_be_clicked(session, body):
+async def test_elements_that_cannot_be_clicked(session, body):
     await html(session, body)
     assert (await act(session, "click('x')"))["error"] == f"click failed: {REFUSALS[body]}"
 
 
-async def test_an_element_that_moves_is_the_policys_failure(session):
+async def test_clicking_a_moving_element_is_an_action_error(session):
     await html(session, "<button bid=x style='position: absolute'>a</button>")
     await js(
         session,
@@ -209,13 +209,13 @@ async def test_an_element_that_moves_is_the_policys_failure(session):
     assert (await act(session, "click('x')"))["error"] == "click failed: the element keeps moving"
 
 
-async def test_what_appears_late_is_waited_for(session):
+async def test_an_element_that_appears_late_is_waited_for(session):
     await html(session, "<button bid=x hidden onclick='core.endEpisode(1)'>a</button>")
     await js(session, "setTimeout(() => document.querySelector('[bid=x]').hidden = false, 200); 0")
     assert (await act(session, "click('x')"))["reward"] == 1.0
 
 
-async def test_what_is_far_down_is_scrolled_to(session):
+async def test_an_element_out_of_view_is_scrolled_to(session):
     await html(
         session,
         "<div style='height: 90px; overflow: scroll'><div style='height: 900px'></div>"
@@ -232,13 +232,13 @@ async def test_what_is_far_down_is_scrolled_to(session):
         "setTimeout(() => setTimeout(ready, 150), 250)",
     ],
 )
-async def test_what_an_action_started_is_awaited(session, animate):
+async def test_the_effects_of_an_action_are_awaited(session, animate):
     await session.reset("click-collapsible", 0)
     await js(session, f"const ready = () => jQuery('#area').append('<p>ready</p>'); {animate}; 0")
     assert "'ready'" in (await act(session, "noop()"))["axtree_txt"]
 
 
-async def test_a_page_that_never_rests_is_looked_at(session):
+async def test_a_page_that_never_settles_is_read_anyway(session):
     await js(session, "const tick = () => setTimeout(tick, 5); tick()")
     async with asyncio.timeout(10):
         assert "button" in (await act(session, "noop()"))["axtree_txt"]
@@ -280,7 +280,7 @@ async def test_clear(session):
     assert await js(session, "document.querySelector('input').value") == ""
 
 
-async def test_fill_editable_text(session):
+async def test_fill_contenteditable(session):
     await html(session, "<div bid=x contenteditable>old</div>")
     assert (await act(session, "fill('x', 'new')"))["error"] == ""
     assert await js(session, "document.querySelector('[bid=x]').textContent") == "new"
@@ -289,14 +289,14 @@ async def test_fill_editable_text(session):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("<p bid=x>a</p>", "the element is no text field"),
+        ("<p bid=x>a</p>", "the element is not a text field"),
         ("<input bid=x readonly>", "the element is not editable"),
         ("<input bid=x type=checkbox>", "an input of type checkbox cannot be filled"),
         ("<input bid=x type=number>", "the field takes numbers only"),
-        ("<input bid=x type=date>", "no value of a date field"),
+        ("<input bid=x type=date>", "not a value of a date field"),
     ],
 )
-async def test_what_cannot_be_filled(session, body, reason):
+async def test_elements_that_cannot_be_filled(session, body, reason):
     await html(session, body)
     assert (await act(session, "fill('x', 'new')"))["error"] == f"fill failed: {reason}"
 
@@ -320,7 +320,7 @@ async def test_check(session):
         await act(session, f"{text}('x')")
         assert await js(session, "document.querySelector('[bid=x]').checked") is state
     error = (await act(session, "check('y')"))["error"]
-    assert error == "check failed: the element is no checkbox and no radio button"
+    assert error == "check failed: the element is neither a checkbox nor a radio button"
 
 
 async def test_press(session):
@@ -337,7 +337,7 @@ async def test_press(session):
     assert error == "press failed: unknown key 'Banana'"
 
 
-async def test_pointer(session):
+async def test_pointer_events(session):
     await html(session, "<button bid=x>a</button><button bid=y>b</button>")
     await js(
         session,
@@ -352,7 +352,7 @@ async def test_pointer(session):
         "mousedown b1", "mouseup b0", "click b0", "mousedown b1", "mouseup b0", "click b0",
         "dblclick b0",
         "mouseover a0", "mousedown a1", "mouseover b1", "mouseup b0",
-        "click ab0",  # on what holds both
+        "click ab0",  # on their common parent
     ]  # fmt: skip
 
 
@@ -373,7 +373,7 @@ EFFECTS = {
 }
 
 
-async def test_every_action_has_its_effect(session):
+async def test_the_effect_of_every_action(session):
     assert {parse_action(text).name for text in EFFECTS} == set(ACTIONS)
     await html(
         session,
@@ -401,27 +401,27 @@ async def test_an_element_that_moves_away_from_the_pointer(session):
         "<button bid=x onclick='core.endEpisode(1)'>b</button></div>",
     )
     await js(session, "seen = 0; other.onmousedown = () => seen++; 0")
-    answer = await act(session, "click('x')")
-    assert (answer["error"], answer["reward"], await js(session, "seen")) == ("", 1.0, 0)
+    result = await act(session, "click('x')")
+    assert (result["error"], result["reward"], await js(session, "seen")) == ("", 1.0, 0)
     await html(session, "<div bid=x>a</div>")
     await js(session, "document.querySelector('[bid=x]').onmouseover = e => e.target.remove()")
     assert (await act(session, "click('x')"))["error"] == "click failed: there is no element x"
 
 
-async def test_boxes_are_what_can_be_seen(session):
+async def test_boxes_are_the_visible_parts(session):
     place = "style='position: fixed; width: 50px; height: 20px; box-sizing: border-box; "
     scrolled = "<div style='position: fixed; left: 20px; top: 90px; width: 90px; height: 30px; "
     await html(
         session,
         f"<button bid=a {place}left: 20px; top: 60px'>a</button>"
-        f"<button bid=b {place}left: 300px; top: 60px'>half of it is outside</button>"
+        f"<button bid=b {place}left: 300px; top: 60px'>half outside</button>"
         f"<button bid=c {place}left: 400px; top: 60px'>outside</button>"
         f"<button bid=d {place}visibility: hidden'>unseen</button>"
         "<button bid=e style='display: none'>gone</button>"
         f"{scrolled}overflow: hidden'><div style='height: 20px'></div>"
         "<p bid=f style='margin: 0; height: 40px'>a quarter</p><p bid=g>nothing</p></div>",
     )
-    assert "boxes" not in (await act(session, "noop()"))["metadata"]  # it would cost time
+    assert "boxes" not in (await act(session, "noop()"))["metadata"]  # they take time
     session._screenshot = True
     boxes = (await act(session, "noop()"))["metadata"]["boxes"]
     assert {bid: box for bid, box in boxes.items() if bid in "abcdefg"} == {
@@ -431,13 +431,13 @@ async def test_boxes_are_what_can_be_seen(session):
     }
 
 
-async def test_what_is_dragged_may_cover_where_it_goes(session):
+async def test_the_dragged_element_may_cover_its_target(session):
     await session.reset("drag-box", 0)
-    answer = await act(session, "drag_and_drop('17', '18')")
-    assert answer["error"] == ""
+    result = await act(session, "drag_and_drop('17', '18')")
+    assert result["error"] == ""
 
 
-async def test_scroll_is_in_the_pictures_pixels(session):
+async def test_scroll_is_in_pixels_of_browsergyms_screenshot(session):
     await html(session, "<div style='height: 3000px'></div>")
     await act(session, "scroll(0, 150)")
     assert await js(session, "scrollY") == 100
@@ -449,7 +449,7 @@ async def test_step_after_the_end_is_refused(session):
         await act(session, CLICK)
 
 
-async def test_the_finished_page_only_where_it_is_wanted(session):
+async def test_the_finished_page_is_sent_only_if_wanted(session):
     assert "button" in (await act(session, CLICK))["axtree_txt"]
     first = await session.reset("click-test", 0, final_page=False)
     assert "button" in first["axtree_txt"]
@@ -458,6 +458,6 @@ async def test_the_finished_page_only_where_it_is_wanted(session):
     assert (last["reward"], last["axtree_txt"]) == (1.0, "")
 
 
-async def test_marks_are_taken_away(session):
+async def test_marks_are_removed(session):
     assert await js(session, "document.querySelectorAll('[aria-description]').length") == 0
     assert await js(session, "document.querySelectorAll('[bid]').length") > 5

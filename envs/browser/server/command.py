@@ -1,0 +1,206 @@
+"""The command that serves BrowserGym's MiniWoB over OpenEnv: `grpo serve-env`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.util
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import NoReturn
+
+from envs.browser.miniwob.files import miniwob_url
+from envs.browser.miniwob.tasks import tasks
+from envs.browser.server.cdp.chromium import CDPError
+from envs.browser.server.chromium import find_chromium
+from envs.browser.server.chromium_pool import ChromiumPool
+from envs.browser.server.local import READY
+
+PACKAGES = ("openenv", "uvicorn", "browsergym", "miniwob")
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        number = kind(text)
+        if not 0 < number < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be greater than 0, got {text}")
+        return number
+
+    parse.__name__ = kind.__name__  # argparse's error for other text names it
+    return parse
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**16:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {text}")
+    return number
+
+
+OPTIONS: dict[str, dict[str, tuple[str | float, Callable[[str], str | float], str, str]]] = {
+    "address": {
+        "--host": (
+            "127.0.0.1",
+            str,
+            "ADDRESS",
+            "IPv4 address to listen on; 0.0.0.0 for access from other machines",
+        ),
+        "--port": (0, _port, "N", "TCP port; 0 for a free one"),
+    },
+    "capacity": {
+        "--workers": (2, _positive(int), "N", "number of Chromiums"),
+        "--max-sessions": (32, _positive(int), "N", "maximum number of concurrent sessions"),
+    },
+    "time limits": {
+        "--deadline-s": (
+            30.0,
+            _positive(float),
+            "SECONDS",
+            "time that a reset or a step may take before its session is lost",
+        ),
+        "--idle-s": (
+            3600.0,
+            _positive(float),
+            "SECONDS",
+            "time after which an unused session is closed",
+        ),
+    },
+}
+"""The options by theme: name -> (default, type, metavar, help)."""
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "grpo serve-env") -> int:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        argv: arguments; None for those of this process.
+        prog: name of the command in its help and errors.
+
+    Returns:
+        The exit code: 2 if the server cannot start, with one line on standard error.
+
+    Raises:
+        SystemExit: an argument is wrong (code 2), or `--help` was asked for (code 0).
+    """
+    args = _parser(prog).parse_args(argv)
+    if hasattr(os, "sched_setaffinity"):
+        # A parent with bound OpenMP threads passes its single core on to this process.
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    try:
+        _check_packages()
+        find_chromium()
+        listener = _bind(args.host, args.port)
+    except (OSError, ModuleNotFoundError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        with listener, contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends the server
+            asyncio.run(serve(listener, args))
+    except CDPError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+async def serve(listener: socket.socket, args: argparse.Namespace) -> None:
+    """Serve until SIGTERM or SIGINT; print one line with the address when ready.
+
+    Args:
+        listener: a bound socket.
+        args: what the command's parser returned.
+    """
+    pool = ChromiumPool(args.workers, deadline_s=args.deadline_s, idle_s=args.idle_s)
+    try:
+        starting = asyncio.create_task(pool.start())
+        await asyncio.to_thread(_import)  # takes seconds, while the browsers start
+        await starting
+        await _serve(pool, listener, args)
+    finally:
+        await pool.stop()
+
+
+def _import() -> None:
+    import envs.browser.server.app  # noqa: F401
+
+    tasks()
+
+
+async def _serve(pool: ChromiumPool, listener: socket.socket, args: argparse.Namespace) -> None:
+    import uvicorn
+
+    from envs.browser.server.app import build_app
+
+    config = uvicorn.Config(
+        build_app(pool, args.max_sessions),
+        log_level="warning",
+        # A trainer's event loop can block for minutes during an update; its client is alive.
+        ws_ping_interval=60.0,
+        ws_ping_timeout=1800.0,
+        timeout_graceful_shutdown=2,
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    if args.until_stdin_closes:
+        # The parent holds the other end: when it dies, however suddenly, this end is readable.
+        loop = asyncio.get_running_loop()
+        loop.add_reader(sys.stdin, lambda: setattr(server, "should_exit", True))
+    if server.started:
+        print(f"{READY}http://{args.host}:{listener.getsockname()[1]}", flush=True)
+    await serving
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")  # one line, without the usage
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=prog,
+        description="Serve BrowserGym's MiniWoB in headless Chromium, with OpenEnv's protocol.",
+    )
+    for title, options in OPTIONS.items():
+        group = parser.add_argument_group(title)
+        for name, (default, kind, metavar, text) in options.items():
+            text = f"{text} (default: {default})"
+            group.add_argument(name, default=default, type=kind, metavar=metavar, help=text)
+    group.add_argument(
+        "--until-stdin-closes",
+        action="store_true",
+        help="exit when standard input closes, so that the server never outlives its parent",
+    )
+    return parser
+
+
+def _check_packages() -> None:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"the server needs the packages of the extra `browser`, and {', '.join(missing)} "
+            "is missing: run `make setup`"
+        )
+    miniwob_url()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound and does not listen yet: no client waits for the start."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    return listener
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(0)  # the default action would skip every `finally`
