@@ -1,4 +1,4 @@
-"""The main job as a user starts it: what it refuses, what it leaves, and what it survives."""
+"""The training examples as a user starts them: errors, files, failures and signals."""
 
 import json
 import os
@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.runs import alive, descendants
 from envs.base import Task
+from envs.browser.miniwob.solvers import SOLVERS
 from envs.pool import EnvPool
+from grpo.config import Config
 from grpo.reporting.loggers import read_metrics
 from grpo.rollouts.task_sampler import HELD_OUT
 from grpo.shutdown import SAME_S
 from grpo.training.checkpoint import checkpoints
+from tests.support.processes import alive, descendants
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--steps", "1", "--group-size", "2", "--groups-per-step", "2", "--eval-episodes", "2",
@@ -34,8 +36,8 @@ def click_test(folder, *options, program="click_test"):
     )
 
 
-def refused(folder, *options):
-    """The one line of an error that is the user's to mend."""
+def error_line(folder, *options):
+    """Return the one line that a run prints for an error that the user can fix."""
     done = click_test(folder, *options)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -43,38 +45,38 @@ def refused(folder, *options):
     return line
 
 
-def test_an_unknown_key(tmp_path):
+def test_an_unknown_key_in_the_file(tmp_path):
     path = tmp_path / "my.yaml"
     path.write_text("grup_size: 4\n")
-    line = refused(tmp_path / "run", "--config", str(path))
-    assert line == f"error: unknown key 'grup_size' in {path}; did you mean 'group_size'?"
+    line = error_line(tmp_path / "run", "--config", str(path))
+    assert line == f"error: {path}: unknown option 'grup_size'; did you mean 'group_size'?"
     assert not (tmp_path / "run").exists()
 
 
 def test_a_group_of_one(tmp_path):
-    assert "group_size must be at least 2, got 1" in refused(tmp_path, "--group-size", "1")
+    assert "group_size must be at least 2, got 1" in error_line(tmp_path, "--group-size", "1")
 
 
-def test_a_model_that_is_not_there(tmp_path):
-    assert "no model at '/no/such/model'" in refused(tmp_path, "--model", "/no/such/model")
+def test_a_missing_model(tmp_path):
+    assert "no model at '/no/such/model'" in error_line(tmp_path, "--model", "/no/such/model")
 
 
 @pytest.mark.model
-def test_an_adapter_on_nothing(tmp_path, bundled_path):
-    line = refused(tmp_path, "--lora-target-modules", "nothing_like_this")
+def test_an_adapter_that_matches_no_layer(tmp_path, bundled_path):
+    line = error_line(tmp_path, "--lora-target-modules", "nothing_like_this")
     assert "['nothing_like_this'] match no nn.Linear; there are: down_proj" in line
 
 
 @pytest.mark.browser
 @pytest.mark.model
-def test_a_task_that_is_not_there(tmp_path, bundled_path):
-    line = refused(tmp_path, "--task", "no-such-task", *TINY)
+def test_an_unknown_task(tmp_path, bundled_path):
+    line = error_line(tmp_path, "--task", "no-such-task", *TINY)
     assert "unknown task 'no-such-task'" in line
 
 
 @pytest.mark.browser
 @pytest.mark.model
-def test_a_run_leaves_what_it_promises(tmp_path, bundled_path):
+def test_a_run_leaves_the_promised_files(tmp_path, bundled_path):
     done = click_test(tmp_path, *TINY, "--max-turns", "2")
     assert done.returncode == 0, done.stderr
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
@@ -83,9 +85,9 @@ def test_a_run_leaves_what_it_promises(tmp_path, bundled_path):
     assert {f"adapter/adapter_{name}" for name in ("config.json", "model.safetensors")} <= files
     assert any(name.startswith("tensorboard/events.out") for name in files)
     assert "checkpoints/step-000001/trainer.pt" in files
-    for when in ("before", "after"):
+    for label in ("before", "after"):
         for seed in (HELD_OUT, HELD_OUT + 1):
-            folder = f"media/{when}/click-test/{seed}"
+            folder = f"media/{label}/click-test/{seed}"
             assert {f"{folder}/{name}" for name in ("0.png", "1.png", "episode.json")} <= files
             picture = (tmp_path / folder / "0.png").read_bytes()
             assert picture.startswith(b"\x89PNG\r\n\x1a\n")
@@ -97,68 +99,74 @@ def test_a_run_leaves_what_it_promises(tmp_path, bundled_path):
 
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["task"], summary["steps"], summary["episodes"]) == ("click-test", 1, 4)
-    for who in ("random", "untrained", "blind", "trained"):
-        assert summary["per_task"]["click-test"][who] == summary[who]
-        for how in ("sampled",) if who == "random" else ("sampled", "greedy"):
-            rate = summary[who][how]
+    for agent_name in ("random", "untrained", "blind", "trained"):
+        assert summary["per_task"]["click-test"][agent_name] == summary[agent_name]
+        for decoding in ("sampled",) if agent_name == "random" else ("sampled", "greedy"):
+            rate = summary[agent_name][decoding]
             assert rate["n"] == 2
             assert 0 <= rate["low"] <= rate["success"] <= rate["high"] <= 1
+            assert 1 <= rate["turns"] <= 2
     assert set(summary["seconds"]) >= {"setup", "eval", "rollout", "generate", "env", "update"}
     assert "trained" in done.stdout
 
 
 @pytest.mark.browser
 @pytest.mark.model
-def test_several_tasks_with_an_oracle_a_warm_start_and_one_that_is_held_out(tmp_path, bundled_path):
-    tasks = ("--tasks", "click-test,enter-text", "--held-out-tasks", "click-test-2")
+def test_several_tasks_with_an_oracle_a_warm_start_and_a_held_out_task(tmp_path, bundled_path):
+    tasks = ("--task", "click-test,enter-text", "--held-out-tasks", "click-test-2")
     options = (*TINY, "--eval-episodes", "1", "--max-turns", "2", "--warm-start-steps", "1")
     done = click_test(tmp_path, *tasks, *options, "--no-blind", program="miniwob")
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
-    every = ["click-test", "enter-text", "click-test-2"]
-    assert list(summary["per_task"]) == every
+    names = ["click-test", "enter-text", "click-test-2"]
+    assert list(summary["per_task"]) == names
     for rates in summary["per_task"].values():
         assert list(rates) == ["random", "oracle", "untrained", "warm_started", "trained"]
         assert rates["oracle"]["sampled"]["solved"] == rates["oracle"]["sampled"]["n"] == 1
-    assert summary["oracle"]["sampled"]["n"] == 2  # of the tasks that are trained
+    assert summary["oracle"]["sampled"]["n"] == 2  # the trained tasks only
     assert "imitated 2 demonstrations" in done.stdout
-    for name in every:
+    for name in names:
         assert (tmp_path / "media" / "after" / name / str(HELD_OUT) / "0.png").is_file()
+
+
+def test_all_yaml_names_exactly_the_tasks_that_the_oracle_solves():
+    config = Config.from_yaml(ROOT / "examples" / "configs" / "all.yaml")
+    assert sorted(config.task) == sorted(SOLVERS)
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("victim", ["browser", "server"])
-async def test_a_death_in_mid_run_costs_retries_and_not_the_run(victim, browsers):
+async def test_a_killed_process_costs_retries_but_not_the_run(victim, browsers):
     from envs.browser.env import BrowserEnv
     from envs.browser.server.local import LocalServer
-    from grpo.rollouts.evaluation import random_agent
+    from grpo.rollouts.agents import random_agent
     from grpo.rollouts.rollout import Rollouts
 
     server, killed = LocalServer(workers=1, max_sessions=8), []
 
-    async def session():
+    async def connect():
         return BrowserEnv(await server.ensure())
 
-    async def act(observation, seed):
-        if not killed:  # while a page is open and waits for this answer
+    async def agent(observation, seed, env):
+        if not killed:  # while a page is open and waits for this action
             killed.extend(browsers(server) if victim == "browser" else [server.pid])
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
-        return await random_agent(observation, seed)
+        return await random_agent(observation, seed, env)
 
-    pool = EnvPool(session, size=3)
-    play = Rollouts(pool, act, max_turns=1)
+    pool = EnvPool(connect, size=3)
+    rollouts = Rollouts(pool, agent, max_turns=1)
     try:
         tasks = [Task("click-test", seed) for seed in range(3)]
-        groups = await play.collect(tasks, 3, [0])
+        groups = await rollouts.collect(tasks, 3, [0])
     finally:
         await pool.close()
         server.close()
     assert killed
-    assert play.counters["env_failures"] >= 1
-    assert play.counters["episodes"] + play.counters["episodes_dropped"] == 9
-    assert play.counters["episodes"] >= 6
-    # The one button of the page is what a random action clicks: no failure became a reward.
+    assert rollouts.counters["env_failures"] >= 1
+    assert rollouts.counters["episodes"] + rollouts.counters["episodes_dropped"] == 9
+    assert rollouts.counters["episodes"] >= 6
+    # A random action always clicks the page's only button, so no failure became a reward.
     assert {episode.reward for group in groups for episode in group.episodes} == {1.0}
     assert server.processes() == []
 
@@ -185,7 +193,7 @@ def wait_for_steps(process, folder, count):
 
 @pytest.mark.browser
 @pytest.mark.model
-def test_ctrl_c_saves_and_a_second_one_ends_at_once_and_neither_leaves_a_process(
+def test_the_first_signal_saves_the_second_ends_at_once_and_no_process_is_left(
     tmp_path, bundled_path
 ):
     process = start(tmp_path)
@@ -195,7 +203,7 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once_and_neither_leaves_a_process
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=90)
     assert process.returncode == 130, errors
-    assert "stopped by SIGINT; ARGS=--resume goes on" in errors
+    assert "stopped by SIGINT; add --resume to continue" in errors
     assert "Traceback" not in errors
     assert not alive(family)
     steps = len(read_metrics(tmp_path / "metrics.jsonl"))
@@ -205,7 +213,7 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once_and_neither_leaves_a_process
     wait_for_steps(process, tmp_path, steps + 1)
     family = descendants(process.pid)
     process.send_signal(signal.SIGTERM)
-    time.sleep(SAME_S * 1.1)  # the step takes longer
+    time.sleep(SAME_S * 1.1)  # a step takes longer
     process.send_signal(signal.SIGTERM)
     sent = time.monotonic()
     _, errors = process.communicate(timeout=60)
