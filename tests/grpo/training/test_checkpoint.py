@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 
-from grpo.config import Config, ConfigError
+from grpo.config import Config
+from grpo.errors import ConfigError
 from grpo.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 
 
@@ -33,14 +34,14 @@ def test_round_trip(policy, make_policy, config):
         assert torch.equal(one, two)
 
 
-def test_the_newest_are_kept(policy, config):
+def test_the_newest_checkpoints_are_kept(policy, config):
     for step in (1, 2, 9, 10, 11):
         save_checkpoint(config, step, policy, {"step": step})
     assert names(config) == ["step-000010", "step-000011"]
     assert load_checkpoint(config, policy)["step"] == 11
 
 
-def test_the_same_step_again_replaces_it(policy, config):
+def test_a_second_checkpoint_of_a_step_replaces_the_first(policy, config):
     for value in (1, 2):
         save_checkpoint(config, 5, policy, {"value": value})
     assert names(config) == ["step-000005"]
@@ -49,7 +50,7 @@ def test_the_same_step_again_replaces_it(policy, config):
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_a_new_run_in_an_old_runs_folder(policy, tmp_path, keep):
-    """Its first checkpoint is not taken for the oldest, nor the old run's for its newest."""
+    """The new run's first checkpoint is kept although its step is earlier than the old run's."""
     config = Config(output=str(tmp_path), keep_checkpoints=keep)
     for step in (20, 30):
         save_checkpoint(config, step, policy, {"run": "old"})
@@ -77,18 +78,18 @@ def test_unfinished_folders_are_ignored(policy, config, monkeypatch):
     assert not unfinished.exists()
 
 
-def test_a_run_without_a_checkpoint_begins_at_the_beginning(policy, config):
+def test_a_run_without_a_checkpoint_starts_from_the_beginning(policy, config):
     assert load_checkpoint(config, policy) is None
 
 
-def test_another_adapter(policy, make_policy, config):
+def test_an_adapter_of_another_rank_is_rejected(policy, make_policy, config):
     save_checkpoint(config, 1, policy, {"step": 1})
     with pytest.raises(ConfigError, match=r"cannot resume from step-000001: .*r=4") as error:
         load_checkpoint(config, make_policy(double=False, lora_r=4))
     assert "\n" not in str(error.value)
 
 
-TEARS = {
+DAMAGE = {
     "half a state": lambda folder: cut(folder / "trainer.pt"),
     "half an adapter": lambda folder: cut(folder / "adapter" / "adapter_model.safetensors"),
     "another bit": lambda folder: flip(folder / "trainer.pt"),
@@ -110,24 +111,24 @@ def flip(path):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("tear", TEARS)
-def test_a_torn_checkpoint_is_named_and_passed_over(policy, config, caplog, perturb, tear):
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_corrupt_checkpoint_is_named_and_skipped(policy, config, caplog, perturb, damage):
     save_checkpoint(config, 1, policy, {"step": 1})
     before = [p.detach().clone() for p in policy.parameters()]
     perturb(policy)
     newest = save_checkpoint(config, 2, policy, {"step": 2})
-    TEARS[tear](newest)
+    DAMAGE[damage](newest)
     assert load_checkpoint(config, policy)["step"] == 1
-    assert "checkpoint step-000002 is torn (" in caplog.text
+    assert "checkpoint step-000002 is corrupt (" in caplog.text
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
 
 
-def test_when_all_are_torn_nothing_is_loaded(policy, config, perturb):
+def test_nothing_is_loaded_if_all_checkpoints_are_corrupt(policy, config, perturb):
     for step in (1, 2):
         flip(save_checkpoint(config, step, policy, {"step": step}) / "trainer.pt")
     perturb(policy)
     before = [p.detach().clone() for p in policy.parameters()]
-    with pytest.raises(ConfigError, match=r"cannot resume: all 2 checkpoints in .* are torn"):
+    with pytest.raises(ConfigError, match=r"cannot resume: all 2 checkpoints in .* are corrupt"):
         load_checkpoint(config, policy)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
 
@@ -135,8 +136,11 @@ def test_when_all_are_torn_nothing_is_loaded(policy, config, perturb):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rate": 1e-3}, "learning_rate was 0.0002 and is 0.001. A run goes on"),
-        ({"task": "click-link", "seed": 4}, "task was 'click-test' and is 'click-link', seed was"),
+        ({"learning_rate": 1e-3}, "learning_rate was 0.0002 and is 0.001. A run is resumed"),
+        ({"task": "a,b", "seed": 4}, "task was ['click-test'] and is ['a', 'b'], seed was 0"),
+        ({"max_turns": 1, "max_new_tokens": 1, "loss": "gspo", "beta": 1, "lora_r": 4},
+         "max_turns was 10 and is 1, max_new_tokens was 24 and is 1, loss was 'grpo' and is 'gspo'"
+         ", beta was 0.0 and is 1.0 and 1 more. A run"),
         ({"lora_r": 4}, "lora_r was 8 and is 4"),
         ({"credit": "steps"}, "credit was 'episode' and is 'steps'"),
         ({"discount": 0.9}, "discount was 0.95 and is 0.9"),
@@ -144,30 +148,38 @@ def test_when_all_are_torn_nothing_is_loaded(policy, config, perturb):
         ({"model": "other/model"}, "model was '' and is 'other/model'"),
     ],
     ids=str,
-)
-def test_another_runs_checkpoint_is_refused(policy, config, change, message):
+)  # fmt: skip
+def test_other_settings_are_rejected(policy, config, change, message):
     save_checkpoint(config, 1, policy, {"step": 1})
-    foreign = Config(output=config.output, **change)
+    other = Config(output=config.output, **change)
     with pytest.raises(ConfigError) as error:
-        load_checkpoint(foreign, policy)
+        load_checkpoint(other, policy)
     assert str(error.value).startswith(f"cannot resume from step-000001: {message}")
 
 
-def test_a_longer_run_is_the_same_run(policy, config, make_policy):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 500, "env_url": "http://127.0.0.1:1", "resume": True},
+        {"eval_episodes": 3, "held_out_tasks": "click-link", "blind": False},
+        {"groups_per_step": 2, "device": "cuda", "max_tokens_per_microbatch": 100},
+    ],
+    ids=str,
+)
+def test_settings_that_may_change_when_a_run_is_resumed(policy, config, change):
     save_checkpoint(config, 1, policy, {"step": 1})
-    longer = Config(output=config.output, steps=500, env_url="http://127.0.0.1:1", resume=True)
-    assert load_checkpoint(longer, policy)["step"] == 1
+    assert load_checkpoint(config.replace(**change), policy)["step"] == 1
 
 
-def test_another_format_is_refused(policy, config):
+def test_another_format_is_rejected(policy, config):
     folder = save_checkpoint(config, 1, policy, {"step": 1})
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 7}))
-    with pytest.raises(ConfigError, match="its format is 7, expected 1"):
+    with pytest.raises(ConfigError, match="its format is 7, expected 2"):
         load_checkpoint(config, policy)
 
 
-def test_a_full_disk_costs_nothing_that_was_saved(policy, config, full_disk):
+def test_a_full_disk_leaves_the_older_checkpoints_intact(policy, config, full_disk):
     state = {"step": 1, "optimizer": torch.zeros(5000)}
     save_checkpoint(config, 1, policy, state)
     for size in (100, 3000, 20_000):  # in the adapter's config, in its weights, in the state
