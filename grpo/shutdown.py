@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME_S = 1.0
@@ -36,6 +36,7 @@ class Shutdown:
 
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._last = -SAME_S
         self._deferred = self._cancelled = False
 
@@ -59,6 +60,7 @@ class Shutdown:
             raise Stopped(self.received[0])
 
     async def __aenter__(self) -> Shutdown:
+        self.raise_if_requested()  # in a thread, before the block
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         self._handles_signals = threading.current_thread() is threading.main_thread()
         if self._handles_signals:
@@ -69,14 +71,21 @@ class Shutdown:
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._handles_signals:
             for number in SIGNALS:
-                self._loop.remove_signal_handler(number)
+                asyncio.get_running_loop().remove_signal_handler(number)
         if self._cancelled and self._task is not None and kind is asyncio.CancelledError:
             self._task.uncancel()
             raise Stopped(self.received[0]) from None
 
     def request_from_thread(self) -> None:
-        """Act as on Ctrl-C; called in another thread than the block's."""
-        self._loop.call_soon_threadsafe(self.request, signal.SIGINT)
+        """Act as on Ctrl-C; called in another thread than the block's.
+
+        A request before the block ends it as it begins; one after its loop has ended is ignored.
+        """
+        if self._loop is None:
+            self.received.append(signal.SIGINT)
+            return
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self.request, signal.SIGINT)
 
     def request(self, number: int) -> None:
         """Act on a signal; called in the block's event loop."""
