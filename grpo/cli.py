@@ -17,6 +17,8 @@ from grpo.arguments import Parser, read_config
 from grpo.errors import ConfigError
 
 if TYPE_CHECKING:
+    from envs.browser.pool import BrowserPool
+    from grpo.config import Config
     from grpo.rollouts.agents import Agent
 
 TRAIN = """Train a policy on browser tasks, and evaluate it before and after on held-out seeds.
@@ -68,11 +70,11 @@ def train(
 
     def program() -> None:
         config = read_config(argv, prog=prog, description=description)
+        pool = _browser_pool(config)
 
-        from envs.browser.pool import BrowserPool
         from grpo.run import train
 
-        train(config, BrowserPool(config, rank=_rank()), baselines=baselines)
+        train(config, pool, baselines=baselines)
 
     return exit_code(program, hint="; add --resume to continue")
 
@@ -88,11 +90,11 @@ def evaluate(
 
     def program() -> None:
         config = read_config(argv, prog=prog, description=description, of_run=True)
+        pool = _browser_pool(config)
 
-        from envs.browser.pool import BrowserPool
         from grpo.run import evaluate
 
-        evaluate(config, BrowserPool(config, rank=_rank()), baselines=baselines)
+        evaluate(config, pool, baselines=baselines)
 
     return exit_code(program)
 
@@ -171,5 +173,20 @@ def exit_code(program: Callable[[], None], *, hint: str = "") -> int:
         return 2 if isinstance(error, TaskError) else 1
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", 0))  # torchrun's
+def _browser_pool(config: Config) -> BrowserPool:
+    """Make the pool of a program's browser sessions.
+
+    Raises:
+        ConfigError: what a server on this machine needs is not installed.
+    """
+    from envs.browser.pool import BrowserPool
+    from envs.browser.server.chromium import find_chromium
+    from envs.browser.server.local import check_packages
+
+    if not config.env_url:  # before a model is loaded
+        try:
+            check_packages()
+            find_chromium()
+        except (ModuleNotFoundError, FileNotFoundError) as error:
+            raise ConfigError(str(error)) from error
+    return BrowserPool(config, rank=int(os.environ.get("RANK", 0)))  # torchrun's

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import importlib.util
 import os
 import signal
 import socket
@@ -14,14 +13,11 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from envs.browser.miniwob.files import miniwob_url
 from envs.browser.miniwob.tasks import tasks
 from envs.browser.server.cdp.chromium import CDPError
 from envs.browser.server.chromium import find_chromium
 from envs.browser.server.chromium_pool import ChromiumPool
-from envs.browser.server.local import READY
-
-PACKAGES = ("openenv", "uvicorn", "browsergym", "miniwob")
+from envs.browser.server.local import READY, check_packages
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
@@ -92,7 +88,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "grpo serve-env") -> 
         # A parent with bound OpenMP threads passes its single core on to this process.
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
     try:
-        _check_packages()
+        check_packages()
         find_chromium()
         listener = _bind(args.host, args.port)
     except (OSError, ModuleNotFoundError) as error:
@@ -178,16 +174,6 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="exit when standard input closes, so that the server never outlives its parent",
     )
     return parser
-
-
-def _check_packages() -> None:
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ModuleNotFoundError(
-            f"the server needs the packages of the extra `browser`, and {', '.join(missing)} "
-            "is missing: run `make setup`"
-        )
-    miniwob_url()
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -20,6 +21,23 @@ from envs.browser.server.processes import kill_marked, marked
 
 READY = "browser server ready at "
 LOG_TAIL = 2_000
+
+PACKAGES = ("openenv", "uvicorn", "browsergym", "miniwob")
+INSTALL = (
+    "run `make setup` in a checkout, or install the extra `browser` and `pip install --no-deps "
+    "browsergym-core==0.14.3 browsergym-miniwob==0.14.3 miniwob==1.1.0`"
+)
+
+
+def check_packages() -> None:
+    """Check that the packages of a browser server are installed, without importing them.
+
+    Raises:
+        ModuleNotFoundError: some are missing; the message says how to install them.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(f"a browser server needs {', '.join(missing)}: {INSTALL}")
 
 
 class LocalServer:

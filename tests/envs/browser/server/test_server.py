@@ -12,7 +12,7 @@ import pytest
 
 import envs
 from envs.base import EnvError
-from envs.browser.server import chromium, command
+from envs.browser.server import chromium, command, local
 from envs.browser.server.chromium import find_chromium, search_chromium
 from envs.browser.server.command import main
 from envs.browser.server.local import LocalServer
@@ -146,9 +146,10 @@ def test_a_missing_chromium_or_package_is_one_line(monkeypatch, capsys):
     assert main([]) == 2
     message = "GRPO_CHROMIUM must be an executable file, got '/nowhere/chrome'"
     assert capsys.readouterr().err == f"grpo serve-env: {message}\n"
-    monkeypatch.setattr(command, "PACKAGES", ("uvicorn", "opennev"))
+    monkeypatch.setattr(local, "PACKAGES", ("uvicorn", "opennev"))
     assert main([]) == 2
-    assert "extra `browser`, and opennev is missing" in capsys.readouterr().err
+    message = f"a browser server needs opennev: {local.INSTALL}"
+    assert capsys.readouterr().err == f"grpo serve-env: {message}\n"
 
 
 def test_the_help_groups_the_options(capsys):
