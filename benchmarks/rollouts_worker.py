@@ -163,7 +163,7 @@ async def measure(
 def lay_out_chromium(folder: Path) -> None:
     """Link our Chromium into a folder where Playwright looks for its own.
 
-    BrowserGym launches a second Chromium for its chat window, whose path no option sets.
+    No option sets the path of the second one, which BrowserGym launches for its chat window.
     """
     import playwright
 
