@@ -17,12 +17,12 @@ _log = logging.getLogger(__name__)
 class EnvPool:
     """Lends environments; one whose lease ended in an exception is closed and never reused.
 
-    Deadlines are the environment's own: a hang becomes an EnvError there, and then here a
-    discarded environment. As a context manager it is closed at the block's end.
+    Deadlines are up to the environments: one that hangs raises EnvError and is discarded here.
+    As a context manager the pool is closed at the end of the block.
 
     Args:
-        factory: makes an environment, awaited if it is a coroutine function.
-        size: how many may be lent at a time.
+        factory: makes an environment; may be a coroutine function.
+        size: maximum number of environments lent at a time.
 
     Attributes:
         created: environments made so far.
@@ -42,10 +42,10 @@ class EnvPool:
 
     @asynccontextmanager
     async def lease(self, *, fresh: bool = False) -> AsyncIterator[Env]:
-        """Lend an environment, an idle one if there is one, for the length of the block.
+        """Lend an environment for the length of the block, an idle one if there is one.
 
         Args:
-            fresh: True for a new one: after a failure the idle ones may be dead as well.
+            fresh: True for a new one; after a failure the idle ones may be dead as well.
 
         Raises:
             RuntimeError: the pool is closed.
@@ -55,7 +55,7 @@ class EnvPool:
                 raise RuntimeError("the pool is closed")
             idle = self._idle.pop() if self._idle else None
             if idle is not None and fresh:
-                await self._close_env(idle)  # so that there are never more than `size`
+                await self._close_env(idle)  # never more than `size` exist
                 idle = None
             env = idle or await self._create()
             try:
@@ -76,7 +76,7 @@ class EnvPool:
         await self.close()
 
     async def close(self) -> None:
-        """Close the idle environments now, and the lent ones as they come back."""
+        """Close the idle environments now, and the lent ones when they are returned."""
         self._closed = True
         idle, self._idle = self._idle, []
         await asyncio.gather(*map(self._close_env, idle))
@@ -89,7 +89,7 @@ class EnvPool:
 
     async def _close_env(self, env: Env) -> None:
         try:
-            await asyncio.shield(env.close())  # a cancelled lease frees its session too
+            await asyncio.shield(env.close())  # also when the lease was cancelled
         except Exception:
-            # The exception that ended the lease is the one to raise, not this one.
+            # The exception that ended the lease is raised, not this one.
             _log.warning("an environment failed to close", exc_info=True)

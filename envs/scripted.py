@@ -86,7 +86,7 @@ class ScriptedEnv:
         return "".join(f"click({n!r})" for n, w in self._words.items() if w in self._left[:1])
 
     async def close(self) -> None:
-        """End the environment; fine to call twice."""
+        """Close the environment; safe to call twice."""
         self.closed = self._dead = True
 
     def _count(self) -> None:

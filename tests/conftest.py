@@ -5,5 +5,5 @@ from tests.support.faults import chromiums
 
 @pytest.fixture(scope="session")
 def browsers():
-    """Of a `LocalServer` the main process of each Chromium."""
+    """Return a function: the main process of each Chromium of a `LocalServer`."""
     return lambda server: chromiums(server.processes())

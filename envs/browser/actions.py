@@ -50,7 +50,7 @@ class Action:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The element ids among the arguments."""
+        """Element ids among the arguments."""
         kinds = ACTIONS[self.name]
         return tuple(str(arg) for kind, arg in zip(kinds, self.args, strict=True) if kind == "id")
 
@@ -119,7 +119,7 @@ def _argument(node: ast.expr, kind: str) -> str | int | float:
         raise ValueError(value)
     if not isinstance(value, str) or (kind == "id" and not _ID.fullmatch(value)):
         raise ValueError(value)
-    value.encode()  # a lone surrogate cannot travel: UnicodeEncodeError is a ValueError
+    value.encode()  # a lone surrogate cannot be sent: UnicodeEncodeError is a ValueError
     return value
 
 

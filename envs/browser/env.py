@@ -33,8 +33,7 @@ class BrowserEnv:
     differences).
 
     Args:
-        base_url: address of the server, `http://host:port`, or of the page of a Hugging Face
-            Space.
+        base_url: address of the server, `http://host:port`, or of a Hugging Face Space's page.
         deadline_s: seconds that a reset or a step may take, queueing included. The first reset
             also connects, and a sleeping Space delays that by minutes.
         headers: HTTP headers of the connection; None for those of
@@ -219,7 +218,7 @@ class BrowserEnv:
 
 
 def _possible_actions(elements: list[Element], goal: str) -> tuple[str, ...]:
-    """List a click on every element, and filling every text field with each quote of the goal."""
+    """List a click on every element, and for text fields a `fill` with each quote of the goal."""
     quotes = re.findall(r'"([^"]+)"', goal)
     actions = []
     for element in elements:

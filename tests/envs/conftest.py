@@ -12,6 +12,6 @@ def browser_server():
 
 @pytest.fixture
 def server(browser_server):
-    """The one server of the test run, alive even if an earlier test killed it."""
+    """The server of the test run, restarted if an earlier test killed it."""
     browser_server.start()
     return browser_server

@@ -54,6 +54,10 @@ def find_task(name: str) -> type:
 class Episode:
     """One task with one seed.
 
+    Args:
+        task_class: a class that `find_task` returned.
+        seed: seed of the task.
+
     Attributes:
         url: address of the task's page.
         setup: scripts that start the task after the page has loaded.
@@ -61,12 +65,6 @@ class Episode:
     """
 
     def __init__(self, task_class: Any, seed: int):
-        """Record the scripts of BrowserGym's task.
-
-        Args:
-            task_class: a class that `find_task` returned.
-            seed: seed of the task.
-        """
         self._task_class, self._seed = task_class, seed
         page = _RecordedPage()
         self._task = self._new_task()

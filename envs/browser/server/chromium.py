@@ -15,7 +15,7 @@ CHROMIUM_ARGS = (
     "--disable-dev-shm-usage",  # a container's /dev/shm is small
     "--force-color-profile=srgb",
     "--mute-audio",
-    # No page is returned to: keeping the old one costs a third more time.
+    # Pages are never revisited: keeping them costs a third more time.
     "--disable-back-forward-cache",
     # All pages are in use, though at most one could be in front.
     "--disable-background-timer-throttling",
