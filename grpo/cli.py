@@ -177,16 +177,16 @@ def _browser_pool(config: Config) -> BrowserPool:
     """Make the pool of a program's browser sessions.
 
     Raises:
-        ConfigError: what a server on this machine needs is not installed.
+        ConfigError: a package or Chromium is not installed.
     """
     from envs.browser.pool import BrowserPool
     from envs.browser.server.chromium import find_chromium
-    from envs.browser.server.local import check_packages
+    from envs.browser.server.local import CLIENT, SERVER, check_packages
 
-    if not config.env_url:  # before a model is loaded
-        try:
-            check_packages()
+    try:  # before a model is loaded
+        check_packages(CLIENT if config.env_url else SERVER)
+        if not config.env_url:
             find_chromium()
-        except (ModuleNotFoundError, FileNotFoundError) as error:
-            raise ConfigError(str(error)) from error
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from error
     return BrowserPool(config, rank=int(os.environ.get("RANK", 0)))  # torchrun's

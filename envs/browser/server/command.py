@@ -17,7 +17,7 @@ from envs.browser.miniwob.tasks import tasks
 from envs.browser.server.cdp.chromium import CDPError
 from envs.browser.server.chromium import find_chromium
 from envs.browser.server.chromium_pool import ChromiumPool
-from envs.browser.server.local import READY, check_packages
+from envs.browser.server.local import READY, SERVER, check_packages
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "grpo serve-env") -> 
         # A parent with bound OpenMP threads passes its single core on to this process.
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
     try:
-        check_packages()
+        check_packages(SERVER)
         find_chromium()
         listener = _bind(args.host, args.port)
     except (OSError, ModuleNotFoundError) as error:

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,22 +23,26 @@ from envs.browser.server.processes import kill_marked, marked
 READY = "browser server ready at "
 LOG_TAIL = 2_000
 
-PACKAGES = ("openenv", "uvicorn", "browsergym", "miniwob")
+CLIENT = ("openenv",)
+SERVER = (*CLIENT, "uvicorn", "browsergym", "miniwob")
 INSTALL = (
     "run `make setup` in a checkout, or install the extra `browser` and `pip install --no-deps "
     "browsergym-core==0.14.3 browsergym-miniwob==0.14.3 miniwob==1.1.0`"
 )
 
 
-def check_packages() -> None:
-    """Check that the packages of a browser server are installed, without importing them.
+def check_packages(names: Sequence[str]) -> None:
+    """Check that packages are installed, without importing them.
+
+    Args:
+        names: `CLIENT`, or `SERVER` for a server on this machine.
 
     Raises:
         ModuleNotFoundError: some are missing; the message says how to install them.
     """
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise ModuleNotFoundError(f"a browser server needs {', '.join(missing)}: {INSTALL}")
+        raise ModuleNotFoundError(f"browser tasks need {', '.join(missing)}: {INSTALL}")
 
 
 class LocalServer:

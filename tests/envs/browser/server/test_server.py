@@ -146,9 +146,9 @@ def test_a_missing_chromium_or_package_is_one_line(monkeypatch, capsys):
     assert main([]) == 2
     message = "GRPO_CHROMIUM must be an executable file, got '/nowhere/chrome'"
     assert capsys.readouterr().err == f"grpo serve-env: {message}\n"
-    monkeypatch.setattr(local, "PACKAGES", ("uvicorn", "opennev"))
+    monkeypatch.setattr(command, "SERVER", ("uvicorn", "opennev"))
     assert main([]) == 2
-    message = f"a browser server needs opennev: {local.INSTALL}"
+    message = f"browser tasks need opennev: {local.INSTALL}"
     assert capsys.readouterr().err == f"grpo serve-env: {message}\n"
 
 
