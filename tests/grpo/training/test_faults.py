@@ -1,15 +1,11 @@
-"""What goes wrong in a run, and what it may cost."""
+"""What goes wrong in a run, and what it costs."""
 
-import asyncio
 import math
-import os
-import signal
 
 import pytest
 import torch
 
 from grpo.generators.base import GeneratorError
-from grpo.shutdown import SAME_S, GracefulShutdown, Stopped
 from grpo.training.checkpoint import checkpoints
 from grpo.training.updater import TrainingError
 
@@ -17,7 +13,7 @@ WORKS = {"valid_action_bonus": 0.5}
 
 
 async def run(trainer):
-    return [metrics async for metrics in trainer.train()]
+    return [step.metrics async for step in trainer.train()]
 
 
 def parameters(trainer):
@@ -29,7 +25,7 @@ def equal(one, other):
 
 
 def small_memory(trainer, monkeypatch, rows):
-    """From now on a forward of more rows asks the allocator for ten petabytes."""
+    """Let a forward pass of more than `rows` rows ask the allocator for ten petabytes."""
     logprobs = trainer.policy.logprobs
 
     def limited(batch, **options):
@@ -51,14 +47,14 @@ async def test_out_of_memory_halves_the_micro_batches(
         policy = make_policy(double=False, start=True, forward=forward)
         return make_trainer(steps=1, policy=policy, **WORKS, **options)
 
-    roomy, tight = make(), make()
+    large, tight = make(), make()
     small_memory(tight, monkeypatch, rows=3)
-    (expected,), (metrics,) = await run(roomy), await run(tight)
+    (expected,), (metrics,) = await run(large), await run(tight)
     assert metrics["update/memory_halvings"] > 3
     assert tight.updater.max_tokens == 4096 // 2 ** metrics["update/memory_halvings"]
     assert "out of memory in the update: micro-batches of" in caplog.text
     one, other = (
-        torch.cat([p.grad.flatten() for p in t.policy.parameters()]) for t in (roomy, tight)
+        torch.cat([p.grad.flatten() for p in t.policy.parameters()]) for t in (large, tight)
     )
     assert one.abs().max() > 1e-2
     torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
@@ -73,7 +69,7 @@ async def test_a_row_that_does_not_fit_ends_the_run(make_trainer, monkeypatch):
         await run(trainer)
 
 
-async def test_another_error_of_the_update_is_not_taken_for_memory(make_trainer, monkeypatch):
+async def test_another_error_of_the_update_is_raised(make_trainer, monkeypatch):
     trainer = make_trainer(steps=1, **WORKS)
     monkeypatch.setattr(trainer.policy, "logprobs", lambda *_, **__: torch.zeros(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
@@ -82,22 +78,22 @@ async def test_another_error_of_the_update_is_not_taken_for_memory(make_trainer,
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-async def test_updates_that_stay_infinite_end_the_run(make_trainer, value):
+async def test_updates_that_are_never_finite_end_the_run(make_trainer, value):
     trainer = make_trainer(steps=9, max_bad_updates=3, **WORKS)
     steps = []
     named = dict(trainer.policy.model.named_parameters())
     name, parameter = next((k, p) for k, p in named.items() if p.requires_grad)
     before = parameters(trainer)
 
-    async def three():
-        async for metrics in trainer.train():
-            steps.append(metrics)
-            if trainer.step == 1:
+    async def train():
+        async for step in trainer.train():
+            steps.append(step.metrics)
+            if step.step == 1:
                 parameter.register_hook(lambda gradient: gradient * value)
 
     with pytest.raises(TrainingError) as error:
-        await three()
-    assert trainer.step == 3  # one good, two bad, and the third bad one is no step
+        await train()
+    assert trainer.step == 3  # one good, two bad, and the third bad one is not a step
     assert [metrics["update/skipped"] for metrics in steps] == [0, 1, 1]
     text = str(error.value)
     assert text.startswith("3 updates in a row were not finite: loss ")
@@ -117,17 +113,17 @@ async def test_bad_updates_between_good_ones_are_only_counted(make_trainer):
     assert [metrics["update/skipped"] for metrics in steps] == [0, 1] * 3
 
 
-async def test_a_generator_that_dies_ends_the_run_and_loses_nothing(make_trainer, make_policy):
+async def test_a_generator_that_fails_ends_the_run_and_loses_nothing(make_trainer, make_policy):
     trainer = make_trainer(steps=5, **WORKS)
     generate = trainer.generator.generate
 
-    async def mortal(*args, **options):
+    async def fail_later(*args, **options):
         if trainer.step == 2:
-            raise GeneratorError("the sampler is gone")
+            raise GeneratorError("the generator is gone")
         return await generate(*args, **options)
 
-    trainer.generator.generate = mortal
-    with pytest.raises(GeneratorError, match="the sampler is gone"):
+    trainer.generator.generate = fail_later
+    with pytest.raises(GeneratorError, match="the generator is gone"):
         await run(trainer)
     assert [path.name for path in checkpoints(trainer.config.folder)] == ["step-000002"]
     whole = make_trainer(steps=5, output=f"{trainer.config.folder}-whole", **WORKS)
@@ -141,9 +137,9 @@ async def test_a_generator_that_dies_ends_the_run_and_loses_nothing(make_trainer
 async def test_a_full_disk_costs_a_checkpoint_and_not_the_run(make_trainer, full_disk, caplog):
     trainer = make_trainer(steps=4, save_every=1, **WORKS)
     failures = []
-    async for metrics in trainer.train():
-        failures.append(metrics["checkpoint/failures"])
-        full_disk(100 if trainer.step == 2 else -1)
+    async for step in trainer.train():
+        failures.append(step.metrics["checkpoint/failures"])
+        full_disk(100 if step.step == 2 else -1)
     assert failures == [0, 0, 1, 1]
     assert "the checkpoint of step 2 could not be saved" in caplog.text
     names = [path.name for path in checkpoints(trainer.config.folder)]
@@ -160,76 +156,3 @@ async def test_a_disk_that_is_full_at_the_end_is_an_error(make_trainer, full_dis
         await anext(steps)
     full_disk(-1)
     assert [path.name for path in checkpoints(trainer.config.folder)] == ["step-000001"]
-
-
-def send(number, times=1):
-    async def later():
-        for _ in range(times):
-            os.kill(os.getpid(), number)
-            await asyncio.sleep(SAME_S * 1.1)
-
-    return asyncio.create_task(later())
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_the_first_signal_asks(number):
-    asked = []
-
-    async def work():
-        async with GracefulShutdown() as stop:
-            stop.ask = lambda: asked.append(1) or True
-            sender = send(number)
-            while not asked:
-                await asyncio.sleep(0.01)
-            await sender
-            return stop.received
-
-    assert await asyncio.create_task(work()) == [number]
-    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
-
-
-@pytest.mark.parametrize(("waits", "signals"), [(True, 2), (False, 1)])
-async def test_a_signal_that_nothing_answers_cancels_and_what_is_open_is_closed(waits, signals):
-    closed, received = [], []
-
-    async def work():
-        async with GracefulShutdown() as stop:
-            stop.ask = lambda: waits
-            sender = send(signal.SIGINT, times=2)
-            try:
-                await asyncio.sleep(60)
-            finally:
-                received.extend(stop.received)
-                await sender  # a further signal does not cut the closing short
-                closed.append(True)
-
-    with pytest.raises(Stopped) as stopped:
-        await asyncio.create_task(work())
-    assert len(received) == signals
-    assert closed == [True]
-    assert stopped.value.exit_code == 130
-    assert str(stopped.value) == "stopped by SIGINT"
-
-
-async def test_the_two_signals_of_one_ctrl_c_are_one():
-    async def work():
-        async with GracefulShutdown() as stop:
-            stop.ask = lambda: True
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
-                os.kill(os.getpid(), number)
-                await asyncio.sleep(0.05)
-            return stop.received
-
-    assert await asyncio.create_task(work()) == [signal.SIGINT]
-
-
-async def test_a_cancellation_that_is_not_a_signals_stays_one():
-    async def work():
-        async with GracefulShutdown():
-            await asyncio.sleep(60)
-
-    task = asyncio.create_task(work())
-    await asyncio.sleep(0.01)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
