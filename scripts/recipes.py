@@ -155,7 +155,9 @@ def package_recipes(python: str, project: str, constraints: str) -> list[Recipe]
     return [Recipe("pip", commands)]
 
 
-def overlay_commands(python: str, venv: str, packages: str, project: str) -> tuple[Command, ...]:
+def overlay_commands(
+    python: str, venv: str, packages: str, project: str, constraints: str
+) -> tuple[Command, ...]:
     """Return the commands that make an environment with its own packages on top of others.
 
     Args:
@@ -163,6 +165,7 @@ def overlay_commands(python: str, venv: str, packages: str, project: str) -> tup
         venv: the folder to make.
         packages: the site-packages of the environment below.
         project: the checkout, which is installed in place (.pth files below are not read).
+        constraints: pins setuptools, of which Python 3.11 puts an old version into the venv.
     """
     own = os.path.join(venv, "bin", "python")
     share = (
@@ -172,6 +175,7 @@ def overlay_commands(python: str, venv: str, packages: str, project: str) -> tup
     return (
         (python, "-m", "venv", "--clear", venv),
         (own, "-c", share, packages),
+        pip_install(own, "setuptools", "-c", constraints),
         pip_install(own, "--no-build-isolation", "--no-deps", "-e", project),
     )
 

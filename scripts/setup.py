@@ -155,10 +155,11 @@ def make_model() -> str:
     return take_first([Recipe("from GGUF", ((PYTHON, "-c", convert),))], run, advice)
 
 
-def overlay(venv: Path) -> tuple[Command, ...]:
+def overlay(venv: Path, constraints: Path) -> tuple[Command, ...]:
     """Return the commands that make an environment on top of .venv."""
     (packages,) = VENV.glob("lib/python3*/site-packages")
-    return recipes.overlay_commands(PYTHON, str(venv), str(packages), str(ROOT))
+    paths = map(str, (venv, packages, ROOT, constraints))
+    return recipes.overlay_commands(PYTHON, *paths)
 
 
 def make_reference() -> str:
@@ -166,7 +167,7 @@ def make_reference() -> str:
     python = str(REFERENCE / "bin" / "python")
     install = recipes.pip_install(python, "trl", "peft", "-c", str(CONSTRAINTS))
     advice = "TRL and PEFT could not be installed. Check the network, and try again."
-    recipe = take_first([Recipe("pip", (*overlay(REFERENCE), install))], run, advice)
+    recipe = take_first([Recipe("pip", (*overlay(REFERENCE, CONSTRAINTS), install))], run, advice)
     (REFERENCE / "setup-stamp").write_text(key())
     return recipe
 
@@ -176,7 +177,9 @@ def make_vllm(device: str) -> str:
     python = str(VLLM / "bin" / "python")
     advice = "vLLM could not be installed. Check the network and the disk, and try again."
     builds = recipes.vllm_recipes(python, str(CONSTRAINTS_VLLM), has_gpu(device))
-    builds = [Recipe(build.name, (*overlay(VLLM), *build.commands)) for build in builds]
+    builds = [
+        Recipe(build.name, (*overlay(VLLM, CONSTRAINTS_VLLM), *build.commands)) for build in builds
+    ]
     recipe = take_first(builds, run, advice)
     (VLLM / "setup-stamp").write_text(key())
     return recipe

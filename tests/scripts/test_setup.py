@@ -193,12 +193,13 @@ def test_an_overlay_sees_the_packages_below_and_the_checkout(
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "below.py").write_text("answer = 42")
     venv = str(tmp_path / "venv")
-    make, share, install = recipes.overlay_commands(
-        sys.executable, venv, str(tmp_path / "packages"), "/project"
+    make, share, tools, install = recipes.overlay_commands(
+        sys.executable, venv, str(tmp_path / "packages"), "/project", "pins"
     )
     subprocess.run([*make, "--without-pip"], check=True)
     subprocess.run(share, check=True)
     subprocess.run([share[0], "-c", "import below"], check=True)
+    assert tools[-3:] == ("setuptools", "-c", "pins")
     assert install[:4] == (f"{venv}/bin/python", "-m", "pip", "install")
     assert {"--no-deps", "-e", "/project"} <= set(install)
 
