@@ -87,7 +87,7 @@ def section(run: Path, hardware: str) -> str:
         f"{minutes(summary):.0f} minutes of training on {hardware}; at most {turns} per episode; "
         f"{n} held-out seeds per task. Adapter: sha256 `{digest[:16]}`.",
         "",
-        f"```sh\npython {summary['command']}\n```",
+        f"```sh\n{summary['command']}\n```",
         "",
         f"| task | {' | '.join(agents)} | turns |",
         f"| --- |{' --- |' * (len(agents) + 1)}",

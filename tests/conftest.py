@@ -1,6 +1,6 @@
 import pytest
 
-from tests.support.faults import chromiums
+from tests.support.processes import chromiums
 
 
 @pytest.fixture(scope="session")

@@ -62,8 +62,7 @@ class Report:
         self.summary: dict[str, Any] = json.loads(path.read_text()) if resume else {}
         self.summary |= {"task": ",".join(config.task), "model": runtime.policy.name}
         # A resumed run keeps the command that started it.
-        command = [os.path.relpath(sys.argv[0]), *sys.argv[1:]]
-        self.summary.setdefault("command", shlex.join(command))
+        self.summary.setdefault("command", command_line(sys.argv))
         self.seconds: dict[str, float] = {}
         self._outcomes: dict[tuple[str, str], list[Outcome]] = {}
 
@@ -197,6 +196,14 @@ class TrainingReport(Report):
             console.print(f"tensorboard --logdir {shlex.quote(f'{folder}/tensorboard')}")
         if config.push_to_hub:
             console.print(push_to_hub(folder, config.push_to_hub))
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """Spell the command that started this program, as one would type it in this folder."""
+    program = argv[0]
+    is_script = program.endswith(".py")
+    words = ["python", os.path.relpath(program)] if is_script else [os.path.basename(program)]
+    return shlex.join([*words, *argv[1:]])
 
 
 def pick_examples(outcomes: Sequence[Outcome], count: int) -> list[Task]:

@@ -28,7 +28,7 @@ def make_run(folder, success=(0, 0), **options):
         "trained": {"sampled": rate(0.95), "greedy": rate(1)},
     }
     summary = {
-        "command": "examples/miniwob.py --config easy.yaml",
+        "command": "python examples/miniwob.py --config easy.yaml",
         "steps": 30,
         "episodes": 1920,
         "seconds": {"rollout": 500.0, "update": 80.0, "sync": 20.0, "eval": 999.0},

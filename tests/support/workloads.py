@@ -13,9 +13,6 @@ import torch
 
 from grpo.tree.token_tree import build_tree
 from grpo.types import TokenBatch
-from tests.support.models import save_tiny_lfm2
-
-__all__ = ["Workload", "floor_operations", "save_tiny_lfm2"]
 
 
 @dataclass(frozen=True)

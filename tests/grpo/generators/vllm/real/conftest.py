@@ -10,7 +10,7 @@ import torch
 from grpo.generators.sync_check import changed_weights, logprob_gap
 from grpo.model.loading import load_model
 from grpo.model.lora_policy import LoRAPolicy
-from tests.support.workloads import save_tiny_lfm2
+from tests.support.models import save_tiny_lfm2
 
 
 def pytest_collection_modifyitems(items):
