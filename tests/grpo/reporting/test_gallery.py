@@ -1,4 +1,4 @@
-"""Episodes to look at: their files, the outline, and the page in a real browser."""
+"""Recorded episodes: their files, the outlines, and the page in a real browser."""
 
 import base64
 import io
@@ -29,14 +29,14 @@ def png(colour="white"):
 
 
 def pixels(picture, colour):
-    """Where the picture has this colour."""
+    """Return the coordinates at which the picture has this colour."""
     image = Image.open(io.BytesIO(picture)).convert("RGB")
     wanted = Image.new("RGB", (1, 1), colour).getpixel((0, 0))
     return {(x, y) for x in range(60) for y in range(40) if image.getpixel((x, y)) == wanted}
 
 
 def ring(left, top, right, bottom):
-    """The pixels of a rectangle's edge, WIDTH wide, the ends right and bottom left out."""
+    """Return the pixels of a rectangle's edge, WIDTH wide; right and bottom are exclusive."""
 
     def block(a, b, c, d):
         return {(x, y) for x in range(a, c) for y in range(b, d)}
@@ -52,9 +52,9 @@ def test_the_outline_is_around_the_box():
     assert two == ring(7, 5, 18, 16) | ring(37, 17, 48, 28)
 
 
-def test_the_outline_of_what_fills_the_page_is_on_the_picture():
+def test_outlines_stay_on_the_picture():
     assert pixels(outlined(png(), [(0.0, 0.0, 60.0, 40.0)]), OUTLINE) == ring(0, 0, 60, 40)
-    assert pixels(outlined(png(), [(59, 39, 1, 1)]), OUTLINE)  # no room for a ring
+    assert pixels(outlined(png(), [(59, 39, 1, 1)]), OUTLINE)  # no space for a ring
     beside = [(90, 8, 5, 5), (10, 90, 5, 5), (-90, 8, 5, 5)]
     assert not pixels(outlined(png(), beside), OUTLINE)
 
@@ -67,7 +67,7 @@ def test_without_pillow(monkeypatch):
 
 
 class Photographed(ScriptedEnv):
-    """Its words stand where their number says; the picture turns grey after a call."""
+    """Every action has a box; the picture is white at the start and grey after a step."""
 
     async def reset(self, task, *, screenshot=False):
         self.screenshot = screenshot
@@ -79,16 +79,16 @@ class Photographed(ScriptedEnv):
         return replace(result, acted_on=(box,) if result.valid_action else ())
 
     def _observe(self, error):
-        seen = super()._observe(error)
+        observation = super()._observe(error)
         picture = png("white" if self.calls == 1 else "grey") if self.screenshot else None
-        return replace(seen, screenshot=picture)
+        return replace(observation, screenshot=picture)
 
 
-def answering(*texts, lines_cut=0):
-    """A policy that says these texts in turn; "right" is the right answer."""
+def saying(*texts, lines_cut=0):
+    """Return an agent that says these texts in turn; "right" becomes the right click."""
     left = list(texts)
 
-    async def act(observation, seed):
+    async def act(observation, seed, env):
         text = left.pop(0) if len(left) > 1 else left[0]
         if text == "right":
             word = observation.goal.removeprefix("Click ").removesuffix(".")
@@ -99,67 +99,67 @@ def answering(*texts, lines_cut=0):
     return act
 
 
-def playing(act, *, max_turns=4, env=Photographed):
-    return Rollouts(EnvPool(env, 1), act, max_turns)
+def playing(agent, *, max_turns=4, env=Photographed):
+    return Rollouts(EnvPool(env, 1), agent, max_turns)
 
 
 async def test_record_episode(tmp_path):
-    await record_episode(playing(answering("right")), TASK, tmp_path / "a")
+    await record_episode(playing(saying("right")), TASK, tmp_path / "a")
     folder = tmp_path / "a" / "click-word" / "3"
     assert sorted(path.name for path in folder.iterdir()) == ["0.png", "1.png", "episode.json"]
     first, last = ((folder / f"{k}.png").read_bytes() for k in (0, 1))
-    assert pixels(first, OUTLINE) == ring(7, 5, 33, 23)  # on the page that the answer was to
+    assert pixels(first, OUTLINE) == ring(7, 5, 33, 23)  # on the page before the click
     assert last == png("grey")
     episode = json.loads((folder / "episode.json").read_text())
     page, end = episode.pop("pages")
     assert episode.pop("goal").startswith("Click ")
     assert episode == {"task": "click-word", "seed": 3, "reward": 1.0, "solved": True,
-                       "end": "done"}  # fmt: skip
-    assert page["said"].startswith("click('")
-    assert "Page:\n[" in page["read"]
+                       "stop_reason": "done"}  # fmt: skip
+    assert page["completion"].startswith("click('")
+    assert "Page:\n[" in page["prompt"]
     assert (page["reward"], page["valid"], page["error"]) == (1.0, True, "")
     assert (page["logprob"], page["tokens"]) == (-1.5, 2)
-    assert list(end) == ["read"]
-    assert f"Done so far: {page['said']}" in end["read"]
+    assert list(end) == ["prompt"]
+    assert f"Done so far: {page['completion']}" in end["prompt"]
 
 
-async def test_record_episode_keeps_nothing_of_a_session_that_died(tmp_path):
-    fail_at = iter([3, 0])  # at its second answer
-    play = playing(answering("noop()", "right"), env=lambda: Photographed(next(fail_at)))
+async def test_record_episode_keeps_nothing_of_a_session_that_failed(tmp_path):
+    fail_at = iter([3, 0])  # at its second step
+    play = playing(saying("noop()", "right"), env=lambda: Photographed(next(fail_at)))
     await record_episode(play, TASK, tmp_path)
     folder = tmp_path / "click-word" / "3"
     assert len(json.loads((folder / "episode.json").read_text())["pages"]) == 2
     assert sorted(path.name for path in folder.iterdir()) == ["0.png", "1.png", "episode.json"]
 
 
-async def test_record_episode_without_pictures_shows_refusals(tmp_path):
-    await record_episode(playing(answering("hello"), max_turns=2, env=ScriptedEnv), TASK, tmp_path)
+async def test_record_episode_without_pictures_shows_errors(tmp_path):
+    await record_episode(playing(saying("hello"), max_turns=2, env=ScriptedEnv), TASK, tmp_path)
     (path,) = [path for path in tmp_path.rglob("*") if path.is_file()]
     episode = json.loads(path.read_text())
-    assert [page.get("said") for page in episode["pages"]] == ["hello", "hello", None]
+    assert [page.get("completion") for page in episode["pages"]] == ["hello", "hello", None]
     assert [page.get("valid") for page in episode["pages"]] == [False, False, None]
     assert episode["pages"][0]["error"].startswith("expected one action")
-    assert (episode["solved"], episode["end"]) == (False, "max_turns")
+    assert (episode["solved"], episode["stop_reason"]) == (False, "max_turns")
 
 
-async def test_record_episode_shows_what_was_read_of_a_long_page(tmp_path):
-    play = playing(answering("noop()", lines_cut=3), max_turns=1)
+async def test_record_episode_shows_the_part_of_a_long_page_that_was_read(tmp_path):
+    play = playing(saying("noop()", lines_cut=3), max_turns=1)
     await record_episode(play, TASK, tmp_path)
     episode = json.loads((tmp_path / "click-word" / "3" / "episode.json").read_text())
-    read = episode["pages"][0]["read"]
-    assert read.count("text '") == 1
-    assert read.endswith("(3 more lines)")
+    prompt = episode["pages"][0]["prompt"]
+    assert prompt.count("text '") == 1
+    assert prompt.endswith("(3 more lines)")
 
 
-async def test_record_episode_of_a_dropped_one_writes_nothing(tmp_path):
-    play = playing(answering("right"), env=lambda: ScriptedEnv(fail_at=2))
+async def test_record_episode_writes_nothing_of_a_dropped_episode(tmp_path):
+    play = playing(saying("right"), env=lambda: ScriptedEnv(fail_at=2))
     await record_episode(play, TASK, tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_the_page_holds_all_and_asks_for_nothing(tmp_path):
-    await record_episode(playing(answering(EVIL), max_turns=1), TASK, tmp_path / "before")
-    await record_episode(playing(answering("right")), TASK, tmp_path / "after")
+async def test_the_page_is_a_single_file_without_requests(tmp_path):
+    await record_episode(playing(saying(EVIL), max_turns=1), TASK, tmp_path / "before")
+    await record_episode(playing(saying("right")), TASK, tmp_path / "after")
     write_gallery(tmp_path, title="a <b>run</b>")
     html = (tmp_path / "index.html").read_text()
     assert html.count("<script") == html.count("</script>") == 2
@@ -168,11 +168,11 @@ async def test_the_page_holds_all_and_asks_for_nothing(tmp_path):
     assert not re.search(r"https?:|src=|href=|url\(|@import", before + after)
     data = json.loads(data)
     assert data["title"] == "a <b>run</b>"
-    assert [(e["when"], e["solved"]) for e in data["episodes"]] == [
+    assert [(e["label"], e["solved"]) for e in data["episodes"]] == [
         ("after", True),
         ("before", False),
     ]
-    assert data["episodes"][1]["pages"][0]["said"] == EVIL
+    assert data["episodes"][1]["pages"][0]["completion"] == EVIL
     for episode in data["episodes"]:
         assert all(
             page["picture"].startswith("data:image/png;base64,") for page in episode["pages"]
@@ -181,13 +181,13 @@ async def test_the_page_holds_all_and_asks_for_nothing(tmp_path):
 
 @pytest.mark.browser
 async def test_the_page_in_a_browser(tmp_path):
-    """Flip through it with keys and buttons, as a person would."""
+    """Step through it with keys and buttons, as a person would."""
     from playwright.async_api import async_playwright
 
     from envs.browser.server.chromium import find_chromium
 
-    await record_episode(playing(answering("right")), TASK, tmp_path / "after")
-    await record_episode(playing(answering(EVIL, "right")), TASK, tmp_path / "before")
+    await record_episode(playing(saying("right")), TASK, tmp_path / "after")
+    await record_episode(playing(saying(EVIL, "right")), TASK, tmp_path / "before")
     write_gallery(tmp_path, title="a run")
     (tmp_path / "empty").mkdir()
     write_gallery(tmp_path / "empty", title="nothing")
@@ -211,41 +211,42 @@ async def test_the_page_in_a_browser(tmp_path):
         page.set_default_timeout(20_000)
 
         async def shown():
-            """Which episode and page, what was said, the picture."""
+            """Return the episode and the page that are shown, the completion, the picture."""
             picture = await page.evaluate("document.querySelector('#picture').src")
-            about, where, said = [
-                await page.inner_text(part) for part in ("#about", "#where", "#said")
+            about, where, completion = [
+                await page.inner_text(part) for part in ("#about", "#where", "#completion")
             ]
-            return about.split(" · ")[0], where, said, picture
+            return about.split(" · ")[0], where, completion, picture
 
-        def picture(when, k):
-            data = (tmp_path / when / "click-word" / "3" / f"{k}.png").read_bytes()
+        def picture(label, k):
+            data = (tmp_path / label / "click-word" / "3" / f"{k}.png").read_bytes()
             return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
         await page.goto((tmp_path / "index.html").as_uri())
         right = json.loads((tmp_path / "after/click-word/3/episode.json").read_text())
-        right = right["pages"][0]["said"]
-        first = ("after", "answer 1 of 1", right, picture("after", 0))
-        end = ("after", "the end", "", picture("after", 1))
-        evil = ("before", "answer 1 of 2", EVIL, picture("before", 0))
+        right = right["pages"][0]["completion"]
+        first = ("after", "turn 1 of 1", right, picture("after", 0))
+        end = ("after", "last page", "", picture("after", 1))
+        evil = ("before", "turn 1 of 2", EVIL, picture("before", 0))
         assert await shown() == first
         await page.keyboard.press("ArrowLeft")  # there is nothing before it
         assert await shown() == first
         await page.keyboard.press("ArrowRight")
         assert await shown() == end
-        await page.keyboard.press("ArrowRight")  # on to the next episode
+        assert "the episode is over" in await page.inner_text("#outcome")
+        await page.keyboard.press("ArrowRight")  # to the next episode
         assert await shown() == evil
-        assert "no valid action" in await page.inner_text("#outcome")
-        assert await page.inner_text("#read") != ""
+        assert "not a valid action" in await page.inner_text("#outcome")
+        assert await page.inner_text("#prompt") != ""
         await page.click("#on")
-        assert await shown() == ("before", "answer 2 of 2", right, picture("before", 1))
+        assert await shown() == ("before", "turn 2 of 2", right, picture("before", 1))
         await page.click("#back")
         assert await shown() == evil
         await page.keyboard.press("ArrowUp")
         assert await shown() == first
         await page.click("nav button:nth-of-type(2)")
         assert await shown() == evil
-        assert await page.locator("nav [aria-current]").inner_text() == "✓\nseed 3\n2 answers"
+        assert await page.locator("nav [aria-current]").inner_text() == "✓\nseed 3\n2 turns"
 
         picture_seen = Image.open(io.BytesIO(await page.locator("#picture").screenshot()))
         assert len(picture_seen.getcolors(1 << 24)) == 1 + 1  # white, and the border around it

@@ -1,12 +1,13 @@
 import json
 import sys
 import time
-from dataclasses import replace
 
 import pytest
+import torch
 
 from envs.base import Task
-from grpo.config import Config, ConfigError
+from grpo.config import Config
+from grpo.errors import ConfigError
 from grpo.reporting.loggers import MetricsLog, read_metrics
 from grpo.types import Episode, Group, Turn
 
@@ -23,7 +24,7 @@ def write(folder, numbers, **options):
     return log.path
 
 
-def test_a_line_a_step(tmp_path):
+def test_one_line_per_step(tmp_path):
     path = write(tmp_path / "run", [1, 2])
     assert path == tmp_path / "run" / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -32,26 +33,26 @@ def test_a_line_a_step(tmp_path):
     assert lines[0]["time"] <= lines[1]["time"]
 
 
-def test_no_file(tmp_path):
+def test_a_file_that_does_not_exist(tmp_path):
     assert read_metrics(tmp_path / "none.jsonl") == []
 
 
-@pytest.mark.parametrize("torn", ['{"step": 3, "rew', '{"step": 3', "{"])
-def test_a_torn_last_line_is_left_out(tmp_path, torn):
+@pytest.mark.parametrize("incomplete", ['{"step": 3, "rew', '{"step": 3', "{"])
+def test_an_incomplete_last_line_is_left_out(tmp_path, incomplete):
     path = write(tmp_path, [1, 2])
-    path.write_text(path.read_text() + torn)
+    path.write_text(path.read_text() + incomplete)
     assert steps(path) == [1, 2]
     write(tmp_path, [3, 4], keep_before_step=3)
     assert steps(path) == [1, 2, 3, 4]
 
 
-def test_a_resumed_run_drops_the_future_that_did_not_happen(tmp_path):
+def test_a_resumed_run_drops_the_steps_that_it_repeats(tmp_path):
     path = write(tmp_path, [1, 2, 3, 4])
     write(tmp_path, [3], keep_before_step=3)
     assert steps(path) == [1, 2, 3]
 
 
-def test_a_new_run_starts_anew(tmp_path):
+def test_a_new_run_drops_the_lines_of_the_old_one(tmp_path):
     path = write(tmp_path, [1, 2])
     write(tmp_path, [1])
     assert steps(path) == [1]
@@ -59,7 +60,7 @@ def test_a_new_run_starts_anew(tmp_path):
 
 @pytest.fixture
 def played(group_of):
-    """Five groups of three episodes: a plain answer, one that looks like markup, and two turns."""
+    """Five groups of three episodes; the second one has two turns and a text like markup."""
 
     def episode(seed, reward, *texts):
         turn = group_of((1, ([1], [2]))).episodes[0].turns[0]
@@ -79,8 +80,12 @@ def played(group_of):
     ]
 
 
+# Of five groups with three episodes of up to two turns.
+ADVANTAGES = torch.tensor([[0.125, 0], [-1.5, 0.75], [1.0, 0]]).repeat(5, 1)
+
+
 def rows(path):
-    """The first lines of the cells, between spaces, of the table of each step."""
+    """Return the table of each step: of every row the first line of each cell."""
     tables = {}
     for line in path.read_text().splitlines():
         if line.startswith("step "):
@@ -95,11 +100,11 @@ def test_tensorboard(tmp_path, played):
     log = MetricsLog(tmp_path)
     for step in (1, 2):
         log.log(step, {"approx_kl": 0, "entropy": 1, "completion_length": 2, "reward": step / 10})
-        log.completions(step, played)
+        log.completions(step, played, ADVANTAGES)
     log.close()
     events = loader.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    # In TensorBoard's order, which is the characters', the three curves come first.
+    # TensorBoard sorts by character code, so the three curves come first.
     assert sorted(events.Tags()["scalars"]) == [
         *("Overview/completion_length", "Overview/entropy", "Overview/reward", "approx_kl"),
     ]
@@ -108,51 +113,49 @@ def test_tensorboard(tmp_path, played):
     (table,) = events.Tensors("completions/text_summary")
     lines = table.tensor_proto.string_val[0].decode().splitlines()
     assert lines[:2] == [
-        "| task | seed | goal | answers | reward | advantage |",
+        "| task | seed | goal | completions | reward | advantages |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     assert lines[3] == (
-        "| click-button | 0 | Click it. | The [b]ok[/b] \\| is here  (no action)<br>click('3') "
-        "| 0 | -1.00 |"
+        "| click-button | 0 | Click it. "
+        "| The [b]ok[/b] \\| is here  (not a valid action)<br>click('3') | 0 | -1.50<br>+0.75 |"
     )
 
 
-def test_completions_are_a_table_of_the_best_and_the_worst(tmp_path, played):
+def test_completions_are_a_table_of_the_best_and_the_worst_episodes(tmp_path, played):
     path = tmp_path / "completions.txt"
 
     def write(steps, **options):
         log = MetricsLog(tmp_path, config=Config(log_completions=2), **options)
         for step in steps:
             log.log(step, {"reward": 0})
-            log.completions(step, played)
+            log.completions(step, played, ADVANTAGES)
         log.close()
 
     write(range(1, 7))
     tables = rows(path)
     assert list(tables) == [1, 3, 5]
-    assert [len(table) for table in tables.values()] == [8, 8, 8]  # of five groups four
+    assert [len(table) for table in tables.values()] == [8, 8, 8]  # four of the five groups
     assert tables[1][:2] == [
         ["click-button", "0", "Click it.", "click('20')", "1", "+1.00"],
-        ["click-button", "0", "Click it.", "The [b]ok[/b] | is here", "(no action)", "0", "-1.00"],
-    ]
-    assert "click('3')" in path.read_text().splitlines()[5]  # the second answer, below the first
+        ["click-button", "0", "Click it.", "The [b]ok[/b] | is here", "(not a valid action)", "0",
+         "-1.50"],
+    ]  # fmt: skip
+    # The second completion stands below the first, and its advantage as well.
+    assert path.read_text().splitlines()[5].split() == ["click('3')", "+0.75"]
     write([4, 5], keep_before_step=4)  # resumed from step 3
     assert list(rows(path)) == [1, 3, 5]
     write([1])  # a new run in the folder
     assert list(rows(path)) == [1]
 
-    MetricsLog(tmp_path / "none", config=Config(log_completions=0)).completions(1, played)
+    log = MetricsLog(tmp_path / "none", config=Config(log_completions=0))
+    log.completions(1, played, ADVANTAGES)
+    MetricsLog(tmp_path / "none").completions(1, [], torch.zeros(0, 0))
     assert not (tmp_path / "none" / "completions.txt").exists()
 
 
-def test_equal_rewards_have_no_advantage(tmp_path, played):
-    episodes = tuple(replace(episode, reward=0.0) for episode in played[0].episodes)
-    MetricsLog(tmp_path).completions(1, [replace(played[0], episodes=episodes)])
-    assert [row[-2:] for row in rows(tmp_path / "completions.txt")[1]] == [["0", "+0.00"]] * 2
-
-
 def records(folder):
-    """What the files of W&B's offline runs hold, a file at a time: records of LevelDB's log."""
+    """Yield the records in each file of W&B's offline runs, which are LevelDB's logs."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime):
@@ -171,7 +174,7 @@ def records(folder):
 
 @pytest.fixture
 def wandb_env(tmp_path, monkeypatch):
-    """W&B without a network, an account or what this machine's user has set."""
+    """W&B without a network, an account or this user's settings."""
     wandb = pytest.importorskip("wandb")
     for name in ("WANDB_PROJECT", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
@@ -195,13 +198,13 @@ def test_wandb_offline(tmp_path, played, wandb_env):
         )
         for step in steps:
             log.log(step, {"reward": step / 10, "clip_ratio/low": 0.0})
-            log.completions(step, played)
+            log.completions(step, played, ADVANTAGES)
         log.close()
 
     write([1, 2, 3])
     time.sleep(1.1)  # W&B names its folders by the second
-    write([2, 3, 4], keep_before_step=2)  # resumed from step 1: 2 and 3 are done again
-    wandb.teardown()  # the files are whole when their writer has ended
+    write([2, 3, 4], keep_before_step=2)  # resumed from step 1: 2 and 3 are repeated
+    wandb.teardown()  # the files are complete when their writer has ended
     first, second = records(folder)
     assert steps(folder / "metrics.jsonl") == [1, 2, 3, 4]
     run_id = (folder / "wandb-id").read_text().strip()
@@ -209,7 +212,7 @@ def test_wandb_offline(tmp_path, played, wandb_env):
         (run, *_) = [r.run for r in found if r.HasField("run")]
         assert (run.run_id, run.project, run.display_name) == (run_id, "grpo-browser", "my-run")
         config = {item.key: json.loads(item.value_json) for item in run.config.update}
-        assert (config["seed"], config["task"]) == (3, "click-test")
+        assert (config["seed"], config["task"]) == (3, ["click-test"])
         seen = {}
         for record in found:
             if record.HasField("history"):
@@ -226,39 +229,39 @@ def test_wandb_offline(tmp_path, played, wandb_env):
         )
     table, _ = folder.glob("wandb/offline-run-*/files/media/table/*.json")
     table = json.loads(table.read_text())
-    assert table["columns"] == ["task", "seed", "goal", "answers", "reward", "advantage"]
-    assert table["data"][0][:5] == ["click-button", 0, "Click it.", "click('20')", 1.0]
+    assert table["columns"] == ["task", "seed", "goal", "completions", "reward", "advantages"]
+    assert table["data"][0] == ["click-button", 0, "Click it.", "click('20')", 1.0, "+1.00"]
     assert not (folder / "tensorboard").exists()
 
-    write([1])  # a new run in the folder is another run
+    write([1])  # a new run in the folder has its own id
     assert (folder / "wandb-id").read_text().strip() != run_id
 
 
-def test_wandb_that_cannot_start_ends_the_run_at_its_start(tmp_path, wandb_env, monkeypatch):
+def test_wandb_that_cannot_start_is_an_error_at_the_start(tmp_path, wandb_env, monkeypatch):
     wandb = pytest.importorskip("wandb")
 
-    def refusal():
+    def failure():
         with pytest.raises(ConfigError) as error:
             MetricsLog(tmp_path / "run", config=Config(logger="wandb"))
         assert "\n" not in str(error.value)
         return str(error.value)
 
     monkeypatch.setenv("WANDB_MODE", "sometimes")
-    assert "W&B does not start: 1 validation error for Settings mode" in refusal()
+    assert "W&B does not start: 1 validation error for Settings mode" in failure()
     wandb.teardown()
     monkeypatch.setenv("WANDB_MODE", "online")
-    assert "W&B does not start: No API key configured" in refusal()
+    assert "W&B does not start: No API key configured" in failure()
     monkeypatch.setitem(sys.modules, "wandb", None)
-    assert refusal() == "logger=wandb needs wandb: install the extra 'wandb'"
+    assert failure() == "logger=wandb needs wandb: install the extra 'wandb'"
 
 
-def test_wandb_that_fails_in_training_is_a_warning(tmp_path, played, wandb_env, monkeypatch):
+def test_a_failure_of_wandb_while_training_is_a_warning(tmp_path, played, wandb_env, monkeypatch):
     log = MetricsLog(tmp_path, config=Config(logger="wandb"))
     log._dashboard._run.finish()  # from here on the real package refuses to log
     with pytest.warns(UserWarning, match="W&B failed: .*finished"):
         log.log(1, {"reward": 0.5})
     with pytest.warns(UserWarning, match="W&B failed: "):
-        log.completions(1, played)
+        log.completions(1, played, ADVANTAGES)
     log.close()
     assert steps(log.path) == [1]
     assert list(rows(tmp_path / "completions.txt")) == [1]

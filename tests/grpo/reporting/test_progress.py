@@ -4,10 +4,19 @@ import sys
 import pytest
 from rich.console import Console
 
-from grpo.reporting.progress import CURVES, Bars, plot_curves, step_line, success_table, time_line
+from grpo.distributed import World
+from grpo.reporting.progress import (
+    CURVES,
+    Bars,
+    plot_curves,
+    sparkline,
+    step_line,
+    success_table,
+    time_line,
+)
 from grpo.training.metrics import METRICS
 
-RATE = {"success": 0.5, "low": 0.31, "high": 0.69, "n": 25, "steps": 2.04}
+RATE = {"success": 0.5, "low": 0.31, "high": 0.69, "n": 25, "turns": 2.04}
 RATES = {
     "random": {"sampled": RATE},
     "untrained": {"sampled": RATE, "greedy": RATE | {"success": 0.75}},
@@ -52,9 +61,9 @@ def test_time_line():
 def test_success_table():
     lines = [line.split("│") for line in printed(success_table(SUMMARY)).splitlines()]
     (title,), _, header, _, sampled, greedy, *_ = lines
-    assert "success on 25 held-out seeds a task" in title
+    assert "success on 25 held-out seeds per task" in title
     cells = [cell.strip() for cell in "".join(header).split("┃")[1:-1]]
-    assert cells == ["task", "answers", "random", "untrained", "blind", "trained", "steps"]
+    assert cells == ["task", "decoding", "random", "untrained", "blind", "trained", "turns"]
     rates = ["0.50 [0.31, 0.69]"] * 3 + ["1.00 [0.31, 0.69]"]
     assert [cell.strip() for cell in sampled[1:-1]] == ["click-test", "sampled", *rates, "2.0"]
     rates = ["", "0.75 [0.31, 0.69]", "0.00 [0.31, 0.69]", "0.25 [0.31, 0.69]"]
@@ -63,17 +72,40 @@ def test_success_table():
 
 def test_success_table_of_two_tasks_has_their_total():
     tasks = {"click-test": RATES, "click-link": RATES}
-    total = {who: {"sampled": RATE | {"success": 0.125}} for who in RATES}
+    total = {name: {"sampled": RATE | {"success": 0.125}} for name in RATES}
     shown = printed(success_table(SUMMARY | total | {"per_task": tasks}))
     assert shown.index("click-test") < shown.index("click-link") < shown.index("│ all")
     assert shown.count("0.12 [0.31, 0.69]") == 4
+
+
+def test_rates_of_a_resumed_run_are_in_the_order_of_training():
+    """Those after training stand last, also where the file has them first."""
+    names = ("trained", "random", "blind", "untrained")
+    shown = printed(success_table(SUMMARY | {"per_task": {"a": {n: RATES[n] for n in names}}}))
+    (header,) = [line for line in shown.splitlines() if "decoding" in line]
+    cells = [cell.strip() for cell in header.split("┃")[3:-2]]
+    assert cells == ["random", "blind", "untrained", "trained"]
+
+
+def test_sparkline():
+    steps = [{"success": rate} for rate in (0, 0.5, 1, 2)]
+    assert sparkline(steps) == "▁▅██"
+    assert sparkline([*steps, {"reward": 1}], width=2) == "▃█"
+    assert sparkline([]) == sparkline(steps, "entropy") == ""
+
+
+def test_only_the_main_rank_shows_its_bars():
+    other = World.single()
+    assert not Bars.for_world(other).console.quiet
+    other.rank = 1
+    assert Bars.for_world(other).console.quiet
 
 
 def test_curves_are_metrics_and_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     assert {name for name, _ in CURVES} <= set(METRICS)
     steps = [{"step": i, "reward": i / 5, "completion_length": 4.0} for i in range(1, 4)]
-    steps[1]["entropy"] = 0.5  # a step that was skipped has none
+    steps[1]["entropy"] = 0.5  # a skipped step has none
     for name, lines in (("some.png", steps), ("none.png", [])):
         plot_curves(lines, tmp_path / name, title="a run")
         assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -105,7 +137,7 @@ def test_nested_bars():
     assert not progress.live.is_started
 
 
-def test_bars_end_with_an_error():
+def test_an_error_ends_the_bars():
     bars = Bars(Console(file=io.StringIO()))
     with pytest.raises(KeyError), bars.bar("steps", 3):
         raise KeyError
