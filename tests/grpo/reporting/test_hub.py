@@ -1,12 +1,10 @@
-"""The real hub client against a stand-in of the hub's HTTP API on this machine."""
+"""The real hub client against a substitute for the hub's HTTP API on this machine."""
 
 import base64
 import hashlib
 import io
 import json
-import runpy
 import shlex
-import sys
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,19 +15,21 @@ import torch
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 
-import grpo.run
-from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
-from grpo.config import Config, ConfigError
+from grpo.cli import main
+from grpo.config import Config
+from grpo.errors import ConfigError
 from grpo.model.bundled import HUB_ID
-from grpo.model.loading import load_policy
-from grpo.reporting.hub import HubError, check_access, find_adapter, main, push_to_hub
-from grpo.reporting.model_card import model_card
+from grpo.model.loading import find_adapter, load_policy
+from grpo.reporting.hub import HubError, check_access, push_to_hub
+from grpo.reporting.model_card import AGENTS, model_card
 from grpo.rollouts.task_sampler import HELD_OUT
+from grpo.run import run_training
 
 REPO = "user/clicks"
 PICTURES = tuple(
-    f"{when}/click-test/1000000/{k}.png" for when, k in (("before", 0), ("after", 0), ("after", 1))
+    f"{label}/click-test/1000000/{k}.png"
+    for label, k in (("before", 0), ("after", 0), ("after", 1))
 )
 
 RATE = {"success": 0.98, "low": 0.93, "high": 0.9945, "n": 100, "solved": 98}
@@ -46,19 +46,19 @@ SUMMARY = {
 
 
 class Hub(ThreadingHTTPServer):
-    """What the client asks of huggingface.co: repositories in memory, one branch, LFS, no xet.
+    """The requests of the client to huggingface.co: repositories in memory, LFS, no xet.
 
     Attributes:
-        repos: of each repository its files.
+        repos: the files of each repository.
         stored: the objects that came by LFS, by their SHA-256.
-        faults: what a path begins with -> the status it is answered with, and the hub's code.
-        role: of the token "good", the user's.
+        faults: beginning of a path -> status of the response, and the hub's error code.
+        role: role of the user's token, which is "good".
     """
 
     daemon_threads = True
 
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Answer)
+        super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repos, self.stored, self.faults, self.role = {}, {}, {}, "write"
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
@@ -68,7 +68,7 @@ class Hub(ThreadingHTTPServer):
         self.server_close()
 
 
-class Answer(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_):
@@ -98,8 +98,8 @@ class Answer(BaseHTTPRequestHandler):
         if path == "/api/validate-yaml":
             return self.reply({"errors": [], "warnings": []})
         if path == "/api/repos/create":
-            asked = json.loads(body)
-            name = f"{asked['organization']}/{asked['name']}"
+            wanted = json.loads(body)
+            name = f"{wanted['organization']}/{wanted['name']}"
             status = 409 if name in hub.repos else 200
             hub.repos.setdefault(name, {})
             return self.reply({"url": f"{hub.url}/{name}", "id": name}, status)
@@ -198,7 +198,7 @@ def change(folder, **values):
     (folder / "summary.json").write_text(json.dumps(SUMMARY | values))
 
 
-def test_an_adapter_goes_up_and_comes_back(hub, run, policy, base_model, tokenizer, tmp_path):
+def test_an_adapter_is_uploaded_and_loaded_again(hub, run, policy, base_model, tokenizer, tmp_path):
     assert push_to_hub(run, REPO) == f"{hub.url}/{REPO}"
     files = hub.repos[REPO]
     assert set(files) == {
@@ -211,9 +211,9 @@ def test_an_adapter_goes_up_and_comes_back(hub, run, policy, base_model, tokeniz
     assert "tokenizer.json" in files
     weights = (run / "adapter" / "adapter_model.safetensors").read_bytes()
     assert files["adapter_model.safetensors"] == weights
-    assert hub.stored[hashlib.sha256(weights).hexdigest()] == weights  # by LFS, as it would be
+    assert hub.stored[hashlib.sha256(weights).hexdigest()] == weights  # by LFS, as on the hub
     assert files["README.md"] == (run / "README.md").read_bytes()
-    # The uploaded configuration names a model that others have, the local one this machine's.
+    # The uploaded configuration names a model that others have, the local one a folder here.
     ours = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert json.loads(files["adapter_config.json"]) == ours | {"base_model_name_or_path": HUB_ID}
     assert ours["base_model_name_or_path"] != HUB_ID
@@ -227,11 +227,11 @@ def test_an_adapter_goes_up_and_comes_back(hub, run, policy, base_model, tokeniz
         *("adapter_config.json", "adapter_model.safetensors")
     }
 
-    push_to_hub(run, REPO)  # a second time: the repository is there
+    push_to_hub(run, REPO)  # a second time: the repository exists
 
 
 class Photographed(ScriptedEnv):
-    """With a picture, where one is asked for."""
+    """Takes screenshots where they are wanted."""
 
     async def reset(self, task, *, screenshot=False):
         self.screenshot = screenshot
@@ -252,7 +252,7 @@ async def test_one_run_leaves_adapter_pictures_dashboard_and_repository(
     folder, small = tmp_path / "run", {"group_size": 2, "groups_per_step": 1, "eval_episodes": 2}
     config = Config(task="click-word", output=str(folder), push_to_hub=REPO, max_turns=1,
                     max_new_tokens=2, steps=1, env_sessions=4, **small)  # fmt: skip
-    await grpo.run.run(config, lambda config, rank: EnvPool(Photographed, config.env_sessions))
+    await run_training(config, Photographed)
     pictures = [f"media/after/click-word/{HELD_OUT + i}/0.png" for i in range(2)]
     local = ["adapter/adapter_model.safetensors", "adapter/tokenizer.json", "media/index.html"]
     for name in (*local, *pictures, "summary.json", "curves.png", "completions.txt"):
@@ -278,7 +278,7 @@ def test_the_card(run):
         "![the first page of an episode after training](media/after/click-test/1000000/0.png)",
         'model = PeftModel.from_pretrained(model, "user/clicks")',
         f"vllm serve {HUB_ID} --enable-lora --max-lora-rank 8 --lora-modules clicks={REPO}",
-        "python examples/click_test.py --task click-test --adapter user/clicks",
+        "grpo eval --task click-test --adapter user/clicks",
     ):
         assert line in card.text.splitlines()
     assert "30 steps, 1,960 episodes, 4 minutes" in card.text
@@ -297,9 +297,11 @@ def test_the_card_of_another_model_and_several_tasks(run, tmp_path):
     assert "| untrained |" not in card.text
     assert "--task a,b --adapter user/clicks --model some/model" in card.text
     assert "4-bit" not in card.text
-    assert "and no other signal than the task's reward." in card.text
+    assert "minutes, from the task's reward alone." in card.text
     (run / "config.yaml").write_text(Config(warm_start_steps=3).to_yaml())
     assert "after 3 updates of imitating a scripted solver." in model_card(run, REPO).text
+    (run / "config.yaml").write_text(Config(valid_action_bonus=0.25).to_yaml())
+    assert "with a bonus of 0.25 for each valid action." in model_card(run, REPO).text
 
     (tmp_path / "mine").mkdir()
     (run / "config.yaml").write_text(Config(model=str(tmp_path / "mine")).to_yaml())
@@ -308,6 +310,7 @@ def test_the_card_of_another_model_and_several_tasks(run, tmp_path):
     card = model_card(run, REPO)
     assert (card.data.base_model, card.data.library_name) == (None, "transformers")
     assert 'model = AutoModelForCausalLM.from_pretrained("user/clicks")' in card.text
+    assert "grpo eval --task click-test --model user/clicks" in card.text
     assert "`mine` with every weight trained" in card.text
     assert "peft" not in str(card).lower()
     assert str(tmp_path) not in str(card)
@@ -320,8 +323,15 @@ def test_the_card_of_another_model_and_several_tasks(run, tmp_path):
     assert card.data.eval_results is None
 
 
+def test_every_agent_of_a_run_is_explained_in_its_card(run):
+    tasks = {"click-test": {name: {"sampled": RATE} for name in AGENTS}}
+    change(run, per_task=tasks)
+    rows = [line for line in model_card(run, REPO).text.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows[2:]] == [f"| {name}" for name in AGENTS]
+
+
 def failure(run):
-    """The one line of a failed upload, after which the run is as it was."""
+    """Return the one line of a failed upload, after which the run is as it was."""
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(HubError) as error:
         push_to_hub(run, REPO)
@@ -331,7 +341,7 @@ def failure(run):
     line = str(error.value)
     assert "\n" not in line
     assert line.startswith(f"the upload to {REPO} failed: ")
-    assert f". The run is whole in {run}; to try again: python -m grpo.reporting.hub " in line
+    assert f". The run is complete in {run}; to retry: grpo push " in line
     (run / "README.md").unlink()
     return line
 
@@ -346,7 +356,7 @@ def test_a_failed_upload_loses_nothing_and_its_message_says_how_to_retry(
         f"/api/models/{REPO}/commit": 500,
     }.items():
         hub.faults = {path: (status, "")}
-        assert f"{status} " in failure(run).split(". The run is whole")[0]
+        assert f"{status} " in failure(run).split(". The run is complete")[0]
     hub.faults = {"/api/models/user/clicks/xet-write-token": (403, "")}
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     assert "xet-write-token" in failure(run)  # xet's own kind of error
@@ -358,34 +368,36 @@ def test_a_failed_upload_loses_nothing_and_its_message_says_how_to_retry(
     # The command in the message, as it stands there, when the hub is back.
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    python, m, module, *arguments = shlex.split(line.split("to try again: ")[1])
-    assert (python, m) == ("python", "-m")
-    monkeypatch.setattr(sys, "argv", [module, *arguments])
-    monkeypatch.delitem(sys.modules, module)
-    with pytest.raises(SystemExit) as end:
-        runpy.run_module(module, run_name="__main__")
-    assert end.value.code == 0
+    program, *argv = shlex.split(line.split("to retry: ")[1])
+    assert program == "grpo"
+    assert main(argv) == 0
     assert capsys.readouterr().out == f"{hub.url}/{REPO}\n"
     assert "adapter_model.safetensors" in hub.repos[REPO]
 
 
-def test_the_command_refuses_what_is_no_run_or_no_id(hub, run, tmp_path, capsys):
+def test_grpo_push_rejects_a_folder_or_an_id_that_is_none(hub, run, tmp_path, capsys):
     for folder, repo, message in (
         (run, "clicks", "expected a hub id, user/name, got 'clicks'"),
         (tmp_path / "none", REPO, f"no finished run in {tmp_path / 'none'}: "),
     ):
-        assert main([str(folder), repo]) == 1
+        assert main(["push", str(folder), repo]) == 2
         assert capsys.readouterr().err.startswith(f"error: {message}")
     summary = json.loads((run / "summary.json").read_text())
-    del summary["steps"]  # it is written before training, too
+    del summary["steps"]  # as it is before training
     (run / "summary.json").write_text(json.dumps(summary))
-    with pytest.raises(ConfigError, match="of before training"):
+    with pytest.raises(ConfigError, match="was written before training"):
         push_to_hub(run, REPO)
     assert hub.repos == {}
 
 
-def test_access_is_asked_for_at_the_start(hub, monkeypatch):
-    def refusal(repo_id=REPO):
+def test_the_exit_code_of_a_failed_upload(hub, run, capsys):
+    hub.faults = {"/api/repos/create": (500, "")}
+    assert main(["push", str(run), REPO]) == 1
+    assert capsys.readouterr().err.startswith(f"error: the upload to {REPO} failed: ")
+
+
+def test_access_is_checked_at_the_start(hub, monkeypatch):
+    def failure(repo_id=REPO):
         with pytest.raises(ConfigError, match=f"^cannot push to {repo_id}: ") as error:
             check_access(repo_id)
         assert "\n" not in str(error.value)
@@ -393,27 +405,27 @@ def test_access_is_asked_for_at_the_start(hub, monkeypatch):
 
     check_access(REPO)
     check_access("team/clicks")
-    assert "the token is of user, team" in refusal("somebody/clicks")
+    assert "the token belongs to user, team" in failure("somebody/clicks")
     hub.role = "read"
-    assert "may read only" in refusal()
+    assert "expected a token that may write, got a read-only one" in failure()
     monkeypatch.setenv("HF_TOKEN", "bad")
-    assert "Invalid user token" in refusal()
+    assert "Invalid user token" in failure()
     monkeypatch.delenv("HF_TOKEN")
-    assert "hf auth login" in refusal()
+    assert "hf auth login" in failure()
     monkeypatch.setenv("HF_TOKEN", "good")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    refusal()
+    failure()
 
 
 @pytest.mark.parametrize("repo", ["clicks", "a/b/c", "us er/clicks", "user/", "./runs", "a/b.git"])
-def test_an_id_that_is_none_is_refused_before_anything_runs(repo):
+def test_something_that_is_not_an_id_is_rejected_before_anything_runs(repo):
     with pytest.raises(ConfigError) as error:
         Config(push_to_hub=repo)
     assert str(error.value) == f"push_to_hub must be a hub id, user/name, got {repo!r}"
 
 
-def test_an_adapter_that_is_not_there(hub, tmp_path, monkeypatch):
-    def refusal(name=REPO):
+def test_an_adapter_that_does_not_exist(hub, tmp_path, monkeypatch):
+    def failure(name=REPO):
         with pytest.raises(ConfigError) as error:
             find_adapter(name)
         assert "\n" not in str(error.value)
@@ -424,12 +436,12 @@ def test_an_adapter_that_is_not_there(hub, tmp_path, monkeypatch):
         return str(error.value).split(end)[1]
 
     assert find_adapter(str(tmp_path)) == tmp_path
-    assert refusal(str(tmp_path / "none")) == ""
-    assert "404 " in refusal()
+    assert failure(str(tmp_path / "none")) == ""
+    assert "404 " in failure()
     hub.repos[REPO] = {"README.md": b"no adapter"}
-    assert refusal() == "; got a repository without that file"
+    assert failure() == "; got a repository without that file"
     hub.faults = {f"/api/models/{REPO}": (403, "GatedRepo")}
-    assert "gated" in refusal()
+    assert "gated" in failure()
     hub.faults = {}
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in refusal()
+    assert "HF_HUB_OFFLINE" in failure()
