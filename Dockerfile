@@ -21,13 +21,13 @@ RUN PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1 \
       python3 scripts/setup.py --device "$DEVICE" \
     && chmod --recursive a+rX .cache \
     && rm -rf /var/lib/apt/lists/*
-# 1 adds vLLM, and the compiler that its kernel launchers need.
+# 1 adds vLLM, the compiler for its kernel launchers, and the library that its CPU build links to.
 ARG VLLM=0
 # hadolint ignore=DL3008
 RUN if [ "$VLLM" = 1 ]; then \
       PIP_NO_CACHE_DIR=1 python3 scripts/setup.py --device "$DEVICE" --vllm \
       && apt-get update \
-      && apt-get install -y --no-install-recommends gcc libc6-dev python3-dev \
+      && apt-get install -y --no-install-recommends gcc libc6-dev libnuma1 python3-dev \
       && rm -rf /var/lib/apt/lists/*; \
     fi
 
