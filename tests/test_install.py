@@ -108,6 +108,7 @@ def test_it_trains(run):
     folder = run.folder / "runs" / "click-test"
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["steps"], summary["episodes"]) == (1, 4)
+    assert summary["command"].startswith("python -m grpo train --task click-test ")
     assert "\nmax_turns: 1\n" in (folder / "config.yaml").read_text()  # the task's own file's
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
     assert "data:image/png" in (folder / "media" / "index.html").read_text()

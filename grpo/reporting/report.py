@@ -200,9 +200,13 @@ class TrainingReport(Report):
 
 def command_line(argv: Sequence[str]) -> str:
     """Spell the command that started this program, as one would type it in this folder."""
-    program = argv[0]
-    is_script = program.endswith(".py")
-    words = ["python", os.path.relpath(program)] if is_script else [os.path.basename(program)]
+    program = Path(argv[0])
+    if program.name == "__main__.py":
+        words = ["python", "-m", program.parent.name]
+    elif program.suffix == ".py":
+        words = ["python", os.path.relpath(program)]
+    else:
+        words = [program.name]
     return shlex.join([*words, *argv[1:]])
 
 
