@@ -115,7 +115,7 @@ def time_line(summary: dict[str, Any]) -> str:
     """Say in a line where the time of a run went."""
     seconds = summary["seconds"]
     return (
-        f"{summary['steps']} steps, {summary['episodes']} episodes. Seconds: set-up "
+        f"{_count(summary['steps'], 'step')}, {_count(summary['episodes'], 'episode')}. Seconds: set-up "
         f"{seconds['setup']:.0f}, evaluation {seconds['eval']:.0f}, updates "
         f"{seconds['update']:.0f}, rollouts {seconds['rollout']:.0f} "
         f"({seconds['env']:.0f} of them waiting for environments alone)"
@@ -149,6 +149,10 @@ def success_table(summary: dict[str, Any]) -> Table:
             turns = f"{last['turns']:.1f}" if last else ""
             table.add_row(task if decoding == "sampled" else "", decoding, *cells, turns)
     return table
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def rate_text(rate: dict[str, float] | None) -> str:

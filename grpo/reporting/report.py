@@ -184,7 +184,10 @@ class TrainingReport(Report):
         self.write()
         steps = read_metrics(folder / "metrics.jsonl")
         title = f"{', '.join(config.task)}: {trainer.step} steps, {trainer.episodes} episodes"
-        plot_curves(steps, folder / "curves.png", title=title)
+        try:
+            plot_curves(steps, folder / "curves.png", title=title)
+        except ModuleNotFoundError as error:
+            console.print(f"no curves.png: {error}", soft_wrap=True)
         console.print(f"\nsuccess while training  {sparkline(steps)}\n", soft_wrap=True)
         if "per_task" in self.summary:
             console.print(success_table(self.summary))
