@@ -1,55 +1,26 @@
-"""Whole programs on the scripted environment: an evaluation, and a run around a training."""
+"""Which episodes are recorded, and what a report keeps of a program's evaluations."""
 
+import io
 import json
-import os
-import subprocess
-import sys
-from contextlib import asynccontextmanager
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from envs.base import Task
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
 from grpo.config import Config
-from grpo.reporting.report import RECORDED, examine, pick_examples
-from grpo.rollouts.evaluation import Outcome, wilson_interval
+from grpo.distributed import World
+from grpo.reporting.progress import Bars
+from grpo.reporting.report import RECORDED, EvaluationReport, Report, pick_examples
+from grpo.rollouts.agents import oracle_agent
+from grpo.rollouts.evaluation import Outcome
 from grpo.rollouts.task_sampler import HELD_OUT
-from grpo.run import main, run
-from grpo.training.warm_start import oracle_agent
-
-ROOT = Path(__file__).resolve().parents[3]
-TWO = "click-word,click-two-words"
+from grpo.runtime import Runtime
+from grpo.shutdown import Shutdown
 
 
-@asynccontextmanager
-async def scripted(config, rank):
-    async with EnvPool(ScriptedEnv, config.env_sessions) as pool:
-        yield pool
-
-
-@pytest.fixture
-def tiny(make_policy, monkeypatch):
-    """Programs get a tiny policy whatever model they ask for."""
-    monkeypatch.setattr("grpo.runtime.load_policy", lambda _: make_policy(double=False, start=True))
-
-
-@pytest.fixture
-def config(tmp_path):
-    return Config(output=str(tmp_path), task=TWO, eval_episodes=6, max_turns=3, max_new_tokens=2,
-                  steps=1, group_size=2, groups_per_step=1, env_sessions=4)  # fmt: skip
-
-
-def recorded(folder):
-    """What the page shows: (when, task, seed, solved) of each episode."""
-    html = (folder / "media" / "index.html").read_text()
-    data = html.split('type="application/json">')[1].split("</script>")[0]
-    return [(e["when"], e["task"], e["seed"], e["solved"]) for e in json.loads(data)["episodes"]]
-
-
-def test_failures_and_successes_are_worth_seeing():
+def test_failures_and_successes_are_recorded_in_turn():
     a, b = ([Task(name, seed) for seed in range(9)] for name in "ab")
     outcomes = [Outcome(task, task.seed > 1, 1) for task in a]  # two failures
     outcomes += [Outcome(task, False, 1) for task in b]
@@ -59,106 +30,112 @@ def test_failures_and_successes_are_worth_seeing():
     assert pick_examples([], 6) == []
 
 
-async def test_an_evaluation(config, tiny, tmp_path, capsys):
-    result = await examine(config, scripted, {"oracle": oracle_agent()})
-    assert result == json.loads((tmp_path / "evaluation.json").read_text())
-    assert (result["task"], result["adapter"], result["max_turns"]) == (TWO, "", 3)
-    assert list(result["per_task"]) == config.tasks
-    for name, steps in (("click-word", 1.0), ("click-two-words", 2.0)):
-        rates = result["per_task"][name]
-        assert list(rates) == ["random", "oracle", "blind", "policy"]
-        assert list(rates["policy"]) == list(rates["blind"]) == ["sampled", "greedy"]
-        oracle = rates["oracle"]["sampled"]
-        low, high = wilson_interval(6, 6)
-        assert oracle == {"success": 1.0, "low": low, "high": high, "n": 6, "solved": 6,
-                          "steps": steps}  # fmt: skip
-        assert rates["blind"]["greedy"]["solved"] == 0
-    assert result["oracle"]["sampled"]["n"] == 12
-    assert list(result["seconds"]) == ["setup", "random", "oracle", "blind", "policy", "media"]
-    shown = recorded(tmp_path)
-    assert {(when, task) for when, task, _, _ in shown} == {("evaluation", t) for t in config.tasks}
-    assert len(shown) == 2 * RECORDED
-    assert {seed for _, _, seed, _ in shown} <= set(range(HELD_OUT, HELD_OUT + 6))
-    assert {p.name for p in tmp_path.iterdir()} == {"evaluation.json", "media"}
-    out = capsys.readouterr().out
-    assert "oracle, sampled      success 1.00 of 12" in out
-    assert "success on 6 held-out seeds a task" in out
+class SecondRank(World):
+    """Rank 1 of two without the other process; `others` are the outcomes of rank 0."""
+
+    def __init__(self, others):
+        super().__init__({})
+        self.rank, self.world_size, self.others = 1, 2, others
+
+    def all_gather(self, value):
+        return [self.others, value]
 
 
-async def test_a_run_shows_before_and_after_also_when_it_is_resumed(config, tiny, tmp_path):
+@pytest.fixture
+def make_report(make_policy, executor, tmp_path):
+    """A function that makes a report of a program without a generator."""
+
+    def make(kind=Report, *path, world=None, env=ScriptedEnv, resume=False, **options):
+        config = Config(output=str(tmp_path), max_turns=3, eval_episodes=6, **options)
+        runtime = Runtime(
+            config=config,
+            world=world or World.single(),
+            policy=make_policy(double=False, start=True),
+            executor=executor,
+            shutdown=Shutdown(),
+            generator=None,
+            pool=EnvPool(env, 4),
+            decodings={"sampled": oracle_agent()},
+            max_prompt_tokens=0,
+        )
+        bars = Bars(Console(file=io.StringIO(), width=120))
+        return kind(runtime, bars, *path, **({"resume": True} if resume else {}))
+
+    return make
+
+
+async def test_success_is_averaged_over_the_trained_tasks(make_report, tmp_path):
+    options = {"task": "click-word", "held_out_tasks": "click-two-words"}
+    report = make_report(Report, tmp_path / "a.json", **options)
+    await report.evaluate("oracle", {"sampled": oracle_agent()})
+    summary = json.loads((tmp_path / "a.json").read_text())
+    assert summary == report.summary
+    assert list(summary["per_task"]) == ["click-word", "click-two-words"]
+    assert summary["oracle"] == summary["per_task"]["click-word"]["oracle"]
+    rate = summary["per_task"]["click-two-words"]["oracle"]["sampled"]
+    assert (rate["solved"], rate["n"], rate["turns"]) == (6, 6, 2)
+    assert "oracle, sampled      success 1.00 of 6" in report.console.file.getvalue()
+
+
+async def test_without_episodes_nothing_is_evaluated_or_recorded(make_report, tmp_path):
+    report = make_report(Report, tmp_path / "a.json", task="click-word")
+    report.held_out = []
+    await report.evaluate("oracle", {"sampled": oracle_agent()})
+    await report.record_episodes("oracle", "before")
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_resumed_report_keeps_what_the_file_holds(make_report, tmp_path):
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps({"untrained": 7, "command": "as it was", "task": "other"}))
+    kept = make_report(Report, path, task="click-word", resume=True).summary
+    assert (kept["untrained"], kept["command"], kept["task"]) == (7, "as it was", "click-word")
+    assert "untrained" not in make_report(Report, path, task="click-word").summary
+
+
+async def test_ranks_share_the_episodes_and_the_main_rank_writes(make_report, tmp_path):
+    held_out = [Task("click-word", HELD_OUT + i) for i in range(6)]
+    others = {"sampled": [Outcome(task, False, 3) for task in held_out[::2]]}
+    played = []
+
+    class Env(ScriptedEnv):
+        async def reset(self, task, **options):
+            played.append(task)
+            return await super().reset(task, **options)
+
+    options = {"world": SecondRank(others), "env": Env, "task": "click-word"}
+    report = make_report(Report, tmp_path / "a.json", **options)
+    await report.evaluate("oracle", {"sampled": oracle_agent()})
+    assert sorted(played) == held_out[1::2]
+    rate = report.summary["oracle"]["sampled"]
+    assert (rate["solved"], rate["n"], rate["turns"]) == (3, 6, 2)
+    await report.record_episodes("oracle", "before")
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_recorded_episodes_replace_those_of_an_earlier_program(make_report, tmp_path):
     stale = tmp_path / "media" / "before" / "click-word" / "7"
     stale.mkdir(parents=True)
     (stale / "episode.json").write_text("{}")
-    config = replace(config, task="click-word", eval_episodes=2)
-    first = await run(config, scripted, {"oracle": oracle_agent()})
-    seeds = [HELD_OUT, HELD_OUT + 1]
-    both = [(when, "click-word", seed) for when in ("after", "before") for seed in seeds]
-    assert [entry[:3] for entry in recorded(tmp_path)] == both
-    assert {"oracle", "untrained", "trained", "blind"} <= set(first)
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
-    again = await run(replace(config, steps=2, resume=True), scripted)
-    assert again["untrained"] == first["untrained"]
-    assert again["oracle"]["sampled"]["solved"] == 2
-    assert again["steps"] == 2
-    assert [entry[:3] for entry in recorded(tmp_path)] == both
+    report = make_report(Report, tmp_path / "a.json", task="click-word")
+    await report.evaluate("policy", {"sampled": oracle_agent()})
+    await report.record_episodes("policy", "before")
+    seeds = [HELD_OUT + i for i in range(RECORDED)]
+    folder = tmp_path / "media" / "before" / "click-word"
+    assert sorted(int(path.name) for path in folder.iterdir()) == seeds
+    assert (tmp_path / "media" / "index.html").is_file()
 
 
-def test_what_cannot_be_evaluated(config, tiny, capsys):
-    def code(open_pool=scripted, **changes):
-        return main(lambda: replace(config, **changes), open_pool, program=examine)
-
-    assert code(eval_episodes=0) == 2
-    assert "eval_episodes must be at least 1 to evaluate, got 0" in capsys.readouterr().err
-    assert code(task="click-nothing") == 2
-    assert "error: unknown task 'click-nothing'" in capsys.readouterr().err
-
-    @asynccontextmanager
-    async def broken(config, rank):
-        async with EnvPool(lambda: ScriptedEnv(fail_at=1), 2) as pool:
-            yield pool
-
-    assert code(broken) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: no episode could be played")
-
-
-INTERRUPTED = """
-import os, signal, sys
-import grpo.runtime
-from tests.support.scripted import make_llama, make_tokenizer
-from envs.scripted import ScriptedEnv
-from grpo.reporting.report import examine
-from grpo.model.lora_policy import LoRAPolicy
-from grpo.run import main
-from tests.grpo.reporting.test_report import Config, EnvPool, asynccontextmanager
-
-class Env(ScriptedEnv):
-    async def step(self, text):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return await super().step(text)
-
-    async def close(self):
-        print("closed", flush=True)
-
-@asynccontextmanager
-async def pool(config, rank):
-    async with EnvPool(Env, 1) as pool:
-        yield pool
-
-grpo.runtime.load_policy = lambda _: LoRAPolicy(make_llama(), make_tokenizer())
-config = Config(output=sys.argv[1], task="click-word", eval_episodes=50)
-sys.exit(main(lambda: config, pool, program=examine))
-"""
-
-
-def test_a_signal_ends_an_evaluation_in_order(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert (done.returncode, done.stderr) == (143, "stopped by SIGTERM\n")
-    assert "closed" in done.stdout
+async def test_an_evaluations_report(make_report, tmp_path):
+    report = make_report(EvaluationReport, task="click-word", seed=3, temperature=0.5)
+    with report.timed("oracle"):
+        await report.evaluate("oracle", {"sampled": oracle_agent()})
+    report.finish()
+    summary = json.loads((tmp_path / "evaluation.json").read_text())
+    names = ("task", "adapter", "seed", "max_turns", "max_new_tokens", "temperature")
+    assert [summary[name] for name in names] == ["click-word", "", 3, 3, 24, 0.5]
+    assert list(summary["seconds"]) == ["oracle"]
+    assert summary["oracle"]["sampled"]["success"] == 1
+    text = report.console.file.getvalue()
+    assert "success on 6 held-out seeds per task" in text
+    assert f"{tmp_path}/  evaluation.json, media/index.html" in text
