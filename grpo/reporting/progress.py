@@ -114,9 +114,9 @@ def sparkline(steps: Sequence[dict[str, float]], name: str = "success", width: i
 def time_line(summary: dict[str, Any]) -> str:
     """Say in a line where the time of a run went."""
     seconds = summary["seconds"]
+    steps, episodes = _count(summary["steps"], "step"), _count(summary["episodes"], "episode")
     return (
-        f"{_count(summary['steps'], 'step')}, {_count(summary['episodes'], 'episode')}. Seconds: set-up "
-        f"{seconds['setup']:.0f}, evaluation {seconds['eval']:.0f}, updates "
+        f"{steps}, {episodes}. Seconds: set-up {seconds['setup']:.0f}, evaluation {seconds['eval']:.0f}, updates "
         f"{seconds['update']:.0f}, rollouts {seconds['rollout']:.0f} "
         f"({seconds['env']:.0f} of them waiting for environments alone)"
     )

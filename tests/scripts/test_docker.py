@@ -16,12 +16,10 @@ DOCKERFILES = ["Dockerfile", "Dockerfile.server"]
 
 
 def load(name):
-    sys.path.insert(0, str(ROOT / "scripts"))  # where scripts import each other
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
-    sys.path.remove(str(ROOT / "scripts"))
     return module
 
 

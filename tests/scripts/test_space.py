@@ -17,11 +17,9 @@ README = (ROOT / "docs" / "space.md").read_text()
 
 @pytest.fixture(scope="module")
 def space():
-    sys.path.insert(0, str(ROOT / "scripts"))  # where recipes.py is
     spec = importlib.util.spec_from_file_location("space", ROOT / "scripts" / "space.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    sys.path.remove(str(ROOT / "scripts"))
     return module
 
 
