@@ -116,9 +116,9 @@ def time_line(summary: dict[str, Any]) -> str:
     seconds = summary["seconds"]
     steps, episodes = _count(summary["steps"], "step"), _count(summary["episodes"], "episode")
     return (
-        f"{steps}, {episodes}. Seconds: set-up {seconds['setup']:.0f}, evaluation {seconds['eval']:.0f}, updates "
-        f"{seconds['update']:.0f}, rollouts {seconds['rollout']:.0f} "
-        f"({seconds['env']:.0f} of them waiting for environments alone)"
+        f"{steps}, {episodes}. Seconds: set-up {seconds['setup']:.0f}, "
+        f"evaluation {seconds['eval']:.0f}, updates {seconds['update']:.0f}, rollouts "
+        f"{seconds['rollout']:.0f} ({seconds['env']:.0f} of them waiting for environments alone)"
     )
 
 
