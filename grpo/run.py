@@ -1,4 +1,7 @@
-"""Whole programs: evaluate, train, evaluate again; or evaluate alone."""
+"""Whole programs: evaluate, train, evaluate again; or evaluate alone.
+
+Reporting is imported when a program runs, so that `grpo.train` is available at once.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from grpo.distributed import World
 from grpo.errors import ConfigError
-from grpo.reporting.hub import check_access
-from grpo.reporting.loggers import read_metrics
-from grpo.reporting.progress import Bars, step_line
-from grpo.reporting.report import EvaluationReport, TrainingReport
 from grpo.rollouts.agents import Agent, blind_agent, random_agent
 from grpo.rollouts.rollout import Rollouts
 from grpo.runtime import EnvSource, open_runtime
@@ -45,6 +44,8 @@ class RunResult:
     @property
     def metrics(self) -> list[dict[str, float]]:
         """The metrics of every training step, as `metrics.jsonl` holds them."""
+        from grpo.reporting.loggers import read_metrics
+
         return read_metrics(self.folder / "metrics.jsonl")
 
 
@@ -94,6 +95,10 @@ async def run_training(
     shutdown: Shutdown | None = None,
 ) -> RunResult:
     """Do what `train` does, as a coroutine of the caller's event loop."""
+    from grpo.reporting.hub import check_access
+    from grpo.reporting.progress import Bars, step_line
+    from grpo.reporting.report import TrainingReport
+
     started, world = time.monotonic(), world or World.single()
     if config.push_to_hub and world.is_main:
         check_access(config.push_to_hub)
@@ -164,6 +169,9 @@ async def run_evaluation(
     shutdown: Shutdown | None = None,
 ) -> RunResult:
     """Do what `evaluate` does, as a coroutine of the caller's event loop."""
+    from grpo.reporting.progress import Bars
+    from grpo.reporting.report import EvaluationReport
+
     if not config.eval_episodes:
         raise ConfigError("eval_episodes must be at least 1 to evaluate, got 0")
     started, world = time.monotonic(), world or World.single()
