@@ -71,7 +71,7 @@ def test_rows_with_advantages_and_weights():
     assert rows_from_completions([]).input_ids.shape == (0, 0)
 
 
-def test_reward_tensors(two_pages):
+def test_reward_tensors(two_pages, group_of):
     rewards, group_ids, turn_rewards, states = reward_tensors(two_pages)
     assert rewards.tolist() == [1, 0, 2, 2]
     assert group_ids.tolist() == [0, 0, 1, 1]
@@ -79,6 +79,8 @@ def test_reward_tensors(two_pages):
     assert states.tolist() == [[0, 1, 1], [0, 1, -1], [0, -1, -1], [0, 1, -1]]
     assert (rewards.dtype, turn_rewards.dtype) == (torch.float32, torch.float64)
     assert (group_ids.dtype, states.dtype) == (torch.int64, torch.int64)
+    other = group_of((0, ([3], [5], 0, "q")), (0, ([3], [5], 0, "p")))
+    assert reward_tensors([*two_pages, other]).states[4:, 0].tolist() == [1, 0]  # by their names
 
 
 def test_a_row_has_the_advantage_of_its_turn(group_of):

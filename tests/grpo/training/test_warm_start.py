@@ -108,6 +108,24 @@ async def test_each_rank_plays_its_own_tasks(make_policy, executor, monkeypatch)
     assert (drawn, sorted(played)) == ([4], [2, 3])
 
 
+async def test_long_prompts_are_cut_as_in_rollouts(make_policy, executor, monkeypatch):
+    monkeypatch.setattr(grpo.training.warm_start, "TaskSampler", OnePage)
+    prompts = []
+
+    def make(episodes, world_size):
+        prompts.extend(e.turns[0].completion.prompt_ids for e in episodes)
+        return demonstration_batch(episodes, world_size)
+
+    monkeypatch.setattr(grpo.training.warm_start, "demonstration_batch", make)
+    config = Config(task=TASK.name, groups_per_step=1, warm_start_steps=1)
+    policy, pool = make_policy(double=False, start=True), EnvPool(ScriptedEnv, 1)
+    for limit in (0, 12):
+        world = World.single()
+        await warm_start(config, policy, pool, executor, world, max_prompt_tokens=limit)
+    whole, cut = map(len, prompts)
+    assert cut <= 12 < whole
+
+
 async def test_failed_demonstrations_are_not_imitated(start):
     class Wrong(ScriptedEnv):
         async def step(self, text):
