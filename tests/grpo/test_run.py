@@ -89,6 +89,17 @@ def test_train_returns_what_a_run_leaves(config, capsys):
         assert part in out
 
 
+def test_a_run_without_matplotlib_ends_with_its_table(config, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = grpo.train(config.replace(steps=1), ScriptedEnv)
+    assert (result.weights / "adapter_model.safetensors").is_file()
+    assert not (config.folder / "curves.png").exists()
+    out = capsys.readouterr().out
+    assert "no curves.png: " in out
+    assert "install the extra 'tensorboard'" in out
+    assert "success on 2 held-out seeds per task" in out
+
+
 def test_weights_of_a_run_that_trains_all_of_them(config, base_model, tokenizer, monkeypatch):
     import torch
 
@@ -285,7 +296,7 @@ def test_the_hubs_access_is_checked_before_anything_is_loaded(config, monkeypatc
     def no_access(repo_id):
         raise ConfigError(f"cannot push to {repo_id}: no token")
 
-    monkeypatch.setattr(grpo.run, "check_access", no_access)
+    monkeypatch.setattr("grpo.reporting.hub.check_access", no_access)
     monkeypatch.setattr("grpo.runtime.load_policy", None)
     with pytest.raises(ConfigError, match="cannot push to user/clicks: no token"):
         grpo.train(config.replace(push_to_hub="user/clicks"), ScriptedEnv)

@@ -57,6 +57,9 @@ def test_time_line():
     ):
         assert part in line
 
+    one = time_line(SUMMARY | {"steps": 1, "episodes": 1})
+    assert one.startswith("1 step, 1 episode. Seconds: set-up 1,")
+
 
 def test_success_table():
     lines = [line.split("│") for line in printed(success_table(SUMMARY)).splitlines()]

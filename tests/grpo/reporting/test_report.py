@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import pytest
 from rich.console import Console
@@ -12,7 +13,13 @@ from envs.scripted import ScriptedEnv
 from grpo.config import Config
 from grpo.distributed import World
 from grpo.reporting.progress import Bars
-from grpo.reporting.report import RECORDED, EvaluationReport, Report, pick_examples
+from grpo.reporting.report import (
+    RECORDED,
+    EvaluationReport,
+    Report,
+    command_line,
+    pick_examples,
+)
 from grpo.rollouts.agents import oracle_agent
 from grpo.rollouts.evaluation import Outcome
 from grpo.rollouts.task_sampler import HELD_OUT
@@ -28,6 +35,22 @@ def test_failures_and_successes_are_recorded_in_turn():
     assert pick_examples(outcomes, 6) == [a[0], a[2], a[1], a[3], a[4], a[5], *b[:6]]
     assert pick_examples(outcomes[:1], 6) == a[:1]
     assert pick_examples([], 6) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["/env/bin/grpo", "train", "--task", "a b"], "grpo train --task 'a b'"),
+        (["/x/grpo/__main__.py", "eval"], "python -m grpo eval"),
+        (
+            [f"{os.getcwd()}/examples/miniwob.py", "--seed", "3"],
+            "python examples/miniwob.py --seed 3",
+        ),
+    ],
+    ids=["command", "module", "script"],
+)
+def test_the_command_that_is_recorded_can_be_run(argv, command):
+    assert command_line(argv) == command
 
 
 class SecondRank(World):
