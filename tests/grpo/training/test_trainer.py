@@ -538,10 +538,20 @@ async def test_one_step_ahead(make_trainer, monkeypatch):
 
 
 async def test_rollouts_ahead_of_a_stop_are_cancelled(make_trainer):
-    shutdown = Shutdown()
-    trainer = make_trainer(shutdown=shutdown, steps=50, max_staleness=1)
-    async for _ in trainer.train():
-        shutdown.received.append(signal.SIGINT)
+    shutdown, steps = Shutdown(), []
+
+    class Slow(ScriptedEnv):
+        async def step(self, text):
+            steps.append(text)
+            await asyncio.sleep(60 * (len(steps) > 16))  # those of the second step
+            return await super().step(text)
+
+    trainer = make_trainer(Slow, shutdown=shutdown, steps=50, max_staleness=1)
+    async with asyncio.timeout(30):
+        async for _ in trainer.train():
+            while len(steps) <= 16:
+                await asyncio.sleep(0.01)
+            shutdown.received.append(signal.SIGINT)
     assert trainer.step == 1
     await trainer.rollouts.pool.close()
     assert not [t for t in asyncio.all_tasks() if "collect" in repr(t)]
