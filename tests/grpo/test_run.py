@@ -383,8 +383,9 @@ async def test_a_second_interrupt_in_a_notebook_cell_ends_at_once(plain):
 
 async def test_an_interrupt_while_the_model_is_loading(plain, make_policy, monkeypatch):
     def load(config):
+        time.sleep(0.5)  # until the other thread waits
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.5)  # until the other thread has noticed
+        time.sleep(0.5)  # until it has noticed
         return make_policy(double=False, start=True)
 
     monkeypatch.setattr("grpo.runtime.load_policy", load)
