@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from grpo.config import Config, ConfigError
+from grpo.config import Config
+from grpo.errors import ConfigError
 from grpo.generators.base import GeneratorError
 from grpo.generators.factory import open_generator
 from grpo.generators.vllm import client as vllm_client

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from grpo.config import ConfigError
+from grpo.errors import ConfigError
 from grpo.generators.base import GeneratorError
 from grpo.generators.sync_check import check_sync
 from grpo.generators.vllm import engine as vllm_engine
