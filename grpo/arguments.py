@@ -43,6 +43,8 @@ def read_config(
     if path is None and of_run and given.get("adapter") and (run / "config.yaml").is_file():
         path = run / "config.yaml"
         given = {"output": str(run), **given} | run_weights(run)
+        if "task" in given:  # instead of all tasks of the run
+            given.setdefault("held_out_tasks", "")
     own = CONFIGS / f"{given.get('task', 'click-test')}.yaml"
     if path is None and own.is_file():
         path = own

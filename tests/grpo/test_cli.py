@@ -164,7 +164,9 @@ def run_folder(tmp_path):
     """The folder of a finished run."""
     folder = tmp_path / "a run"
     (folder / "adapter").mkdir(parents=True)
-    config = Config(task="a,b", output=str(folder), steps=7, eval_episodes=5, resume=True)
+    config = Config(
+        task="a,b", held_out_tasks="h", output=str(folder), steps=7, eval_episodes=5, resume=True
+    )
     (folder / "config.yaml").write_text(config.to_yaml())
     return folder
 
@@ -176,7 +178,9 @@ def test_a_runs_folder_as_adapter_of_an_evaluation(read, run_folder):
     got = read("--adapter", str(run_folder), of_run=True)
     assert got == run.replace(**of_run)
     got = read("--adapter", str(run_folder), "--eval-episodes", "9", "--task", "c", of_run=True)
-    assert got == run.replace(**of_run, eval_episodes=9, task="c")
+    assert got == run.replace(**of_run, eval_episodes=9, task="c", held_out_tasks="")
+    got = read("--adapter", str(run_folder), "--task", "h", of_run=True)  # held out in training
+    assert got == run.replace(**of_run, task="h", held_out_tasks="")
     got = read("--adapter", str(run_folder), "--output", "elsewhere", of_run=True)
     assert got == run.replace(adapter=of_run["adapter"], output="elsewhere")
 
