@@ -353,6 +353,7 @@ def interrupting(times=1, at=5):
             if len(steps) == at:
                 for k in range(times):
                     os.kill(os.getpid(), signal.SIGINT)
+                    await asyncio.sleep(0.01)  # the loop sees it before the episode ends
                     if k + 1 < times:
                         await asyncio.sleep(SAME_S * 1.2)
                 if times > 1:
