@@ -74,11 +74,11 @@ benchmark-pages: setup ## tokens of each task's page, success by element ids (AR
 soak: setup ## 3000 episodes: failures, memory, processes left (ARGS="--faults", --help)
 	@$(PY) -m benchmarks.soak $(ARGS)
 
-check: setup ## ruff, formatting, mypy and the import rule
+check: setup ## ruff, formatting, mypy, the import rules and the words
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
-	@$(PY) -m pytest tests/test_architecture.py
+	@$(PY) -m pytest tests/test_architecture.py tests/test_words.py
 
 # What the containers run: a tiny training, and the server, which check_env then uses.
 TINY := --steps 1 --group-size 2 --groups-per-step 2 --eval-episodes 2 --env-sessions 4

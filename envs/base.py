@@ -1,4 +1,4 @@
-"""The contract of an environment: it speaks chat messages, and nothing else.
+"""The contract of an environment, which communicates in chat messages alone.
 
 An environment turns its state into the messages that a language model reads, and reads the
 model's text as an action. Tokens, tensors and training belong elsewhere, so any class with the
@@ -27,7 +27,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Observation:
-    """The policy's view before it acts.
+    """What the policy sees before it acts.
 
     Attributes:
         messages: the chat that the model continues; the last message is the user's.
@@ -159,7 +159,7 @@ class Demonstrator(Protocol):
         """Return the scripted solver's action for the current observation.
 
         Returns:
-            The text to pass to `step`; empty if there is no solver, it does not know what to
-            do, or no episode is running.
+            The text to pass to `step`; empty if there is no solver, the solver has no answer, or
+            no episode is running.
         """
         ...

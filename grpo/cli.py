@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from grpo.config import Config
     from grpo.rollouts.agents import Agent
 
-TRAIN = """Train a policy on browser tasks, and evaluate it before and after on held-out seeds.
+TRAIN = """Train a policy on browser tasks and evaluate it before and after on held-out seeds.
 
-Leaves in the run's folder: the weights, curves.png, media/index.html with episodes to step
+Writes to the run's folder: the weights, curves.png, media/index.html with episodes to step
 through, metrics.jsonl, TensorBoard events, checkpoints and summary.json."""
 
 EVAL = """Evaluate a policy on held-out seeds, beside a random agent and a blind one.
 
 --adapter may name a run's folder: its options are then the defaults. Prints the success of each
-task with its 95 % interval, and leaves evaluation.json and media/index.html in the run's folder."""
+task with its 95 % interval, and writes evaluation.json and media/index.html to the run's folder."""
 
 SERVE_VLLM = """Serve the policy's model with vLLM, for grpo train --backend vllm-server.
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the `grpo` command; return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     commands: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
-        "train": (train, "train a policy, and evaluate it before and after"),
+        "train": (train, "train a policy and evaluate it before and after"),
         "eval": (evaluate, "evaluate a model or an adapter on held-out seeds"),
         "serve-env": (serve_env, "serve browser tasks to trainers on this or other machines"),
         "serve-vllm": (serve_vllm, "serve the policy's model with vLLM"),

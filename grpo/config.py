@@ -1,7 +1,7 @@
 """One flat configuration: its fields are the YAML keys and the command-line options.
 
-Type, bounds, help text and theme of an option stand at its field, and whether it may change when
-a run is resumed. This file loads neither torch nor transformers, so `grpo train --help` is quick.
+A field declares the type, bounds, help text and theme of its option, and whether the option may
+change when a run is resumed. This file does not load torch, so `grpo train --help` is quick.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from grpo.algorithm.choices import (
+    WITHOUT_DELTA,
     Aggregation,
     Baseline,
     Bound,
@@ -40,14 +41,14 @@ RENAMED = {"max_steps": "max_turns", "road": "forward"}
 
 
 def split_names(value: Any) -> Any:
-    """Split a text at its commas; turn a list into a tuple, so that the configuration is frozen."""
+    """Split a string at its commas; turn a list into a tuple, which cannot be changed later."""
     if isinstance(value, str):
         return tuple(name.strip() for name in value.split(",") if name.strip())
     return tuple(value) if isinstance(value, list) else value
 
 
 def _read_float(value: Any) -> Any:
-    if isinstance(value, str):  # YAML reads 1e-5 as a text
+    if isinstance(value, str):  # YAML reads 1e-5 as a string
         try:
             return float(value)
         except ValueError:
@@ -72,7 +73,7 @@ def option(
 
     Args:
         default: its value where none is given.
-        help: a text that can be understood by itself.
+        help: must be understandable by itself.
         theme: the heading that `--help` shows it under.
         common: True to show it in `--help`; the others appear in `--help-all` alone.
         resumable: True if it may differ when a run is resumed.
@@ -104,14 +105,14 @@ class Config(BaseModel):
     )
     model: str = _run(
         "",
-        "Hugging Face id, folder or .gguf file of the model; empty for the bundled one",
+        "Hugging Face id, folder or .gguf file of the model (empty: the bundled model)",
         common=True,
     )
     train: Literal["lora", "full"] = _run("lora", "train a LoRA adapter, or every weight")
     adapter: str = _run(
         "", "LoRA adapter to start from: a folder or a Hugging Face id", resumable=True
     )
-    output: str = _run("", "folder of the run; empty for runs/<task>", common=True, resumable=True)
+    output: str = _run("", "folder of the run (empty: runs/<task>)", common=True, resumable=True)
     seed: int = _run(0, "random seed of everything in the run", ge=0)
 
     # Rollouts.
@@ -121,10 +122,12 @@ class Config(BaseModel):
     groups_per_step: int = _rollouts(
         4, "groups per training step and process", ge=1, common=True, resumable=True
     )
-    max_turns: int = _rollouts(10, "completions per episode at most", ge=1, common=True)
-    max_new_tokens: int = _rollouts(24, "tokens per completion at most", ge=1)
+    max_turns: int = _rollouts(10, "maximum number of completions per episode", ge=1, common=True)
+    max_new_tokens: int = _rollouts(24, "maximum number of tokens per completion", ge=1)
     max_prompt_tokens: int = _rollouts(
-        0, "longer prompts lose lines at the end of their page; 0 for the model's limit", ge=0
+        0,
+        "maximum length of a prompt; a longer page is cut at its end (0: the model's limit)",
+        ge=0,
     )
     temperature: Float = _rollouts(
         1.0, "temperature of sampling, and of the trained distribution", gt=0
@@ -134,21 +137,22 @@ class Config(BaseModel):
     # Generator.
     backend: Literal["local", "vllm", "vllm-server"] = _generator(
         "local",
-        "what samples: the trainer's model, vLLM in this process, vLLM servers",
+        "where completions are sampled: the trainer's model, vLLM in this process, vLLM servers",
         common=True,
     )
     cache_tokens: int = _generator(
-        4096, "distinct tokens that the local generator caches", ge=1, resumable=True
+        4096,
+        "maximum number of distinct tokens in the local generator's cache",
+        ge=1,
+        resumable=True,
     )
     sampling_threads: int = _generator(
-        1, "CPU threads of the local generator; 0 for all", ge=0, resumable=True
+        1, "CPU threads of the local generator (0: all)", ge=0, resumable=True
     )
     vllm_memory: Float = _generator(
-        0.3, "vLLM's share of the GPU's memory; on a CPU, GiB of its cache", gt=0, resumable=True
+        0.3, "share of the GPU's memory for vLLM; on a CPU, GiB for its cache", gt=0, resumable=True
     )
-    vllm_sleep: bool = _generator(
-        False, "vLLM gives its GPU memory back during updates", resumable=True
-    )
+    vllm_sleep: bool = _generator(False, "release vLLM's GPU memory during updates", resumable=True)
     vllm_sync: Literal["auto", "adapter", "merged"] = _generator(
         "auto",
         "what vLLM receives after an update: the adapter, or the weights with it merged in",
@@ -161,28 +165,34 @@ class Config(BaseModel):
         "/dev/shm", "folder that vLLM servers read the policy from", resumable=True
     )
     vllm_deadline: Float = _generator(
-        120.0, "seconds that a vLLM server may be away", gt=0, resumable=True
+        120.0, "seconds to wait for a vLLM server that does not respond", gt=0, resumable=True
     )
     max_logp_difference: Float = _generator(
         0.0,
-        "mean gap, in nats, to vLLM's log-probabilities that the sync check at the start accepts; "
-        "0 for what the dtype explains",
+        "largest mean gap to vLLM's log-probabilities, in nats, that the sync check at the start "
+        "accepts (0: what rounding in the dtype explains)",
         ge=0,
         resumable=True,
     )
 
     # Environment.
     env_url: Names = _environment(
-        (), "OpenEnv servers or pages of Spaces, separated by commas; empty to start one here"
+        (), "OpenEnv servers or pages of Spaces, separated by commas (empty: start a server here)"
     )
-    env_workers: int = _environment(2, "Chromiums of the server that is started here", ge=1)
-    env_sessions: int = _environment(16, "browser sessions at once", ge=1)
-    env_deadline: Float = _environment(30.0, "seconds until an env call counts as failed", gt=0)
+    env_workers: int = _environment(
+        2, "number of Chromiums of the server that is started here", ge=1
+    )
+    env_sessions: int = _environment(16, "number of concurrent browser sessions", ge=1)
+    env_deadline: Float = _environment(
+        30.0, "seconds after which a call to the environment counts as failed", gt=0
+    )
 
     # Algorithm.
-    steps: int = _algorithm(20, "training steps at most", ge=0, common=True, resumable=True)
+    steps: int = _algorithm(
+        20, "maximum number of training steps", ge=0, common=True, resumable=True
+    )
     minutes: Float = _algorithm(
-        0.0, "minutes of training at most; 0 for no limit", ge=0, resumable=True
+        0.0, "maximum minutes of training (0: no limit)", ge=0, resumable=True
     )
     updates_per_batch: int = _algorithm(1, "optimizer steps per batch of rollouts", ge=1)
     loss: Loss = _algorithm("grpo", "policy loss")
@@ -191,8 +201,9 @@ class Config(BaseModel):
     baseline: Baseline = _algorithm("mean", "what is subtracted from rewards")
     credit: Credit = _algorithm(
         "episode",
-        "which turns a reward is credited to: all of its episode, those before it (discounted), "
-        "or in addition by a comparison of turns on equal pages (steps)",
+        "how rewards become advantages of turns: every turn gets its episode's (episode), its "
+        "discounted return (discounted), or the episode's plus a comparison of turns on equal "
+        "pages (steps)",
     )
     discount: Float = _algorithm(
         0.95, "discount of later rewards, for credit=discounted and credit=steps", gt=0, le=1
@@ -200,12 +211,16 @@ class Config(BaseModel):
     step_weight: Float = _algorithm(
         1.0, "weight of the comparison on equal pages, for credit=steps", ge=0
     )
-    epsilon_low: Float = _algorithm(0.2, "the ratio is clipped at 1 - epsilon_low", ge=0)
-    epsilon_high: Float = _algorithm(0.2, "the ratio is clipped at 1 + epsilon_high", ge=0)
-    delta: Float = _algorithm(
-        0.0, "dual clip: upper bound of the ratio for negative advantages; 0 for none", ge=0
+    epsilon_low: Float = _algorithm(
+        0.2, "the policy ratio is clipped below at 1 - epsilon_low", ge=0
     )
-    beta: Float = _algorithm(0.0, "weight of the KL penalty to the reference; 0 for none", ge=0)
+    epsilon_high: Float = _algorithm(
+        0.2, "the policy ratio is clipped above at 1 + epsilon_high", ge=0
+    )
+    delta: Float = _algorithm(
+        0.0, "dual clip: upper bound of the policy ratio for negative advantages (0: none)", ge=0
+    )
+    beta: Float = _algorithm(0.0, "weight of the KL penalty to the reference (0: none)", ge=0)
     kl: KLKind = _algorithm("k3", "estimator of the KL penalty")
     max_staleness: int = _algorithm(
         0,
@@ -215,29 +230,32 @@ class Config(BaseModel):
     )
     importance: Literal["auto", "none", "token", "sequence"] = _algorithm(
         "auto",
-        "importance weights between trainer and generator; auto is token where they differ in "
-        "program or version, and none elsewhere",
+        "level of the importance weights between trainer and generator (auto: token with vLLM or "
+        "stale rollouts, else none)",
     )
     importance_bound: Bound = _algorithm(
-        "cap", "importance weights beyond the cap are cut to it, or masked to 0"
+        "cap", "importance weights above the cap are reduced to it (cap) or set to 0 (mask)"
     )
-    importance_cap: Float = _algorithm(2.0, "cap of the importance weights", gt=1)
+    importance_cap: Float = _algorithm(2.0, "largest importance weight", gt=1)
     task_sampler: TaskSampling = _algorithm(
         "uniform",
-        "how tasks are drawn: uniform, by learnability (more of those solved sometimes), or as a "
-        "curriculum (one after the other)",
+        "how tasks are drawn: uniformly, more often if they are solved sometimes (learnability), "
+        "or one after the other (curriculum)",
     )
     warm_start_steps: int = _algorithm(
-        0, "updates that imitate a scripted solver before the training; 0 for none", ge=0
+        0, "number of updates that imitate a scripted solver before the training (0: none)", ge=0
     )
     max_resamples: int = _algorithm(
-        0, "times per step that groups without an advantage are replaced by new ones", ge=0
+        0, "how often per step groups without an advantage are replaced by new ones", ge=0
     )
     max_bad_updates: int = _algorithm(
-        3, "updates in a row whose gradient may be infinite or NaN", ge=1, resumable=True
+        3,
+        "end the run after this many updates in a row with an infinite or NaN gradient",
+        ge=1,
+        resumable=True,
     )
     log_kl: bool = _algorithm(
-        True, "measure the KL to the reference where beta is 0 as well: one more forward pass"
+        True, "measure the KL to the reference even if beta is 0; costs one more forward pass"
     )
 
     # Optimizer and adapter.
@@ -245,10 +263,10 @@ class Config(BaseModel):
         2e-4, "learning rate of AdamW; train=full needs about 1e-6", gt=0, common=True
     )
     warmup_steps: int = _optimizer(
-        2, "updates over which the learning rate rises to its value", ge=0
+        2, "number of updates over which the learning rate rises to its value", ge=0
     )
     max_grad_norm: Float = _optimizer(
-        1.0, "gradients are clipped to this norm; 0 for no clipping", ge=0
+        1.0, "gradients are clipped to this norm (0: no clipping)", ge=0
     )
     lora_r: int = _optimizer(8, "rank of the adapter", ge=1)
     lora_alpha: Float = _optimizer(
@@ -267,21 +285,23 @@ class Config(BaseModel):
         "auto", "forward pass of the update: over the token tree, or over padded rows"
     )
     activation_checkpointing: bool = _hardware(
-        False, "recompute activations: less memory for a third more time", resumable=True
+        False,
+        "recompute activations in the backward pass: less memory, a third slower",
+        resumable=True,
     )
     max_tokens_per_microbatch: int = _hardware(
-        4096, "distinct tokens per forward pass", ge=1, resumable=True
+        4096, "maximum number of distinct tokens per forward pass", ge=1, resumable=True
     )
 
     # Evaluation and output.
     eval_episodes: int = _output(
-        100, "held-out seeds per task and evaluation; 0 for no evaluation", ge=0
+        100, "number of held-out seeds per task and evaluation (0: no evaluation)", ge=0
     )
-    blind: bool = _output(True, "evaluate the trained policy with the page hidden as well")
-    save_every: int = _output(10, "steps between checkpoints; 0 for the last alone", ge=0)
-    keep_checkpoints: int = _output(2, "checkpoints to keep", ge=1)
+    blind: bool = _output(True, "also evaluate the trained policy with the page hidden")
+    save_every: int = _output(10, "steps between checkpoints (0: only the last one)", ge=0)
+    keep_checkpoints: int = _output(2, "number of checkpoints to keep", ge=1)
     logger: Literal["tensorboard", "wandb"] = _output("tensorboard", "dashboard for the curves")
-    log_completions: int = _output(5, "steps between tables of a few completions; 0 for none", ge=0)
+    log_completions: int = _output(5, "steps between tables of a few completions (0: none)", ge=0)
     push_to_hub: str = _output(
         "", "user/name of the Hugging Face repository that receives the finished run"
     )
@@ -309,10 +329,11 @@ class Config(BaseModel):
                 f"task and held_out_tasks must name tasks, each once, got {list(self.task)} and "
                 f"{list(self.held_out_tasks)}"
             )
-        if self.delta and (self.loss == "cispo" or self.delta <= 1 + self.epsilon_high):
+        no_delta = self.loss in WITHOUT_DELTA
+        if self.delta and (no_delta or self.delta <= 1 + self.epsilon_high):
             raise ValueError(
-                "delta must be above 1 + epsilon_high, and not with loss=cispo, got "
-                f"delta={self.delta}, epsilon_high={self.epsilon_high}, loss={self.loss}"
+                f"delta must be above 1 + epsilon_high, and not with loss={'|'.join(WITHOUT_DELTA)}"
+                f", got delta={self.delta}, epsilon_high={self.epsilon_high}, loss={self.loss}"
             )
         if self.push_to_hub and not is_hub_id(self.push_to_hub):
             raise ValueError(f"push_to_hub must be a hub id, user/name, got {self.push_to_hub!r}")
@@ -349,8 +370,8 @@ class Config(BaseModel):
     def resumable(cls) -> set[str]:
         """Name the options that may differ when a run is resumed.
 
-        They decide where and for how long the run goes on, what is evaluated and what is shown,
-        not what is learned. `groups_per_step` is per process, and the number of processes may
+        They determine where and how long the run continues, what is evaluated and what is shown,
+        but not what is learned. `groups_per_step` is per process, and the number of processes may
         change as well: the trainer checks their product.
         """
         return {name for name in cls.model_fields if field_extra(name)["resumable"]}
@@ -438,7 +459,7 @@ _EXPECTED = {
     "float_type": "be a number",
     "finite_number": "be a finite number",
     "bool_type": "be true or false",
-    "string_type": "be a text",
+    "string_type": "be a string",
     "sequence_str": "be a list of names",
     "is_instance_of": "be a list of names",
     "greater_than_equal": "be at least {ge:g}",

@@ -54,13 +54,13 @@ def train(
 ) -> RunResult:
     """Train a policy on an environment, and evaluate it before and after.
 
-    Blocks until the run is over, also in a notebook cell. An interrupt finishes the running
+    Blocks until the run is over, even in a notebook cell. An interrupt finishes the running
     step, saves, and raises `Stopped`.
 
     Args:
-        config: of the run.
-        env: a pool of environments, which is closed at the end, or what makes an environment,
-            such as its class.
+        config: the run's options.
+        env: a class of environments, a function that makes one, or a pool of them, which is
+            closed at the end.
         baselines: agents to evaluate beside the random one, e.g. an oracle.
 
     Raises:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from grpo.config import Config
 
 EnvSource = EnvPool | Callable[[], Env | Awaitable[Env]]
-"""A pool of environments, or what makes one environment, such as its class."""
+"""A pool of environments, or a class or function that makes an environment."""
 
 
 class Runtime(NamedTuple):

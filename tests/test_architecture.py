@@ -93,7 +93,7 @@ def broken_rules(source: str, path: str) -> list[str]:
         elif package in ("lora", "envs") and first in PACKAGES and first != package:
             broken.append(f"{package} may not import {module}")
         elif package == "grpo" and first == "envs":
-            allowed = ["envs.base", "envs.pool", "envs.replay"]
+            allowed = ["envs.base", "envs.pool"]
             if path == "grpo/cli.py":  # chooses the environment
                 allowed.append("envs.browser")
             if not is_in(module, *allowed):

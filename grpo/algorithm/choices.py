@@ -6,6 +6,9 @@ from typing import Literal
 
 # losses.py
 Loss = Literal["grpo", "gspo", "cispo"]
+WITHOUT_DELTA: tuple[Loss, ...] = ("cispo",)
+"""Losses that the dual clip does not apply to."""
+
 Aggregation = Literal["grpo", "bnpo", "dapo", "dr_grpo"]
 KLKind = Literal["k1", "k2", "k3", "unbiased"]
 Level = Literal["token", "sequence"]

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from grpo.algorithm.choices import Aggregation, Bound, KLKind, Level, Loss
+from grpo.algorithm.choices import WITHOUT_DELTA, Aggregation, Bound, KLKind, Level, Loss
 
 
 def kl_estimate(
@@ -340,8 +340,8 @@ def policy_loss(
         raise ValueError(f"beta must not be negative, got {beta}")
     if beta != 0 and ref_logprobs is None:
         raise ValueError(f"beta={beta} needs ref_logprobs, got None")
-    if loss == "cispo" and delta is not None:
-        raise ValueError(f"delta does not apply to cispo, got {delta}")
+    if loss in WITHOUT_DELTA and delta is not None:
+        raise ValueError(f"delta does not apply to {loss}, got {delta}")
 
     # 0 times NaN is NaN, in the backward pass too, so positions that were not sampled are replaced
     # before any arithmetic and not multiplied by 0 after it.

@@ -99,6 +99,8 @@ def step_line(step: int, metrics: dict[str, float]) -> str:
     ):
         if name in metrics:
             parts.append(form.format(metrics[name]))
+    if metrics.get("update/skipped"):
+        parts.append("update skipped")
     return "  ".join(parts)
 
 

@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: updates in a row came out infinite or NaN."""
+    """Training cannot continue: too many updates in a row had an infinite or NaN gradient."""
 
 
 class Updater:
@@ -42,9 +42,9 @@ class Updater:
         """Make the optimizer: AdamW on the trained weights, with a linear warm-up.
 
         Args:
-            config: of the run.
-            policy: what is improved.
-            world: the processes that hold the other parts of each batch.
+            config: the run's options.
+            policy: the policy to improve.
+            world: the processes among which each batch is divided.
         """
         self.config, self.policy, self.world = config, policy, world
         self.max_tokens = config.max_tokens_per_microbatch
@@ -59,8 +59,8 @@ class Updater:
     def update(self, batch: TokenBatch) -> dict[str, float]:
         """Do `updates_per_batch` optimizer steps on a batch.
 
-        A pass whose loss or gradient is not finite is left out, and with it the passes after it,
-        which would come out the same.
+        A pass whose loss or gradient is not finite is left out. The passes after it would give the
+        same result and are left out as well.
 
         Args:
             batch: this rank's rows, on the CPU; possibly none where another rank has some.

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -13,12 +14,15 @@ import grpo.run
 from envs.base import EnvError, TaskError
 from envs.browser.pool import BrowserPool
 from grpo import arguments, cli
+from grpo.algorithm.choices import Loss
 from grpo.arguments import read_config
 from grpo.cli import exit_code, main
 from grpo.config import Config
 from grpo.errors import ConfigError
 from grpo.generators.base import GeneratorError
 from grpo.training.updater import TrainingError
+
+LOSSES = ", ".join(get_args(Loss))
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,7 +93,7 @@ def test_lists_of_a_file_may_be_real_ones(read, tmp_path, text):
         (["--steps"], "argument --steps: expected one argument"),
         (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (["--beta", "much"], "argument --beta: invalid float value: 'much'"),
-        (["--loss", "ppo"], "loss must be one of grpo, gspo, cispo, got 'ppo'"),
+        (["--loss", "ppo"], f"loss must be one of {LOSSES}, got 'ppo'"),
         (["--group-size", "1"], "group_size must be at least 2, got 1"),
         (["--beta", "nan"], "beta must be a finite number, got nan"),
         (["--config", "FOLDER/none.yaml"], "cannot read config 'FOLDER/none.yaml'"),

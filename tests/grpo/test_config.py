@@ -1,11 +1,15 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from grpo.algorithm.choices import Loss
 from grpo.config import Config, unknown_option
 from grpo.errors import ConfigError
+
+LOSSES = ", ".join(get_args(Loss))
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS_ONCE = "task and held_out_tasks must name tasks, each once"
@@ -37,16 +41,16 @@ def test_yaml_round_trip(tmp_path):
         ({"beta": float("nan")}, "beta must be a finite number, got nan"),
         ({"beta": "inf"}, "beta must be a finite number, got inf"),
         ({"resume": 1}, "resume must be true or false, got 1"),
-        ({"model": None}, "model must be a text, got None"),
-        ({"model": 7}, "model must be a text, got 7"),
+        ({"model": None}, "model must be a string, got None"),
+        ({"model": 7}, "model must be a string, got 7"),
         ({"task": None}, "task must be a list of names, got None"),
         ({"task": 7}, "task must be a list of names, got 7"),
-        ({"task": ["a", 7]}, "task must be a text, got 7"),
+        ({"task": ["a", 7]}, "task must be a string, got 7"),
         ({"temperature": 0}, "temperature must be above 0, got 0"),
         ({"learning_rate": "fast"}, "learning_rate must be a number, got 'fast'"),
         ({"learning_rate": 0}, "learning_rate must be above 0, got 0"),
         ({"beta": -1}, "beta must be at least 0, got -1"),
-        ({"loss": "ppo"}, "loss must be one of grpo, gspo, cispo, got 'ppo'"),
+        ({"loss": "ppo"}, f"loss must be one of {LOSSES}, got 'ppo'"),
         ({"kl": "k4"}, "kl must be one of k1, k2, k3, unbiased, got 'k4'"),
         ({"train": "qlora"}, "train must be one of lora, full, got 'qlora'"),
         ({"importance": "all"}, "importance must be one of auto, none, token, sequence, got 'all'"),
@@ -77,7 +81,7 @@ def test_what_is_rejected(options, message):
 def test_one_line_however_long_the_value():
     with pytest.raises(ConfigError) as error:
         Config(loss="a\nb")
-    assert str(error.value) == "loss must be one of grpo, gspo, cispo, got 'a\\nb'"
+    assert str(error.value) == f"loss must be one of {LOSSES}, got 'a\\nb'"
 
 
 @pytest.mark.parametrize(("value", "beta"), [(1, 1.0), ("1e-5", 1e-5)])  # YAML: 1e-5 is a text

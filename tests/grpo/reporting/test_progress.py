@@ -41,7 +41,7 @@ def printed(renderable):
 def test_step_line():
     line = step_line(3, {"reward": 0.256, "entropy": 1.0, "seconds/rollout": 2.04, "other": 1})
     assert line == "step   3  reward 0.26  entropy 1.00  rollout 2.0s"
-    assert step_line(12, {"update/skipped": 1.0}) == "step  12"
+    assert step_line(12, {"update/skipped": 1.0}) == "step  12  update skipped"
 
 
 def test_time_line():
