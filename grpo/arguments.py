@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from grpo.config import Config, Names, field_extra, read_yaml, unknown_option
+from grpo.config import Config, Names, field_extra, read_yaml, split_names, unknown_option
 from grpo.errors import ConfigError
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -35,21 +35,27 @@ def read_config(
     for other in others:
         if not other.startswith("--"):
             raise ConfigError(f"unexpected argument {other!r}")
-        name = other.partition("=")[0].removeprefix("--")
-        raise ConfigError(unknown_option(name.replace("-", "_"), spell=_flag))
+        typed = other.partition("=")[0]
+        raise ConfigError(unknown_option(typed[2:].replace("-", "_"), typed=typed, spell=_flag))
     given = vars(arguments)
     path = given.pop("config", None)
     run = Path(given.get("adapter", ""))
     if path is None and of_run and given.get("adapter") and (run / "config.yaml").is_file():
         path = run / "config.yaml"
-        given = {"output": str(run), **given} | run_weights(run)
+        del given["adapter"]
+        given = {"output": str(run)} | run_weights(run) | given
         if "task" in given:  # instead of all tasks of the run
             given.setdefault("held_out_tasks", "")
-    own = CONFIGS / f"{given.get('task', 'click-test')}.yaml"
-    if path is None and own.is_file():
-        path = own
-    config = Config.from_mapping(read_yaml(path), str(path)) if path else Config()
+    if path is None:
+        path = own_config(split_names(given.get("task", "click-test")))
+    config = Config() if path is None else Config.from_mapping(read_yaml(path), str(path))
     return config.replace(**given)
+
+
+def own_config(tasks: Sequence[str]) -> Path | None:
+    """Return the configuration of a single task that has its own, else None."""
+    own = {path.stem: path for path in CONFIGS.glob("*.yaml")}
+    return own.get(tasks[0]) if len(tasks) == 1 else None
 
 
 def run_weights(folder: Path) -> dict[str, str]:

@@ -6,7 +6,6 @@ so that `grpo --help` is quick.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -49,14 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "serve-vllm": (serve_vllm, "serve the policy's model with vLLM"),
         "push": (push, "upload a finished run to the Hugging Face Hub"),
     }
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="grpo", description="GRPO for browser agents: train a small language model to act."
     )
     subparsers = parser.add_subparsers(metavar="command", dest="command", required=True)
     for name, (_, text) in commands.items():
         subparsers.add_parser(name, help=text, add_help=False)
-    command, _ = commands[parser.parse_args(argv[:1]).command]
-    return command(argv[1:])
+    chosen: list[str] = []
+    code = exit_code(lambda: chosen.append(parser.parse_args(argv[:1]).command))
+    return commands[chosen[0]][0](argv[1:]) if chosen else code
 
 
 def train(

@@ -36,8 +36,11 @@ from grpo.algorithm.choices import (
 )
 from grpo.errors import ConfigError
 
-RENAMED = {"max_steps": "max_turns", "road": "forward"}
-"""Keys and options of version 0.1, and what they are called now."""
+RENAMED = {
+    **{"max_steps": "max_turns", "road": "forward", "middling": "learnability"},
+    **{"suite": "config", "tasks": "task", "episodes": "eval_episodes"},
+}
+"""Keys, options and values of version 0.1, and what they are called now."""
 
 
 def split_names(value: Any) -> Any:
@@ -113,7 +116,7 @@ class Config(BaseModel):
         "", "LoRA adapter to start from: a folder or a Hugging Face id", resumable=True
     )
     output: str = _run("", "folder of the run (empty: runs/<task>)", common=True, resumable=True)
-    seed: int = _run(0, "random seed of everything in the run", ge=0)
+    seed: int = _run(0, "random seed of everything in the run", ge=0, le=2**63 - 1)
 
     # Rollouts.
     group_size: int = _rollouts(
@@ -309,7 +312,7 @@ class Config(BaseModel):
 
     if not TYPE_CHECKING:  # type checkers keep the fields' own signature
 
-        def __init__(self, **options: Any) -> None:
+        def __init__(self, /, **options: Any) -> None:
             """Check the options.
 
             Raises:
@@ -429,17 +432,19 @@ def field_extra(name: str) -> dict[str, Any]:
     return extra
 
 
-def unknown_option(name: str, spell: Callable[[str], str] = repr) -> str:
+def unknown_option(name: str, *, typed: str = "", spell: Callable[[str], str] = repr) -> str:
     """Say that there is no such option, and which one was probably meant.
 
     Args:
         name: as in a YAML file, with underscores.
+        typed: what the user typed, if that differs.
         spell: how names appear in the message.
     """
+    typed = typed or spell(name)
     if name in RENAMED:
-        return f"{spell(name)} is now called {spell(RENAMED[name])}"
+        return f"{typed} is now called {spell(RENAMED[name])}"
     near = difflib.get_close_matches(name, Config.model_fields, n=1)
-    return f"unknown option {spell(name)}" + (f"; did you mean {spell(near[0])}?" if near else "")
+    return f"unknown option {typed}" + (f"; did you mean {spell(near[0])}?" if near else "")
 
 
 def is_hub_id(text: str) -> bool:
@@ -480,6 +485,8 @@ def _explain(error: ValidationError) -> str:
         return unknown_option(name)
     if kind == "literal_error":
         choices = context["expected"].replace("'", "").replace(" or ", ", ")
-        return f"{name} must be one of {choices}, got {first['input']!r}"
+        got = first["input"]
+        hint = f", which is now called {RENAMED[got]}" if str(got) in RENAMED else ""
+        return f"{name} must be one of {choices}, got {got!r}{hint}"
     expected = _EXPECTED.get(kind, first["msg"]).format(**context)
     return f"{name} must {expected}, got {first['input']!r}"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from envs.pool import EnvPool
 from grpo.distributed import World
 from grpo.errors import ConfigError
 from grpo.rollouts.agents import Agent, blind_agent, random_agent
@@ -99,6 +100,7 @@ async def run_training(
     from grpo.reporting.progress import Bars, step_line
     from grpo.reporting.report import TrainingReport
 
+    _check_arguments(config, env)
     started, world = time.monotonic(), world or World.single()
     if config.push_to_hub and world.is_main:
         check_access(config.push_to_hub)
@@ -172,6 +174,7 @@ async def run_evaluation(
     from grpo.reporting.progress import Bars
     from grpo.reporting.report import EvaluationReport
 
+    _check_arguments(config, env)
     if not config.eval_episodes:
         raise ConfigError("eval_episodes must be at least 1 to evaluate, got 0")
     started, world = time.monotonic(), world or World.single()
@@ -192,6 +195,15 @@ async def run_evaluation(
             await report.record_episodes("policy", "evaluation")
     report.finish()
     return RunResult(report.summary, config.folder)
+
+
+def _check_arguments(config: object, env: object) -> None:
+    from grpo.config import Config
+
+    if not isinstance(config, Config):
+        raise TypeError(f"config must be a grpo.Config, got {config!r:.80}")
+    if not isinstance(env, EnvPool) and not callable(env):
+        raise TypeError(f"env must be a pool, a class or a function, got {env!r:.80}")
 
 
 def _wait_for(

@@ -60,10 +60,19 @@ def make_policy(config: Config, model: Any, tokenizer: Any) -> Policy:
 
 
 def choose_device(device: str) -> str:
-    """Return the device that an option names; for "auto" a GPU where there is one."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Return the device that an option names; for "auto" a GPU where there is one.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {device!r} cannot be used here: {reason}") from error
+    return device
 
 
 def load_model(name: str, *, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -113,13 +122,14 @@ def load_model(name: str, *, device: str, dtype: torch.dtype) -> tuple[Any, Any]
 
 
 def find_adapter(name: str) -> Path:
-    """Return the folder of an adapter: the one of that name, else the hub's, downloaded.
+    """Return the folder of an adapter, of a run's adapter, or of the hub's, downloaded.
 
     Raises:
-        ConfigError: there is no such folder, and the hub does not have it or cannot be reached.
+        ConfigError: there is no adapter, and the hub does not have it or cannot be reached.
     """
-    if Path(name).is_dir():
-        return Path(name)
+    for folder in (Path(name), Path(name, "adapter")):  # an adapter's folder, or a run's
+        if (folder / "adapter_config.json").is_file():
+            return folder
     from grpo.config import is_hub_id
 
     expected = "expected a folder with adapter_config.json, or a hub id such as 'user/name'"

@@ -112,7 +112,7 @@ def _as_json(episode: Episode) -> dict[str, Any]:
     return {
         "task": episode.task.name,
         "seed": episode.task.seed,
-        "goal": episode.goal,
+        "goal": episode.records[0].observation.goal,
         "reward": episode.reward,
         "solved": episode.success,
         "stop_reason": episode.stop_reason,

@@ -84,14 +84,14 @@ def oracle_agent(tokenizer: Any = None, max_prompt_tokens: int = 0) -> Agent:
         max_prompt_tokens: see `read_prompt`.
 
     Returns:
-        An agent that does nothing, `noop()`, where nothing is demonstrated.
+        An agent that says `noop()`, and no tokens, where nothing is demonstrated.
     """
 
     async def act(observation: Observation, seed: int, env: Env) -> tuple[str, Completion]:
         text = env.demonstrate() if isinstance(env, Demonstrator) else ""
         prompt_ids: Sequence[int] = ()
         ids: Sequence[int] = ()
-        if tokenizer is not None:
+        if tokenizer is not None and text:
             prompt_ids, _ = read_prompt(observation, tokenizer, max_prompt_tokens)
             ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
         completion = Completion(tuple(prompt_ids), tuple(ids), (0.0,) * len(ids), -1, "stop")

@@ -63,7 +63,8 @@ async def run_episode(
         state = page_state(observation)
         turns.append(Turn(completion, text, result.valid_action, turn_reward, state))
         reward += turn_reward
-        success, done, observation = success or result.success, result.done, result.observation
+        success = success or bool(result.success)
+        done, observation = result.done, result.observation
     records.append(StepRecord(observation))
     stop_reason: Literal["done", "max_turns"] = "done" if done else "max_turns"
     return Episode(

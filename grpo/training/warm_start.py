@@ -81,7 +81,11 @@ async def warm_start(
         episodes = [e for e in await gather(rollouts.episode(task, [0]) for task in tasks) if e]
         if not episodes:
             raise EnvError(f"no demonstration could be played: {rollouts.last_error}")
-        solved = [episode for episode in episodes if episode.success]
+        solved = [
+            episode
+            for episode in episodes
+            if episode.success and all(turn.completion.completion_ids for turn in episode.turns)
+        ]
         if not solved:
             names = ", ".join(sorted({task.name for task in tasks}))
             raise TaskError(f"nothing to imitate: no solver of {names} succeeded")

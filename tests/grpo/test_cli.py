@@ -83,7 +83,8 @@ def test_lists_of_a_file_may_be_real_ones(read, tmp_path, text):
         (["--max-steps=3"], "--max-steps is now called --max-turns"),
         (["--road", "tree"], "--road is now called --forward"),
         (["--grup-size", "4"], "unknown option --grup-size; did you mean --group-size?"),
-        (["--group_size", "4"], "unknown option --group-size; did you mean --group-size?"),
+        (["--group_size", "4"], "unknown option --group_size; did you mean --group-size?"),
+        (["--suite", "easy"], "--suite is now called --config"),
         (["--no-blid"], "unknown option --no-blid; did you mean --blind?"),
         (["--no-such-option"], "unknown option --no-such-option"),
         (["--zzz"], "unknown option --zzz"),
@@ -189,6 +190,19 @@ def test_a_runs_folder_as_adapter_of_an_evaluation(read, run_folder):
     assert got == run.replace(adapter=of_run["adapter"], output="elsewhere")
 
 
+@pytest.mark.parametrize("task", ["click-button", "click-button,", " click-button"])
+def test_a_tasks_own_configuration(task):
+    config = read_config(["--task", task], prog="", description="")
+    assert (config.task, config.steps, config.max_turns) == (("click-button",), 40, 1)
+
+
+def test_tasks_without_a_configuration_of_their_own():
+    for task in ("click-link", "click-test,click-button", "../../examples/configs/easy"):
+        assert read_config(["--task", task], prog="", description="") == Config(task=task)
+    many = ",".join(f"task-{n}" for n in range(100))
+    assert len(read_config(["--task", many], prog="", description="").task) == 100
+
+
 def test_a_moved_run_is_read_and_written_where_it_is_now(read, run_folder, tmp_path):
     moved = run_folder.rename(tmp_path / "moved")
     got = read("--adapter", str(moved), of_run=True)
@@ -200,6 +214,8 @@ def test_a_run_that_trained_every_weight_is_the_model(read, run_folder):
     (run_folder / "config.yaml").write_text(Config(train="full").to_yaml())
     got = read("--adapter", str(run_folder), of_run=True)
     assert (got.adapter, got.model) == ("", str(run_folder / "model"))
+    got = read("--adapter", str(run_folder), "--model", "other", of_run=True)  # as given
+    assert (got.adapter, got.model) == ("", "other")
 
 
 def test_a_run_that_has_not_finished(read, run_folder):
@@ -306,10 +322,10 @@ def test_help_of_the_command_lists_its_subcommands(capsys):
     [([], "arguments are required: command"), (["tran"], "invalid choice: 'tran'")],
 )
 def test_a_subcommand_that_does_not_exist(capsys, argv, message):
-    with pytest.raises(SystemExit) as done:
-        main(argv)
-    assert done.value.code == 2
-    assert message in capsys.readouterr().err
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "serve-vllm"])

@@ -208,10 +208,23 @@ def test_names_are_spelled_as_they_are_given():
         return "--" + name.replace("_", "-")
 
     assert (
-        unknown_option("grup_size", spell)
+        unknown_option("grup_size", spell=spell)
         == "unknown option --grup-size; did you mean --group-size?"
     )
-    assert unknown_option("max_steps", spell) == "--max-steps is now called --max-turns"
+    assert unknown_option("max_steps", spell=spell) == "--max-steps is now called --max-turns"
+    typed = unknown_option("grup_size", typed="--grup_size", spell=spell)
+    assert typed == "unknown option --grup_size; did you mean --group-size?"
+
+
+def test_a_renamed_value():
+    message = "got 'middling', which is now called learnability"
+    with pytest.raises(ConfigError, match=message):
+        Config(task_sampler="middling")
+
+
+def test_a_key_named_self():
+    with pytest.raises(ConfigError, match="unknown option 'self'"):
+        Config.from_mapping({"self": 1})
 
 
 def test_folder():

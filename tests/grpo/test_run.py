@@ -473,3 +473,18 @@ def test_every_public_name_can_be_used():
         assert getattr(grpo, name).__name__ == name
     with pytest.raises(AttributeError):
         grpo.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("config", "env", "message"),
+    [
+        ({"task": "a"}, ScriptedEnv, "config must be a grpo.Config, got {'task': 'a'}"),
+        (Config(), ScriptedEnv(), "env must be a pool, a class or a function, got <envs.scripted"),
+        (Config(), None, "env must be a pool, a class or a function, got None"),
+    ],
+)
+def test_arguments_of_the_wrong_type(config, env, message):
+    for program in (grpo.train, grpo.evaluate):
+        with pytest.raises(TypeError) as error:
+            program(config, env)
+        assert str(error.value).startswith(message)

@@ -127,12 +127,17 @@ def test_the_device(monkeypatch):
     for there, device in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert choose_device("auto") == device
-        assert choose_device("cuda:1") == "cuda:1"
+    assert choose_device("cpu") == "cpu"
+    for device in ("banana", "meta", *([] if torch.cuda.is_available() else ["cuda"])):
+        with pytest.raises(ConfigError, match=f"device '{device}' cannot be used here") as error:
+            choose_device(device)
+        assert "\n" not in str(error.value)
 
 
 def test_the_adapter_in_a_folder(make_policy, tmp_path):
     make_policy(double=False).save(tmp_path / "adapter")
     assert find_adapter(str(tmp_path / "adapter")) == tmp_path / "adapter"
+    assert find_adapter(str(tmp_path)) == tmp_path / "adapter"  # of a run
 
 
 def test_an_adapter_that_does_not_exist(folder, tmp_path):
@@ -146,7 +151,7 @@ def test_an_adapter_that_does_not_exist(folder, tmp_path):
 def test_a_folder_without_an_adapter(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     message = rejected(Config(model=str(folder), adapter=str(tmp_path / "empty")))
-    assert str(tmp_path / "empty" / "adapter_config.json") in message
+    assert "expected a folder with adapter_config.json" in message
 
 
 def test_an_adapter_of_another_model(folder, make_policy, tmp_path):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -133,6 +135,20 @@ async def test_failed_demonstrations_are_not_imitated(start):
 
     with pytest.raises(TaskError, match="nothing to imitate: no solver of click-word succeeded"):
         await start(Wrong, warm_start_steps=1)
+
+
+async def test_without_a_demonstration_a_success_is_not_imitated(start):
+    class Easy(ScriptedEnv):
+        """Any text succeeds, and nothing is demonstrated."""
+
+        def demonstrate(self):
+            return ""
+
+        async def step(self, text):
+            return replace(await super().step(text), reward=1.0, done=True, success=True)
+
+    with pytest.raises(TaskError, match="nothing to imitate"):
+        await start(Easy, warm_start_steps=1)
 
 
 async def test_an_infrastructure_failure_is_not_a_bad_demonstration(start):
