@@ -128,7 +128,7 @@ def test_modals_command_line_knows_the_options():
     [
         ({"config": "gone.yaml"}, "cannot read config 'gone.yaml'"),
         ({"args": "--group-size 1"}, "group_size must be at least 2, got 1"),
-        ({"args": "--episodes 3"}, "unknown option --episodes"),
+        ({"args": "--episodes 3"}, "--episodes is now called --eval-episodes"),
     ],
 )
 def test_wrong_options_are_refused_before_a_gpu_is_paid_for(example, on_modal, options, message):
