@@ -33,7 +33,7 @@ from envs.browser.server.processes import marked
 RESET: dict[str, Any] = {"final_page": False}
 """Options of our server's reset, as `BrowserEnv` sets them without screenshots."""
 
-MAX_STEPS = 30
+MAX_TURNS = 30
 
 State = tuple[str, str, float, bool]
 """Goal, page text, reward, done."""
@@ -120,7 +120,7 @@ async def play(env: Env, session: int, task: str, seed: int) -> Episode:
     begun = time.perf_counter()
     goal, page, reward, done = await env.reset(task, seed)
     reset = time.perf_counter() - begun
-    while not done and len(steps) < MAX_STEPS:
+    while not done and len(steps) < MAX_TURNS:
         try:
             action = SOLVERS[task](goal, simplify_axtree(page), len(steps))
         except LookupError:

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from benchmarks.episodes import pss
 from benchmarks.rollouts import slope
-from benchmarks.rollouts_worker import MAX_STEPS
+from benchmarks.rollouts_worker import MAX_TURNS
 from envs.base import EnvError, Task
 from envs.browser.actions import Action, format_action
 from envs.browser.env import BrowserEnv
@@ -158,7 +158,7 @@ class Soak:
     async def _play(self, env: SolverEnv, task: Task) -> str:
         """Return why the episode is wrong, empty if it is right."""
         observation = await self._timed(env.reset(task))
-        for step in range(MAX_STEPS):
+        for step in range(MAX_TURNS):
             try:
                 action = env.solve(task, step)
             except LookupError as error:
@@ -171,7 +171,7 @@ class Soak:
             if result.done:
                 return "" if result.reward == 1 else f"reward {result.reward:g}"
             observation = result.observation
-        return f"not over after {MAX_STEPS} steps; the last error: {observation.error}"
+        return f"not over after {MAX_TURNS} steps; the last error: {observation.error}"
 
     async def _timed(self, call: Awaitable[Result]) -> Result:
         begun = time.perf_counter()

@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from benchmarks.rollouts_worker import MAX_STEPS, lay_out_chromium
+from benchmarks.rollouts_worker import MAX_TURNS, lay_out_chromium
 from envs.browser.actions import ACTIONS, Action, format_action
 from envs.browser.miniwob.solvers import SOLVERS
 from envs.browser.miniwob.tasks import merged_tree_text
@@ -93,7 +93,7 @@ def choose(episode: Episode, clickable: Sequence[str], rng: random.Random) -> st
     """
     state, step = episode.states[-1], len(episode.actions)
     elements = simplify_axtree(state.page)
-    if episode.task in SOLVERS and not episode.random and step < MAX_STEPS:
+    if episode.task in SOLVERS and not episode.random and step < MAX_TURNS:
         try:
             return format_action(SOLVERS[episode.task](state.goal, elements, step))
         except LookupError:
