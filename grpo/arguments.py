@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -113,15 +113,15 @@ def config_parser(prog: str, description: str, *, show_all: bool) -> Parser:
         text = f"{field.description}{suffix}".replace("%", "%%")
         groups[theme].add_argument(
             _flag(name),
-            **_value_of(name, field.annotation, extra),
+            **_value_of(field.annotation),
             default=argparse.SUPPRESS,
             help=text if shown else argparse.SUPPRESS,
         )
     return parser
 
 
-def _value_of(name: str, kind: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Return argparse's description of an option's value; `Config` checks it further."""
+def _value_of(kind: Any) -> dict[str, Any]:
+    """Return argparse's description of a value of this type; `Config` checks it further."""
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(kind) is Literal:

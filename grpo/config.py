@@ -37,10 +37,12 @@ from grpo.algorithm.choices import (
 from grpo.errors import ConfigError
 
 RENAMED = {
-    **{"max_steps": "max_turns", "road": "forward", "middling": "learnability"},
+    **{"max_steps": "max_turns", "road": "forward"},
     **{"suite": "config", "tasks": "task", "episodes": "eval_episodes"},
 }
-"""Keys, options and values of version 0.1, and what they are called now."""
+"""Keys and options of version 0.1, and what they are called now."""
+
+RENAMED_VALUES = {"middling": "learnability"}
 
 
 def split_names(value: Any) -> Any:
@@ -486,7 +488,8 @@ def _explain(error: ValidationError) -> str:
     if kind == "literal_error":
         choices = context["expected"].replace("'", "").replace(" or ", ", ")
         got = first["input"]
-        hint = f", which is now called {RENAMED[got]}" if str(got) in RENAMED else ""
+        now = RENAMED_VALUES.get(str(got))
+        hint = f", which is now called {now}" if now else ""
         return f"{name} must be one of {choices}, got {got!r}{hint}"
     expected = _EXPECTED.get(kind, first["msg"]).format(**context)
     return f"{name} must {expected}, got {first['input']!r}"

@@ -1,4 +1,4 @@
-"""The error that every wing of the library may raise; a light import."""
+"""The error that any part of the library may raise; importing it costs nothing."""
 
 
 class ConfigError(ValueError):

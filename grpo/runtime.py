@@ -28,7 +28,7 @@ class Runtime(NamedTuple):
     """What a program runs on.
 
     Attributes:
-        config: of the program.
+        config: the program's options.
         world: the processes that work together.
         policy: the model.
         executor: one thread, which does all of torch's work.
@@ -60,7 +60,7 @@ async def open_runtime(
     """Load, start and connect what a configuration names; close it at the end of the block.
 
     Args:
-        config: of the program.
+        config: the program's options.
         env: the environment; a pool is closed with the rest.
         world: the processes that work together; None for this one alone.
         shutdown: handles the signals; None for a new one.

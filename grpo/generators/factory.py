@@ -27,8 +27,8 @@ async def open_generator(
     If the policy is loaded from a checkpoint after that, call `sync`.
 
     Args:
-        config: of the run.
-        policy: what is sampled from.
+        config: the run's options.
+        policy: the policy to sample from.
         executor: one thread, which does all of torch's work.
         world: the processes that train together; they divide vLLM's servers among them.
 

@@ -40,7 +40,7 @@ class Report:
     Each rank plays its share of an evaluation; the main rank alone writes.
 
     Args:
-        runtime: of the program.
+        runtime: what the program runs on.
         bars: shows the progress.
         path: of the JSON file.
         resume: start from what the file holds.

@@ -79,9 +79,9 @@ class Trainer:
         """Set up the optimizer, and restore the newest checkpoint if the configuration says so.
 
         Args:
-            config: of the run.
-            policy: what is trained.
-            generator: samples for the rollouts; told of each update.
+            config: the run's options.
+            policy: the policy to train.
+            generator: samples for the rollouts; synchronized after each update.
             rollouts: plays the episodes.
             executor: one thread, which does all of torch's work.
             world: the processes that train together; None for this one alone.
@@ -194,10 +194,10 @@ class Trainer:
         self.task_sampler.observe(played)
         self.episodes += sum(len(group.episodes) for group in played)
         metrics = rollout_metrics(played, self.policy.version)
-        # Groups that were replaced by others take no part in the averages.
-        used = [has_learning_signal(group, self.credit) for group in played]
-        if not config.max_resamples or not any(used):
-            used = [True] * len(played)
+        used = [True] * len(played)
+        if config.max_resamples:  # groups that were replaced by others count for no average
+            signal = [has_learning_signal(group, self.credit) for group in played]
+            used = signal if any(signal) else used
         metrics["groups_replaced"] = float(used.count(False))
 
         rewards = reward_tensors(played)

@@ -54,7 +54,7 @@ async def warm_start(
 
     Args:
         config: of the run; a step plays one episode per group.
-        policy: what is trained.
+        policy: the policy to train.
         pool: environments that demonstrate (see `envs.base.Demonstrator`).
         executor: one thread, which does all of torch's work.
         world: the processes that train together.

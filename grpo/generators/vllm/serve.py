@@ -44,7 +44,7 @@ def server_command(config: Config, *, device: str, model: str, model_type: str) 
     """Build the command line of a server for a run.
 
     Args:
-        config: of the run.
+        config: the run's options.
         device: "cpu" or "cuda".
         model: hub id or folder.
         model_type: the model type in the model's configuration.
