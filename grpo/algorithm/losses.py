@@ -9,6 +9,7 @@ advantage. All log-probabilities are in nats.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, get_args
 
@@ -128,13 +129,15 @@ def clipped_surrogate(
     advantages = _per_token(advantages, log_ratio.shape)
     if epsilon_low < 0 or epsilon_high < 0:
         raise ValueError(f"epsilons must not be negative, got {epsilon_low} and {epsilon_high}")
-    ratio = log_ratio.exp()
+    if delta is not None and delta <= 1 + epsilon_high:
+        raise ValueError(f"delta must be above 1 + epsilon_high={1 + epsilon_high}, got {delta}")
+    # Above its clip the ratio has a gradient of 0, which times an overflow of exp is NaN, and so is
+    # an advantage of 0 times infinity: the exponent ends just above the clip, where there is one.
+    unclipped = math.inf if delta is None else delta
+    clip = torch.where(advantages < 0, unclipped, 1 + epsilon_high)
+    ratio = torch.minimum(log_ratio, clip.log().to(log_ratio.dtype) + 1).exp()
     clipped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
     if delta is not None:
-        if delta <= 1 + epsilon_high:
-            raise ValueError(
-                f"delta must be above 1 + epsilon_high={1 + epsilon_high}, got {delta}"
-            )
         ratio = ratio.clamp(max=delta)
     return -torch.minimum(ratio * advantages, clipped * advantages)
 

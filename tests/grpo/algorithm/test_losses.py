@@ -106,6 +106,31 @@ def test_clipped_surrogate_by_sign_and_region(advantage, ratio, delta, loss, gra
 
 
 # cap 1 + 0.5; the loss is -min(r, 1.5) A log pi and its gradient -min(r, 1.5) A, never 0.
+@pytest.mark.parametrize("log_r", [89.0, 100.0, 1e4, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("advantage", "delta", "loss"),
+    [(2.0, None, -2.0 * 1.3), (2.0, 4.0, -2.0 * 1.3), (-2.0, 4.0, 2.0 * 4.0), (0.0, None, 0.0)],
+)
+def test_a_ratio_that_overflows_is_clipped_with_a_gradient_of_0(
+    advantage, delta, loss, dtype, log_r
+):
+    """Not of NaN: 0, of the clip, times infinity, of exp. The token beside it keeps its own."""
+    log_ratio = torch.tensor([[log_r, 0.0]], dtype=dtype, requires_grad=True)
+    got = clipped_surrogate(log_ratio, torch.tensor([advantage], dtype=dtype), 0.2, 0.3, delta)
+    (grad,) = torch.autograd.grad(got.sum(), log_ratio)
+    assert got.tolist() == [[pytest.approx(loss, rel=1e-2), -advantage]]
+    assert grad.tolist() == [[0.0, -advantage]]
+
+
+def test_a_ratio_that_overflows_without_a_clip_is_an_infinite_loss():
+    """Not a finite one with a gradient of 0: the update is to be left out."""
+    log_ratio = torch.tensor([[100.0]], requires_grad=True)
+    got = clipped_surrogate(log_ratio, torch.tensor([-1.0]), 0.2, 0.3)
+    (grad,) = torch.autograd.grad(got.sum(), log_ratio)
+    assert got.item() == grad.item() == math.inf
+
+
 @pytest.mark.parametrize("advantage", [2.0, -2.0])
 @pytest.mark.parametrize(("ratio", "weight"), [(0.1, 0.1), (1.0, 1.0), (1.4, 1.4), (9.0, 1.5)])
 def test_cispo_by_sign_and_region(advantage, ratio, weight):
