@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from grpo.config import Config, Names, field_extra, read_yaml, split_names, unknown_option
+from grpo.config import Config, field_extra, unknown_option
 from grpo.errors import ConfigError
+from grpo.option_values import Names, split_names
+from grpo.yaml_file import read_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
 """A task's own configuration is `<task>.yaml` in here."""
@@ -31,7 +34,7 @@ def read_config(
         ConfigError: an option is unknown, or its value is wrong.
     """
     parser = config_parser(prog, description, show_all="--help-all" in argv)
-    arguments, others = parser.parse_known_args(argv)
+    arguments, others = parser.parse_known_args(_join_negative_numbers(argv))
     for other in others:
         if not other.startswith("--"):
             raise ConfigError(f"unexpected argument {other!r}")
@@ -127,8 +130,27 @@ def _value_of(kind: Any) -> dict[str, Any]:
     if get_origin(kind) is Literal:
         return {"metavar": "{" + ",".join(get_args(kind)) + "}"}
     if kind in (int, float):
-        return {"type": kind, "metavar": "N" if kind is int else "X"}
+        return {"type": _read_int if kind is int else str, "metavar": "N" if kind is int else "X"}
+    if get_origin(kind) is Mapping:
+        return {"metavar": "JSON"}
     return {"metavar": "A,B,..." if kind == get_args(Names)[0] else "TEXT"}
+
+
+def _read_int(text: str) -> int | str:
+    """Read a number; leave any other text to `Config`, whose message names the option."""
+    return int(text) if re.fullmatch(r"[-+]?[0-9]{1,1000}", text) else text
+
+
+def _join_negative_numbers(argv: Sequence[str]) -> list[str]:
+    """Write `--option -1e-3` as `--option=-1e-3`: argparse takes -1e-3 for an option."""
+    joined: list[str] = []
+    for argument in argv:
+        after_option = bool(joined) and joined[-1].startswith("--") and "=" not in joined[-1]
+        if after_option and re.match(r"-(\.?[0-9]|inf|nan)", argument, re.IGNORECASE):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _flag(name: str) -> str:

@@ -7,21 +7,14 @@ change when a run is resumed. This file does not load torch, so `grpo train --he
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictFloat,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from grpo.algorithm.choices import (
     WITHOUT_DELTA,
@@ -35,6 +28,17 @@ from grpo.algorithm.choices import (
     TaskSampling,
 )
 from grpo.errors import ConfigError
+from grpo.option_values import (
+    EnvUrls,
+    Float,
+    JsonObject,
+    Names,
+    RequiredText,
+    ServerUrls,
+    Text,
+    short,
+)
+from grpo.yaml_file import read_yaml
 
 RENAMED = {
     **{"max_steps": "max_turns", "road": "forward"},
@@ -44,25 +48,10 @@ RENAMED = {
 
 RENAMED_VALUES = {"middling": "learnability"}
 
+MAX = 10_000_000
+"""More steps, tokens or the like than any run has."""
 
-def split_names(value: Any) -> Any:
-    """Split a string at its commas; turn a list into a tuple, which cannot be changed later."""
-    if isinstance(value, str):
-        return tuple(name.strip() for name in value.split(",") if name.strip())
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _read_float(value: Any) -> Any:
-    if isinstance(value, str):  # YAML reads 1e-5 as a string
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-Names = Annotated[Sequence[str], BeforeValidator(split_names)]
-Float = Annotated[StrictFloat, BeforeValidator(_read_float)]
+DAY_S = 86_400
 
 
 def option(
@@ -108,36 +97,46 @@ class Config(BaseModel):
     held_out_tasks: Names = _run(
         (), "tasks to evaluate on and never train on, separated by commas", resumable=True
     )
-    model: str = _run(
+    model: Text = _run(
         "",
         "Hugging Face id, folder or .gguf file of the model (empty: the bundled model)",
         common=True,
     )
+    chat_template_kwargs: JsonObject = _run(
+        "{}",
+        "options of the model's chat template, as a JSON object (YAML: a mapping)",
+        validate_default=True,
+    )
     train: Literal["lora", "full"] = _run("lora", "train a LoRA adapter, or every weight")
-    adapter: str = _run(
+    adapter: Text = _run(
         "", "LoRA adapter to start from: a folder or a Hugging Face id", resumable=True
     )
-    output: str = _run("", "folder of the run (empty: runs/<task>)", common=True, resumable=True)
+    output: Text = _run("", "folder of the run (empty: runs/<task>)", common=True, resumable=True)
     seed: int = _run(0, "random seed of everything in the run", ge=0, le=2**63 - 1)
 
     # Rollouts.
     group_size: int = _rollouts(
-        8, "episodes per group, which share one task and seed (G)", ge=2, common=True
+        8, "episodes per group, which share one task and seed (G)", ge=2, le=4096, common=True
     )
     groups_per_step: int = _rollouts(
-        4, "groups per training step and process", ge=1, common=True, resumable=True
+        4, "groups per training step and process", ge=1, le=4096, common=True, resumable=True
     )
-    max_turns: int = _rollouts(10, "maximum number of completions per episode", ge=1, common=True)
-    max_new_tokens: int = _rollouts(24, "maximum number of tokens per completion", ge=1)
+    max_turns: int = _rollouts(
+        10, "maximum number of completions per episode", ge=1, le=1000, common=True
+    )
+    max_new_tokens: int = _rollouts(
+        24, "maximum number of tokens per completion", ge=1, le=1_000_000
+    )
     max_prompt_tokens: int = _rollouts(
         0,
         "maximum length of a prompt; a longer page is cut at its end (0: the model's limit)",
         ge=0,
+        le=MAX,
     )
     temperature: Float = _rollouts(
-        1.0, "temperature of sampling, and of the trained distribution", gt=0
+        1.0, "temperature of sampling, and of the trained distribution", ge=0.01, le=100
     )
-    valid_action_bonus: Float = _rollouts(0.0, "extra reward for each valid action")
+    valid_action_bonus: Float = _rollouts(0.0, "extra reward for each valid action", ge=0, le=1000)
 
     # Generator.
     backend: Literal["local", "vllm", "vllm-server"] = _generator(
@@ -149,13 +148,18 @@ class Config(BaseModel):
         4096,
         "maximum number of distinct tokens in the local generator's cache",
         ge=1,
+        le=1_000_000,
         resumable=True,
     )
     sampling_threads: int = _generator(
-        1, "CPU threads of the local generator (0: all)", ge=0, resumable=True
+        1, "CPU threads of the local generator (0: all)", ge=0, le=1024, resumable=True
     )
     vllm_memory: Float = _generator(
-        0.3, "share of the GPU's memory for vLLM; on a CPU, GiB for its cache", gt=0, resumable=True
+        0.3,
+        "share of the GPU's memory for vLLM; on a CPU, GiB for its cache",
+        gt=0,
+        le=10_000,
+        resumable=True,
     )
     vllm_sleep: bool = _generator(False, "release vLLM's GPU memory during updates", resumable=True)
     vllm_sync: Literal["auto", "adapter", "merged"] = _generator(
@@ -163,43 +167,48 @@ class Config(BaseModel):
         "what vLLM receives after an update: the adapter, or the weights with it merged in",
         resumable=True,
     )
-    vllm_url: Names = _generator(
+    vllm_url: ServerUrls = _generator(
         ("http://127.0.0.1:8001",), "vLLM servers, separated by commas", resumable=True
     )
-    vllm_folder: str = _generator(
+    vllm_folder: RequiredText = _generator(
         "/dev/shm", "folder that vLLM servers read the policy from", resumable=True
     )
     vllm_deadline: Float = _generator(
-        120.0, "seconds to wait for a vLLM server that does not respond", gt=0, resumable=True
+        120.0,
+        "seconds to wait for a vLLM server that does not respond",
+        gt=0,
+        le=DAY_S,
+        resumable=True,
     )
     max_logp_difference: Float = _generator(
         0.0,
         "largest mean gap to vLLM's log-probabilities, in nats, that the sync check at the start "
         "accepts (0: what rounding in the dtype explains)",
         ge=0,
+        le=100,
         resumable=True,
     )
 
     # Environment.
-    env_url: Names = _environment(
+    env_url: EnvUrls = _environment(
         (), "OpenEnv servers or pages of Spaces, separated by commas (empty: start a server here)"
     )
     env_workers: int = _environment(
-        2, "number of Chromiums of the server that is started here", ge=1
+        2, "number of Chromiums of the server that is started here", ge=1, le=256
     )
-    env_sessions: int = _environment(16, "number of concurrent browser sessions", ge=1)
+    env_sessions: int = _environment(16, "number of concurrent browser sessions", ge=1, le=4096)
     env_deadline: Float = _environment(
-        30.0, "seconds after which a call to the environment counts as failed", gt=0
+        30.0, "seconds after which a call to the environment counts as failed", gt=0, le=DAY_S
     )
 
     # Algorithm.
     steps: int = _algorithm(
-        20, "maximum number of training steps", ge=0, common=True, resumable=True
+        20, "maximum number of training steps", ge=0, le=MAX, common=True, resumable=True
     )
     minutes: Float = _algorithm(
-        0.0, "maximum minutes of training (0: no limit)", ge=0, resumable=True
+        0.0, "maximum minutes of training (0: no limit)", ge=0, le=1_000_000, resumable=True
     )
-    updates_per_batch: int = _algorithm(1, "optimizer steps per batch of rollouts", ge=1)
+    updates_per_batch: int = _algorithm(1, "optimizer steps per batch of rollouts", ge=1, le=1000)
     loss: Loss = _algorithm("grpo", "policy loss")
     aggregation: Aggregation = _algorithm("dapo", "how the loss averages over tokens")
     scale_rewards: Scale = _algorithm("group", "what advantages are divided by")
@@ -214,18 +223,23 @@ class Config(BaseModel):
         0.95, "discount of later rewards, for credit=discounted and credit=steps", gt=0, le=1
     )
     step_weight: Float = _algorithm(
-        1.0, "weight of the comparison on equal pages, for credit=steps", ge=0
+        1.0, "weight of the comparison on equal pages, for credit=steps", ge=0, le=1000
     )
     epsilon_low: Float = _algorithm(
-        0.2, "the policy ratio is clipped below at 1 - epsilon_low", ge=0
+        0.2, "the policy ratio is clipped below at 1 - epsilon_low", ge=0, le=1
     )
     epsilon_high: Float = _algorithm(
-        0.2, "the policy ratio is clipped above at 1 + epsilon_high", ge=0
+        0.2, "the policy ratio is clipped above at 1 + epsilon_high", ge=0, le=100
     )
     delta: Float = _algorithm(
-        0.0, "dual clip: upper bound of the policy ratio for negative advantages (0: none)", ge=0
+        0.0,
+        "dual clip: upper bound of the policy ratio for negative advantages (0: none)",
+        ge=0,
+        le=1000,
     )
-    beta: Float = _algorithm(0.0, "weight of the KL penalty to the reference (0: none)", ge=0)
+    beta: Float = _algorithm(
+        0.0, "weight of the KL penalty to the reference (0: none)", ge=0, le=1000
+    )
     kl: KLKind = _algorithm("k3", "estimator of the KL penalty")
     max_staleness: int = _algorithm(
         0,
@@ -241,22 +255,26 @@ class Config(BaseModel):
     importance_bound: Bound = _algorithm(
         "cap", "importance weights above the cap are reduced to it (cap) or set to 0 (mask)"
     )
-    importance_cap: Float = _algorithm(2.0, "largest importance weight", gt=1)
+    importance_cap: Float = _algorithm(2.0, "largest importance weight", gt=1, le=1000)
     task_sampler: TaskSampling = _algorithm(
         "uniform",
         "how tasks are drawn: uniformly, more often if they are solved sometimes (learnability), "
         "or one after the other (curriculum)",
     )
     warm_start_steps: int = _algorithm(
-        0, "number of updates that imitate a scripted solver before the training (0: none)", ge=0
+        0,
+        "number of updates that imitate a scripted solver before the training (0: none)",
+        ge=0,
+        le=MAX,
     )
     max_resamples: int = _algorithm(
-        0, "how often per step groups without an advantage are replaced by new ones", ge=0
+        0, "how often per step groups without an advantage are replaced by new ones", ge=0, le=1000
     )
     max_bad_updates: int = _algorithm(
         3,
         "end the run after this many updates in a row with an infinite or NaN gradient",
         ge=1,
+        le=1000,
         resumable=True,
     )
     log_kl: bool = _algorithm(
@@ -265,24 +283,24 @@ class Config(BaseModel):
 
     # Optimizer and adapter.
     learning_rate: Float = _optimizer(
-        2e-4, "learning rate of AdamW; train=full needs about 1e-6", gt=0, common=True
+        2e-4, "learning rate of AdamW; train=full needs about 1e-6", gt=0, le=1, common=True
     )
     warmup_steps: int = _optimizer(
-        2, "number of updates over which the learning rate rises to its value", ge=0
+        2, "number of updates over which the learning rate rises to its value", ge=0, le=MAX
     )
     max_grad_norm: Float = _optimizer(
-        1.0, "gradients are clipped to this norm (0: no clipping)", ge=0
+        1.0, "gradients are clipped to this norm (0: no clipping)", ge=0, le=1_000_000
     )
-    lora_r: int = _optimizer(8, "rank of the adapter", ge=1)
+    lora_r: int = _optimizer(8, "rank of the adapter", ge=1, le=4096)
     lora_alpha: Float = _optimizer(
-        16.0, "the adapter's output is scaled by lora_alpha / lora_r", gt=0
+        16.0, "the adapter's output is scaled by lora_alpha / lora_r", gt=0, le=1_000_000
     )
     lora_target_modules: Names = _optimizer(
         ("all-linear",), "all-linear, or names of linear layers separated by commas"
     )
 
     # Hardware.
-    device: str = _hardware("auto", "auto, cpu, cuda, ...", resumable=True)
+    device: RequiredText = _hardware("auto", "auto, cpu, cuda, ...", resumable=True)
     dtype: Literal["bfloat16", "float32", "float16"] = _hardware(
         "bfloat16", "dtype of the model's weights"
     )
@@ -295,19 +313,21 @@ class Config(BaseModel):
         resumable=True,
     )
     max_tokens_per_microbatch: int = _hardware(
-        4096, "maximum number of distinct tokens per forward pass", ge=1, resumable=True
+        4096, "maximum number of distinct tokens per forward pass", ge=1, le=MAX, resumable=True
     )
 
     # Evaluation and output.
     eval_episodes: int = _output(
-        100, "number of held-out seeds per task and evaluation (0: no evaluation)", ge=0
+        100, "number of held-out seeds per task and evaluation (0: no evaluation)", ge=0, le=100_000
     )
     blind: bool = _output(True, "also evaluate the trained policy with the page hidden")
-    save_every: int = _output(10, "steps between checkpoints (0: only the last one)", ge=0)
-    keep_checkpoints: int = _output(2, "number of checkpoints to keep", ge=1)
+    save_every: int = _output(10, "steps between checkpoints (0: only the last one)", ge=0, le=MAX)
+    keep_checkpoints: int = _output(2, "number of checkpoints to keep", ge=1, le=10_000)
     logger: Literal["tensorboard", "wandb"] = _output("tensorboard", "dashboard for the curves")
-    log_completions: int = _output(5, "steps between tables of a few completions (0: none)", ge=0)
-    push_to_hub: str = _output(
+    log_completions: int = _output(
+        5, "steps between tables of a few completions (0: none)", ge=0, le=MAX
+    )
+    push_to_hub: Text = _output(
         "", "user/name of the Hugging Face repository that receives the finished run"
     )
     resume: bool = _output(False, "continue from the run's newest checkpoint", common=True)
@@ -325,14 +345,41 @@ class Config(BaseModel):
             except ValidationError as error:
                 raise ConfigError(_explain(error)) from None
 
+        # pydantic's other ways to make or copy a model check the options alike.
+
+        @classmethod
+        def model_validate(cls, obj: Any, **_: Any) -> Config:
+            """Check a mapping, as `from_mapping` does."""
+            return obj if isinstance(obj, cls) else cls.from_mapping(obj)
+
+        @classmethod
+        def model_validate_json(cls, json_data: str | bytes, **_: Any) -> Config:
+            """Check a mapping in JSON, as `from_mapping` does."""
+            try:
+                options = json.loads(json_data)
+            except (ValueError, RecursionError) as error:
+                raise ConfigError(f"config is not JSON: {error}") from error
+            return cls.from_mapping(options)
+
+        @classmethod
+        def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Config:
+            """Check the options, as `Config(...)` does."""
+            return cls(**values)
+
+        def model_copy(self, *, update: Mapping[str, Any] | None = None, **_: Any) -> Config:
+            """Return a checked copy, as `replace` does."""
+            return self.replace(**(update or {}))
+
+        copy = model_copy
+
     @model_validator(mode="after")
     def _check(self) -> Config:
         """Check what depends on several fields, and what pydantic has no bound for."""
         evaluated = self.evaluated_tasks
         if not self.task or len(set(evaluated)) < len(evaluated):
             raise ValueError(
-                f"task and held_out_tasks must name tasks, each once, got {list(self.task)} and "
-                f"{list(self.held_out_tasks)}"
+                f"task and held_out_tasks must name tasks, each once, got {short(list(self.task))} "
+                f"and {short(list(self.held_out_tasks))}"
             )
         no_delta = self.loss in WITHOUT_DELTA
         if self.delta and (no_delta or self.delta <= 1 + self.epsilon_high):
@@ -341,7 +388,9 @@ class Config(BaseModel):
                 f", got delta={self.delta}, epsilon_high={self.epsilon_high}, loss={self.loss}"
             )
         if self.push_to_hub and not is_hub_id(self.push_to_hub):
-            raise ValueError(f"push_to_hub must be a hub id, user/name, got {self.push_to_hub!r}")
+            raise ValueError(
+                f"push_to_hub must be a hub id, user/name, got {short(self.push_to_hub)}"
+            )
         if self.train == "full" and self.adapter:
             raise ValueError(
                 f"adapter must be empty with train=full, got {self.adapter!r}: to continue from a "
@@ -396,6 +445,8 @@ class Config(BaseModel):
         Raises:
             ConfigError: an option is unknown, or its value is wrong; the line names the source.
         """
+        if not isinstance(options, Mapping):
+            raise ConfigError(f"{source} must map keys to values, got {short(options)}")
         try:
             return cls(**{str(key): value for key, value in options.items()})
         except ConfigError as error:
@@ -409,22 +460,6 @@ class Config(BaseModel):
             ConfigError: there is no such file, or it does not map known options to their values.
         """
         return cls.from_mapping(read_yaml(path), str(path))
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file that maps option names to values.
-
-    Raises:
-        ConfigError: the file cannot be read, or holds something else.
-    """
-    try:
-        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())  # YAML's own is several lines
-        raise ConfigError(f"cannot read config {str(path)!r}: {reason}") from error
-    if not isinstance(options, dict):
-        raise ConfigError(f"config {str(path)!r} must map keys to values, got {options!r}")
-    return options
 
 
 def field_extra(name: str) -> dict[str, Any]:
@@ -468,11 +503,12 @@ _EXPECTED = {
     "bool_type": "be true or false",
     "string_type": "be a string",
     "sequence_str": "be a list of names",
+    "list_type": "be a list of names",
     "is_instance_of": "be a list of names",
-    "greater_than_equal": "be at least {ge:g}",
-    "greater_than": "be above {gt:g}",
-    "less_than_equal": "be at most {le:g}",
-    "less_than": "be below {lt:g}",
+    "greater_than_equal": "be at least {ge:.12g}",
+    "greater_than": "be above {gt:.12g}",
+    "less_than_equal": "be at most {le:.12g}",
+    "less_than": "be below {lt:.12g}",
 }
 
 
@@ -480,16 +516,17 @@ def _explain(error: ValidationError) -> str:
     """Turn pydantic's first error into one line that says what was expected and what came."""
     first = error.errors(include_url=False)[0]
     kind, context = first["type"], first.get("ctx", {})
-    if kind == "value_error":
+    if not first["loc"]:  # of several fields
         return str(context["error"])
-    name = str(first["loc"][0])
+    name, got = short(first["loc"][0]).strip("'"), short(first["input"])
+    if kind == "value_error":
+        return f"{name} {context['error']}"
     if kind == "extra_forbidden":
         return unknown_option(name)
     if kind == "literal_error":
         choices = context["expected"].replace("'", "").replace(" or ", ", ")
-        got = first["input"]
-        now = RENAMED_VALUES.get(str(got))
+        now = RENAMED_VALUES.get(got.strip("'"))
         hint = f", which is now called {now}" if now else ""
-        return f"{name} must be one of {choices}, got {got!r}{hint}"
-    expected = _EXPECTED.get(kind, first["msg"]).format(**context)
-    return f"{name} must {expected}, got {first['input']!r}"
+        return f"{name} must be one of {choices}, got {got}{hint}"
+    expected = _EXPECTED.get(kind, "be valid ({kind})").format(kind=kind, **context)
+    return f"{name} must {expected}, got {got}"

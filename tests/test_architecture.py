@@ -27,8 +27,11 @@ BROWSER_SERVER = ("envs/browser/server/", "envs/browser/miniwob/")
 
 # From the bottom to the top: a file may import from its own layer and from those before it.
 LAYERS = (
-    ("grpo.errors", "grpo.types", "grpo.algorithm", "grpo.tree"),
-    ("grpo.config", "grpo.arguments", "grpo.distributed", "grpo.shutdown"),
+    ("grpo.errors", "grpo.safe_output", "grpo.types", "grpo.algorithm", "grpo.tree"),
+    (
+        *("grpo.option_values", "grpo.yaml_file", "grpo.config", "grpo.arguments"),
+        *("grpo.distributed", "grpo.shutdown"),
+    ),
     ("grpo.model",),
     ("grpo.generators",),
     ("grpo.rollouts",),

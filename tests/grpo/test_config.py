@@ -46,7 +46,7 @@ def test_yaml_round_trip(tmp_path):
         ({"task": None}, "task must be a list of names, got None"),
         ({"task": 7}, "task must be a list of names, got 7"),
         ({"task": ["a", 7]}, "task must be a string, got 7"),
-        ({"temperature": 0}, "temperature must be above 0, got 0"),
+        ({"temperature": 0}, "temperature must be at least 0.01, got 0"),
         ({"learning_rate": "fast"}, "learning_rate must be a number, got 'fast'"),
         ({"learning_rate": 0}, "learning_rate must be above 0, got 0"),
         ({"beta": -1}, "beta must be at least 0, got -1"),
