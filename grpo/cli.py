@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from grpo.arguments import Parser, read_config
 from grpo.errors import ConfigError
+from grpo.safe_output import one_line, protect_output
 
 if TYPE_CHECKING:
     from envs.browser.pool import BrowserPool
@@ -133,7 +134,7 @@ def push(argv: Sequence[str]) -> int:
 
         if not is_hub_id(arguments.repo_id):
             raise ConfigError(f"expected a hub id, user/name, got {arguments.repo_id!r}")
-        print(push_to_hub(arguments.folder, arguments.repo_id))
+        print(one_line(push_to_hub(arguments.folder, arguments.repo_id)))
 
     return exit_code(program)
 
@@ -149,13 +150,14 @@ def exit_code(program: Callable[[], None], *, hint: str = "") -> int:
         0; 2 if the user asked for something that cannot be done, 1 if the infrastructure failed,
         128 and the signal's number if a signal ended the program.
     """
+    protect_output()
     try:
         program()
         return 0
     except KeyboardInterrupt:  # while the model was loading: there is nothing to save
         return 130
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except Exception as error:
         from envs.base import EnvError, TaskError
@@ -169,7 +171,7 @@ def exit_code(program: Callable[[], None], *, hint: str = "") -> int:
             os._exit(error.exit_code)  # torch's thread may be in an update that nobody awaits
         if not isinstance(error, EnvError | TaskError | GeneratorError | TrainingError | OSError):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, TaskError) else 1
 
 
