@@ -20,8 +20,6 @@ from grpo.safe_output import accept_any_character, code, markdown, one_line, pri
 ROOT = Path(__file__).resolve().parents[2]
 ANY = st.text(st.characters(codec=None, categories=None))
 HOSTILE = "\x1b[2J\x1b]0;title\x07 \x9b31m \r\x08 \u202egnp \u2066 \ud800 \u2028 \U000e0041 \x7f"
-    "\x1b[2J\x1b]0;title\x07 \x9b31m \r\x08 \u202egnp.exe \u2066 \ud800 \u2028 \U000e0041 \x7f"
-)
 
 
 @given(ANY)
