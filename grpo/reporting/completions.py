@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from grpo.safe_output import markdown, one_line, printable
 from grpo.types import Episode, Group
 
 GROUPS = 4
@@ -17,7 +18,10 @@ GROUPS = 4
 
 
 class CompletionRow(NamedTuple):
-    """One episode: a row of the table. Completions and advantages have one line per turn."""
+    """One episode: a row of the table. Completions and advantages have one line per turn.
+
+    Its texts are printable.
+    """
 
     task: str
     seed: int
@@ -56,20 +60,22 @@ def as_table(rows: Sequence[CompletionRow]) -> Table:
 
 def as_markdown(rows: Sequence[CompletionRow]) -> str:
     """Make the rows a table in Markdown."""
-    lines = [CompletionRow._fields, ["---"] * len(CompletionRow._fields), *map(_cells, rows)]
-    safe = ([cell.replace("|", "\\|").replace("\n", "<br>") for cell in line] for line in lines)
+    lines: list[Sequence[str]] = [CompletionRow._fields, ["---"] * len(CompletionRow._fields)]
+    lines += map(_cells, rows)
+    safe = (["<br>".join(map(markdown, cell.splitlines())) for cell in line] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in safe)
 
 
 def _row(episode: Episode, advantages: Sequence[float]) -> CompletionRow:
     texts = [
-        " ".join(turn.text.split()) + ("" if turn.valid_action else "  (not a valid action)")
+        printable(" ".join(turn.text.split()))
+        + ("" if turn.valid_action else "  (not a valid action)")
         for turn in episode.turns
     ]
     return CompletionRow(
-        episode.task.name,
+        one_line(episode.task.name),
         episode.task.seed,
-        episode.goal,
+        printable(episode.goal),
         "\n".join(texts),
         episode.reward,
         "\n".join(f"{advantage:+.2f}" for advantage in advantages[: len(texts)]),

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console
 from torch import Tensor
 
 from grpo.errors import ConfigError
 from grpo.reporting.completions import CompletionRow, as_markdown, as_table, completion_rows
-from grpo.reporting.progress import CURVES
+from grpo.reporting.progress import CURVES, SafeConsole
+from grpo.safe_output import printable
 from grpo.types import Group
 
 if TYPE_CHECKING:
@@ -86,8 +86,10 @@ class MetricsLog:
         if not every or (step - 1) % every or not groups:
             return
         rows = completion_rows(groups, advantages)
-        with self._completions.open("a") as file:
-            Console(file=file, width=120).print(f"step {step}", as_table(rows), "", sep="\n")
+        with self._completions.open("a", encoding="utf-8") as file:
+            # A file, whatever the environment says of colours.
+            console = SafeConsole(file=file, width=120, force_terminal=False, color_system=None)
+            console.print(f"step {step}", as_table(rows), "", sep="\n")
         if self._dashboard is not None:
             self._dashboard.completions(step, rows)
 
@@ -125,14 +127,18 @@ class _TensorBoard:
 
 
 def _tensorboard(folder: Path, purge_step: int) -> _TensorBoard | None:
-    """Write events into the run's folder; warn and return None without TensorBoard."""
+    """Write events into the run's folder; warn and return None without TensorBoard.
+
+    TensorBoard names a run by the folder of its events: the run's own name.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         text = "no TensorBoard events: install the extra 'tensorboard' for them"
         warnings.warn(text, stacklevel=3)
         return None
-    return _TensorBoard(SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step))
+    events = folder / "tensorboard" / folder.resolve().name
+    return _TensorBoard(SummaryWriter(str(events), purge_step=purge_step))
 
 
 class _WandB:
@@ -158,7 +164,7 @@ class _WandB:
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT") or "grpo-browser",
-                name=folder.name,
+                name=folder.resolve().name,
                 dir=folder,
                 id=path.read_text().strip() if resumed else None,
                 resume="allow" if resumed else None,
@@ -188,7 +194,7 @@ class _WandB:
         try:
             call()
         except Exception as error:  # no failure of a dashboard ends a training run
-            warnings.warn(f"W&B failed: {error}", stacklevel=3)
+            warnings.warn(f"W&B failed: {printable(error)}", stacklevel=3)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:

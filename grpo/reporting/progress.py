@@ -1,4 +1,4 @@
-"""What a person sees: progress bars during the run, tables and curves at its end."""
+"""What a person sees in a terminal: progress bars during the run, tables at its end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,14 +19,36 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from grpo.distributed import World
+from grpo.safe_output import accept_any_character, printable
 
 CURVES = (
     ("reward", "mean reward"),
     ("completion_length", "completion length (tokens)"),
     ("entropy", "entropy (nats per token)"),
 )
+
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+ASCII_BLOCKS = "_.:-=+*#"
+
+
+class SafeConsole(Console):
+    """A console that shows strings as they are: no markup, no emoji codes, no escape sequences."""
+
+    def __init__(self, **options: Any) -> None:
+        """Make the console.
+
+        Args:
+            options: those of `rich.console.Console`.
+        """
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make a string the text that is shown: every string comes by here, a table's as well."""
+        return super().render_str(printable(text), **options)
 
 
 class Bar:
@@ -51,7 +72,7 @@ class Bars:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._progress = Progress(
-            TextColumn("{task.description:<26}"),
+            TextColumn("{task.description:<26}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -66,7 +87,18 @@ class Bars:
     def for_world(cls, world: World) -> Bars:
         """Make the bars of a program; only those of the main rank are shown."""
         width = None if sys.stdout.isatty() else 120  # of a log: tables are not folded to 80
-        return cls(Console(highlight=False, quiet=not world.is_main, width=width))
+        accept_any_character(sys.stdout)
+        return cls(SafeConsole(quiet=not world.is_main, width=width))
+
+    @contextmanager
+    def status(self, text: str) -> Iterator[None]:
+        """Show a line while the block runs: with a spinner, or once where there is no terminal."""
+        if self.console.is_interactive:
+            with self.console.status(Text(printable(text)), spinner="line"):
+                yield
+        else:
+            self.console.print(text)
+            yield
 
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Bar]:
@@ -74,7 +106,7 @@ class Bars:
         if not self._open:
             self._progress.start()
         self._open += 1
-        task = self._progress.add_task(description, total=total)
+        task = self._progress.add_task(printable(description), total=total)
         try:
             yield Bar(self._progress, task)
         finally:
@@ -104,19 +136,26 @@ def step_line(step: int, metrics: dict[str, float]) -> str:
     return "  ".join(parts)
 
 
-def sparkline(steps: Sequence[dict[str, float]], name: str = "success", width: int = 60) -> str:
+def sparkline(
+    steps: Sequence[dict[str, float]],
+    name: str = "success",
+    width: int = 60,
+    *,
+    ascii_only: bool = False,
+) -> str:
     """Draw a metric between 0 and 1 as a row of blocks, averaged down to the width."""
+    blocks = ASCII_BLOCKS if ascii_only else BLOCKS
     values = [step[name] for step in steps if name in step]
     bins = min(width, len(values))
     edges = [i * len(values) // bins for i in range(bins + 1)] if bins else []
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    return "".join("▁▂▃▄▅▆▇█"[round(7 * min(1.0, max(0.0, mean)))] for mean in means)
+    return "".join(blocks[round(7 * min(1.0, max(0.0, mean)))] for mean in means)
 
 
 def time_line(summary: dict[str, Any]) -> str:
     """Say in a line where the time of a run went."""
     seconds = summary["seconds"]
-    steps, episodes = _count(summary["steps"], "step"), _count(summary["episodes"], "episode")
+    steps, episodes = count(summary["steps"], "step"), count(summary["episodes"], "episode")
     return (
         f"{steps}, {episodes}. Seconds: set-up {seconds['setup']:.0f}, "
         f"evaluation {seconds['eval']:.0f}, updates {seconds['update']:.0f}, rollouts "
@@ -153,41 +192,11 @@ def success_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """Say how many there are, e.g. 1 step, 2 steps."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def rate_text(rate: dict[str, float] | None) -> str:
     """Format a success rate with its interval; "" where none was measured."""
     return f"{rate['success']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]" if rate else ""
-
-
-def plot_curves(steps: Sequence[dict[str, float]], path: Path, *, title: str) -> None:
-    """Draw reward, completion length and entropy over the training steps as a PNG.
-
-    Args:
-        steps: as `read_metrics` returns them.
-        path: of the picture.
-        title: of the picture.
-    """
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "the picture of the curves needs matplotlib: install the extra 'tensorboard'"
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(CURVES), figsize=(13, 3.6), layout="constrained")
-    for axis, (name, label) in zip(axes, CURVES, strict=True):
-        points = [(line["step"], line[name]) for line in steps if name in line]
-        axis.plot(*zip(*points, strict=True) if points else ([], []), color="#2a6f97", marker=".")
-        axis.set(xlabel="training step", title=label)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylim(-0.03, max(1.03, axes[0].get_ylim()[1]))
-    axes[2].set_ylim(bottom=0)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envs.base import Task
+from grpo.reporting.curves import plot_curves
 from grpo.reporting.gallery import record_episode, write_gallery
 from grpo.reporting.hub import push_to_hub
 from grpo.reporting.loggers import MetricsLog, read_metrics
-from grpo.reporting.progress import Bars, plot_curves, sparkline, success_table, time_line
+from grpo.reporting.progress import Bars, count, sparkline, success_table, time_line
 from grpo.rollouts.agents import Agent
 from grpo.rollouts.evaluation import Outcome, Success, evaluate
 from grpo.rollouts.rollout import Rollouts, gather
@@ -149,7 +150,7 @@ class EvaluationReport(Report):
         seconds = ", ".join(f"{k} {v:.0f}" for k, v in self.seconds.items())
         self.console.print(f"Seconds: {seconds}", soft_wrap=True)
         folder = self.runtime.config.folder
-        self.console.print(f"\n{folder}/  evaluation.json, media/index.html")
+        self.console.print(f"\n{folder}/  evaluation.json, media/index.html", soft_wrap=True)
 
 
 class TrainingReport(Report):
@@ -183,22 +184,28 @@ class TrainingReport(Report):
         policy.tokenizer.save_pretrained(weights)
         self.write()
         steps = read_metrics(folder / "metrics.jsonl")
-        title = f"{', '.join(config.task)}: {trainer.step} steps, {trainer.episodes} episodes"
+        title = (
+            f"{', '.join(config.task)}: {count(trainer.step, 'step')}, "
+            f"{count(trainer.episodes, 'episode')}"
+        )
         try:
-            plot_curves(steps, folder / "curves.png", title=title)
+            plot_curves(steps, folder / "curves.png", title=title, summary=self.summary)
         except ModuleNotFoundError as error:
             console.print(f"no curves.png: {error}", soft_wrap=True)
-        console.print(f"\nsuccess while training  {sparkline(steps)}\n", soft_wrap=True)
+        line = sparkline(steps, ascii_only=console.options.ascii_only)
+        console.print(f"\nsuccess while training  {line}\n", soft_wrap=True)
         if "per_task" in self.summary:
             console.print(success_table(self.summary))
         console.print(time_line(self.summary), soft_wrap=True)
         console.print(
-            f"\n{folder}/  {weights.name}, curves.png, media, metrics.jsonl, summary.json"
+            f"\n{folder}/  {weights.name}, curves.png, media, metrics.jsonl, summary.json",
+            soft_wrap=True,
         )
         if config.logger == "tensorboard":
-            console.print(f"tensorboard --logdir {shlex.quote(f'{folder}/tensorboard')}")
+            logdir = shlex.quote(f"{folder}/tensorboard")
+            console.print(f"tensorboard --logdir {logdir}", soft_wrap=True)
         if config.push_to_hub:
-            console.print(push_to_hub(folder, config.push_to_hub))
+            console.print(push_to_hub(folder, config.push_to_hub), soft_wrap=True)
 
 
 def command_line(argv: Sequence[str]) -> str:

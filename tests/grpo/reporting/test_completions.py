@@ -1,10 +1,14 @@
 """The table of completions: which episodes, and the advantages of their turns."""
 
+import io
+
 import pytest
 import torch
+from rich.console import Console
 
 from envs.base import Task
-from grpo.reporting.completions import GROUPS, as_markdown, completion_rows
+from grpo.reporting.completions import GROUPS, as_markdown, as_table, completion_rows
+from grpo.safe_output import printable
 from grpo.types import Completion, Episode, Group, Turn
 
 TASK = Task("click-button", 3)
@@ -49,8 +53,31 @@ def test_every_episode_needs_its_advantages():
 
 
 def test_markdown_shows_texts_as_they_are():
-    groups = [group(episode(1, "a | b\n\tc"), episode(0, "d"))]
+    groups = [group(episode(1, "a | b\n\tc <img> ![x](y)"), episode(0, "d"))]
     table = as_markdown(completion_rows(groups, torch.tensor([[1.0], [-1.0]])))
     assert table.splitlines()[2] == (
-        "| click-button | 3 | Click it. | a \\| b c  (not a valid action) | 1 | +1.00 |"
+        r"| click-button | 3 | Click it. | a \| b c \<img\> \!\[x\](y)  (not a valid action) "
+        "| 1 | +1.00 |"
     )
+
+
+HOSTILE = "\x1b[2J\x9b31m\r\u202e \ud800 [red]x[/] :smile:"
+
+
+def test_what_pages_and_completions_say_cannot_command_a_terminal():
+    task = Task(f"{HOSTILE}\nstep 3", 0)
+    completion = Completion((1,), (2,), (-1.0,), 0, "stop")
+    evil = Episode(task, (Turn(completion, HOSTILE, False),), 1.0, True, "done", HOSTILE)
+    rows = completion_rows([Group(task, (evil, evil))], torch.zeros(2, 1))
+    for row in rows:
+        assert "\n" not in row.task
+        assert row == row._replace(**{k: printable(v) for k, v in row._asdict().items()
+                                      if isinstance(v, str)})  # fmt: skip
+        assert row.goal == r"\x1b[2J\x9b31m\r\u202e \ud800 [red]x[/] :smile:"
+    console = Console(file=io.StringIO(), width=200)
+    console.print(as_table(rows))
+    text = console.file.getvalue()
+    assert printable(text) == text
+    assert text.count("[red]x[/] :smile:") == 6
+    text = as_markdown(rows)
+    assert printable(text) == text

@@ -102,7 +102,7 @@ def test_tensorboard(tmp_path, played):
         log.log(step, {"approx_kl": 0, "entropy": 1, "completion_length": 2, "reward": step / 10})
         log.completions(step, played, ADVANTAGES)
     log.close()
-    events = loader.EventAccumulator(str(tmp_path / "tensorboard"))
+    events = loader.EventAccumulator(str(tmp_path / "tensorboard" / tmp_path.name))
     events.Reload()
     # TensorBoard sorts by character code, so the three curves come first.
     assert sorted(events.Tags()["scalars"]) == [
@@ -118,8 +118,27 @@ def test_tensorboard(tmp_path, played):
     ]
     assert lines[3] == (
         "| click-button | 0 | Click it. "
-        "| The [b]ok[/b] \\| is here  (not a valid action)<br>click('3') | 0 | -1.50<br>+0.75 |"
+        r"| The \[b\]ok\[/b\] \| is here  (not a valid action)<br>click('3') | 0 | -1.50<br>+0.75 |"
     )
+
+
+def test_the_dashboard_names_a_run_by_its_folder(tmp_path, monkeypatch):
+    """Also a run in the folder where the program was started."""
+    pytest.importorskip("tensorboard")
+    write(tmp_path / "a run", [1])
+    assert [path.name for path in (tmp_path / "a run" / "tensorboard").iterdir()] == ["a run"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write(".", [1])
+    assert [path.name for path in (tmp_path / "here" / "tensorboard").iterdir()] == ["here"]
+
+
+def test_completions_are_text_even_where_colours_are_forced(tmp_path, played, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    log = MetricsLog(tmp_path)
+    log.completions(1, played, ADVANTAGES)
+    log.close()
+    assert "\x1b" not in (tmp_path / "completions.txt").read_text()
 
 
 def test_completions_are_a_table_of_the_best_and_the_worst_episodes(tmp_path, played):

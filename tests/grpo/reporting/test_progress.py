@@ -1,20 +1,25 @@
 import io
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from grpo.distributed import World
 from grpo.reporting.progress import (
-    CURVES,
     Bars,
-    plot_curves,
+    SafeConsole,
     sparkline,
     step_line,
     success_table,
     time_line,
 )
-from grpo.training.metrics import METRICS
+from grpo.safe_output import printable
+
+ROOT = Path(__file__).resolve().parents[3]
 
 RATE = {"success": 0.5, "low": 0.31, "high": 0.69, "n": 25, "turns": 2.04}
 RATES = {
@@ -97,28 +102,86 @@ def test_sparkline():
     assert sparkline([]) == sparkline(steps, "entropy") == ""
 
 
+def test_sparkline_in_ascii():
+    steps = [{"success": rate} for rate in (0, 0.5, 1)]
+    assert sparkline(steps, ascii_only=True) == "_=#"
+
+
+HOSTILE = "[red]a[/] :smile: \x1b[31m\x07\u202e\ud800 [/b]"
+
+
+def test_what_is_printed_is_text():
+    """In lines, in tables and their titles, in the names of bars: neither markup nor escapes."""
+    console = SafeConsole(file=io.StringIO(), width=150)
+    console.print(HOSTILE, soft_wrap=True)
+    table = Table(HOSTILE, title=HOSTILE)
+    table.add_row(HOSTILE)
+    console.print(table)
+    with Bars(console).status(HOSTILE):
+        pass
+    text = console.file.getvalue()
+    assert text.count(printable(HOSTILE)) == 5
+    assert printable(text) == text
+
+
+def test_names_of_bars_and_the_spinner_are_text(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    console = SafeConsole(file=io.StringIO(), force_terminal=True, color_system=None, width=150)
+    bars = Bars(console)
+    with bars.status(HOSTILE):
+        pass
+    assert console.file.getvalue().count(printable(HOSTILE)) >= 1
+    console.file = io.StringIO()
+    with bars.bar(HOSTILE, 2):
+        pass
+    text = console.file.getvalue()
+    assert printable(HOSTILE) in text
+    assert "\x07" not in text
+    assert "\x1b[31m" not in text
+    assert "\u202e" not in text
+
+
+def test_a_status_is_a_line_where_there_is_no_terminal():
+    bars = Bars(SafeConsole(file=io.StringIO(), width=120))
+    with bars.status("loading the model"):
+        assert bars.console.file.getvalue() == "loading the model\n"
+
+
+PRINTS = """
+from grpo.distributed import World
+from grpo.reporting.progress import Bars, sparkline, success_table
+
+rate = {"success": 1.0, "low": 0.5, "high": 1.0, "n": 4, "turns": 1.0}
+summary = {"per_task": {"tâche " * 40: {"日本": {"sampled": rate}}}}
+bars = Bars.for_world(World.single())
+with bars.bar("é 日本", 3) as bar, bars.status("日本"):
+    bar()
+    bars.console.print("é", sparkline([{"success": 1}]))
+bars.console.print(success_table(summary))
+print("end")
+"""
+
+
+@pytest.mark.parametrize("terminal", ["0", "1"])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_console_that_lacks_a_character(encoding, terminal):
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTS],
+        cwd=ROOT, capture_output=True, timeout=60,
+        env=os.environ
+        | {"PYTHONIOENCODING": encoding, "TTY_COMPATIBLE": terminal, "TERM": "xterm"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    text = done.stdout.decode(encoding)
+    assert text.endswith("end\n")
+    assert r"\u65e5" in text
+
+
 def test_only_the_main_rank_shows_its_bars():
     other = World.single()
     assert not Bars.for_world(other).console.quiet
     other.rank = 1
     assert Bars.for_world(other).console.quiet
-
-
-def test_curves_are_metrics_and_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
-    assert {name for name, _ in CURVES} <= set(METRICS)
-    steps = [{"step": i, "reward": i / 5, "completion_length": 4.0} for i in range(1, 4)]
-    steps[1]["entropy"] = 0.5  # a skipped step has none
-    for name, lines in (("some.png", steps), ("none.png", [])):
-        plot_curves(lines, tmp_path / name, title="a run")
-        assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert (tmp_path / "some.png").read_bytes() != (tmp_path / "none.png").read_bytes()
-
-
-def test_without_matplotlib(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ModuleNotFoundError, match="install the extra 'tensorboard'"):
-        plot_curves([], tmp_path / "curves.png", title="")
 
 
 def test_nested_bars():
