@@ -62,17 +62,10 @@ def _gguf() -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-    loaded = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
-    # The loaded model is marked as quantized and cannot be saved, so copy its weights to a new one.
-    config = type(loaded.config).from_dict(
-        {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
-    )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(loaded.state_dict())
-    model.generation_config = loaded.generation_config
+    from grpo.model.pretrained import read_pretrained
+
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    model, tokenizer = read_pretrained(source, torch.float32)
+    tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
