@@ -30,7 +30,7 @@ from envs.browser.miniwob.tasks import tasks
 from envs.browser.protocol import Response
 from envs.browser.server.local import LocalServer
 from grpo.model.bundled import HUB_ID, bundled_model_path
-from grpo.rollouts.agents import read_prompt
+from grpo.model.chat import ChatTemplate
 
 VERDICTS = {
     "solved": "a scripted solver completes it by element ids alone",
@@ -144,21 +144,21 @@ def verdicts() -> dict[str, str]:
     return {name: f"{kind}: {reason}" for kind, reason, names in UNSOLVED for name in names.split()}
 
 
-async def measure(env: Reader, names: Iterable[str], seeds: int, tokenizer: Any) -> list[Row]:
+async def measure(env: Reader, names: Iterable[str], seeds: int, chat: ChatTemplate) -> list[Row]:
     """Count the tokens of each task's first pages.
 
     Args:
         env: the environment to reset.
         names: names of the tasks.
         seeds: number of seeds per task: 0, 1, ...
-        tokenizer: the model's tokenizer; has a chat template.
+        chat: the model's chat template.
 
     Returns:
         One row per task.
     """
 
     def count(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(chat.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     ids, rows = verdicts(), []
     for name in names:
@@ -167,7 +167,7 @@ async def measure(env: Reader, names: Iterable[str], seeds: int, tokenizer: Any)
             observation = await env.reset(Task(name, seed))
             # The address of a file contains the path of this checkout.
             tree = re.sub(r"url='file:[^']*/", "url='", env.tree)
-            prompt, _ = read_prompt(observation, tokenizer)
+            prompt = chat.prompt(observation.messages)
             counts.append((count(tree), count(observation.page), len(prompt)))
         tokens = map(median, zip(*counts, strict=True))
         rows.append(dict(zip(("tree", "page", "prompt"), tokens, strict=True), task=name))
@@ -232,7 +232,7 @@ def main() -> None:
     async def read() -> list[Row]:
         env = PageReader(await server.ensure())
         try:
-            return await measure(env, names, arguments.seeds, tokenizer)
+            return await measure(env, names, arguments.seeds, ChatTemplate(tokenizer))
         finally:
             await env.close()
 

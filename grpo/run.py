@@ -108,6 +108,8 @@ async def run_training(
     bars.console.print(f"[bold]{', '.join(config.task)}[/]  loading the model")
     async with open_runtime(config, env, world, shutdown) as runtime:
         policy, decodings = runtime.policy, runtime.decodings
+        if config.warm_start_steps:
+            policy.chat.check_demonstrations()
         rollouts = Rollouts(
             runtime.pool, decodings["sampled"], config.max_turns, config.valid_action_bonus
         )

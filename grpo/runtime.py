@@ -72,6 +72,7 @@ async def open_runtime(
     """
     world = world or World.single()
     policy = load_policy(config)
+    policy.chat.date = world.all_gather(policy.chat.date)[0]  # midnight may be between the ranks
     # One thread for all of torch's work leaves the event loop to the environments.
     executor = ThreadPoolExecutor(1, thread_name_prefix="torch")
     pool = env if isinstance(env, EnvPool) else EnvPool(env, config.env_sessions)
@@ -85,7 +86,7 @@ async def open_runtime(
         decodings = {
             name: model_agent(
                 generator,
-                policy.tokenizer,
+                policy.chat,
                 temperature=temperature,
                 max_prompt_tokens=max_prompt_tokens,
             )

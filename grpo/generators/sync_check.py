@@ -199,10 +199,7 @@ def _change_until(
 
 async def _sample(policy: Policy, generator: Generator, temperature: float) -> list[Completion]:
     messages = [{"role": "user", "content": PROMPT}]
-    prompt = policy.tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=False
-    )
-    prompt = prompt[-(policy.max_length - TOKENS) :]
+    prompt = policy.chat.prompt(messages)[-(policy.max_length - TOKENS) :]
     requests = (
         generator.generate(prompt, seed=seed, temperature=temperature, max_new_tokens=TOKENS)
         for seed in range(SAMPLES)

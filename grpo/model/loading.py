@@ -10,6 +10,8 @@ import torch
 
 from grpo.errors import ConfigError
 from grpo.model.bundled import bundled_model_path
+from grpo.model.chat import ChatTemplate
+from grpo.model.chat_date import DATE_FILE, saved_date
 from grpo.model.full_policy import FullPolicy
 from grpo.model.lora_policy import LoRAPolicy
 from grpo.model.policy import Policy
@@ -34,8 +36,13 @@ def make_policy(config: Config, model: Any, tokenizer: Any) -> Policy:
     """Make a loaded model a policy: one with an adapter, or one that is trained as a whole.
 
     Raises:
-        ConfigError: the model has no layers of the names given for the adapter, or does not fit.
+        ConfigError: the model has no layers of the names given for the adapter, or does not fit;
+            its chat template refuses messages or loses them.
     """
+    adapter = find_adapter(config.adapter) if config.adapter else None
+    date = saved_date(*(folder for folder in (adapter, config.model) if folder))
+    chat = ChatTemplate(tokenizer, config.chat_template_kwargs, date)
+    chat.warn_about_reasoning(config.max_new_tokens)
     options: dict[str, Any] = {
         "forward": config.forward,
         "activation_checkpointing": config.activation_checkpointing,
@@ -44,19 +51,22 @@ def make_policy(config: Config, model: Any, tokenizer: Any) -> Policy:
     try:
         if config.train == "full":
             keep_reference = config.uses_reference
-            return FullPolicy(model, tokenizer, keep_reference=keep_reference, **options)
-        return LoRAPolicy(
-            model,
-            tokenizer,
-            lora_r=config.lora_r,
-            lora_alpha=config.lora_alpha,
-            lora_target_modules="all-linear" if targets == ["all-linear"] else targets,
-            adapter=find_adapter(config.adapter) if config.adapter else None,
-            seed=config.seed,
-            **options,
-        )
+            policy: Policy = FullPolicy(model, tokenizer, keep_reference=keep_reference, **options)
+        else:
+            policy = LoRAPolicy(
+                model,
+                tokenizer,
+                lora_r=config.lora_r,
+                lora_alpha=config.lora_alpha,
+                lora_target_modules="all-linear" if targets == ["all-linear"] else targets,
+                adapter=adapter,
+                seed=config.seed,
+                **options,
+            )
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
+    policy.chat = chat
+    return policy
 
 
 def choose_device(device: str) -> str:
@@ -139,7 +149,7 @@ def find_adapter(name: str) -> Path:
 
     files = ["adapter_config.json", "adapter_model.safetensors"]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=files))
+        folder = Path(snapshot_download(name, allow_patterns=[*files, DATE_FILE]))
     except (OSError, ValueError) as error:
         reason = f"{' '.join(str(error).split()).rstrip('.')} ({constants.ENDPOINT})"
         raise ConfigError(f"no adapter at {name!r}: {expected}; got: {reason}") from error

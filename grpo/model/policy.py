@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from grpo.model.chat import ChatTemplate
 from grpo.model.forward import (
     ForwardMode,
     SharedPrefix,
@@ -135,12 +137,18 @@ class Policy(ABC):
         head: nn.Module = self.model.get_output_embeddings()
         return head
 
+    @cached_property
+    def chat(self) -> ChatTemplate:
+        """The model's chat template; `make_policy` sets the one with the run's options."""
+        return ChatTemplate(self.tokenizer)
+
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end a completion."""
+        """Tokens that end a completion: the model's, the tokenizer's and the template's own."""
         configured = self.model.generation_config.eos_token_id
         ids = configured if isinstance(configured, list) else [configured]
-        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+        ids = [*ids, self.tokenizer.eos_token_id, self.chat.end_id]
+        return frozenset(i for i in ids if i is not None)
 
     @property
     def max_length(self) -> int:

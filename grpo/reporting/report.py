@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envs.base import Task
+from grpo.model.chat_date import save_date
 from grpo.reporting.curves import plot_curves
 from grpo.reporting.gallery import record_episode, write_gallery
 from grpo.reporting.hub import push_to_hub
@@ -182,6 +183,7 @@ class TrainingReport(Report):
         weights = folder / policy.weights_dirname
         policy.save(weights)
         policy.tokenizer.save_pretrained(weights)
+        save_date(weights, policy.chat.date)
         self.write()
         steps = read_metrics(folder / "metrics.jsonl")
         title = (

@@ -235,6 +235,7 @@ class Trainer:
             "groups": self.config.groups_per_step * self.world.world_size,
             "episodes": self.episodes,
             "version": self.policy.version,
+            "date": self.policy.chat.date,
             "seconds": self.seconds,
             "failures": dict(self.rollouts.counters),
             "tasks": self.task_sampler.state(),
@@ -256,6 +257,7 @@ class Trainer:
             )
         self.step, self.episodes = state["step"], state["episodes"]
         self.policy.version, self.seconds = state["version"], state["seconds"]
+        self.policy.chat.date = state["date"]  # a prompt after midnight is the one before
         self.rollouts.counters.update(state["failures"])
         self.task_sampler.load_state(state["tasks"])
         torch.set_rng_state(state["random"])

@@ -65,6 +65,7 @@ async def warm_start(
         How many demonstrations this rank imitated.
 
     Raises:
+        ConfigError: the model's chat template cannot show a demonstration.
         TaskError: no episode of a step was demonstrated to success.
         EnvError: the infrastructure lost all episodes of a step.
     """
@@ -72,7 +73,8 @@ async def warm_start(
     # `loss` has the same gradient.)
     imitation = config.replace(beta=0.0, log_kl=False, importance="none", updates_per_batch=1)
     updater = Updater(imitation, policy, world)
-    oracle = oracle_agent(policy.tokenizer, max_prompt_tokens)
+    policy.chat.check_demonstrations()
+    oracle = oracle_agent(policy.chat, max_prompt_tokens)
     rollouts, task_sampler = Rollouts(pool, oracle, config.max_turns), TaskSampler(config.task)
     count, per_rank = 0, config.groups_per_step
     for step in range(config.warm_start_steps):

@@ -190,7 +190,7 @@ def make_trainer(make_policy, executor, tmp_path):
         config = Config(**(settings | options))
         policy = policy or make_policy(double=False, start=True)
         generator = LocalGenerator(policy, max_new_tokens=config.max_new_tokens, executor=executor)
-        agent = model_agent(generator, policy.tokenizer, temperature=config.temperature)
+        agent = model_agent(generator, policy.chat, temperature=config.temperature)
         rollouts = Rollouts(EnvPool(env, size), agent, config.max_turns, config.valid_action_bonus)
         trainer = Trainer(config, policy, generator, rollouts, executor, world, shutdown)
         trainer.task_sampler = OnePage([TASK.name])

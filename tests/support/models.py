@@ -114,7 +114,7 @@ def save_tiny_lfm2(folder: str | Path, tokenizer: Any) -> None:
 
 
 def make_tokenizer() -> Any:
-    """Make a tokenizer of one token per word; its chat template is the last message's text."""
+    """Make a tokenizer of one token per word; its chat template is the messages' texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -125,7 +125,8 @@ def make_tokenizer() -> Any:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=0
     )
-    tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+    texts = "{% for message in messages %}{{ message['content'] ~ '\n' }}{% endfor %}"
+    tokenizer.chat_template = texts
     return tokenizer
 
 

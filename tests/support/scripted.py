@@ -79,7 +79,7 @@ async def run(
             Shutdown() as shutdown,
             open_generator(config, policy, executor) as generator,
         ):
-            agent = model_agent(generator, policy.tokenizer, temperature=config.temperature)
+            agent = model_agent(generator, policy.chat, temperature=config.temperature)
             pool = EnvPool(env, config.env_sessions)
             rollouts = Rollouts(pool, agent, config.max_turns, config.valid_action_bonus)
             trainer = Trainer(config, policy, generator, rollouts, executor, world, shutdown)

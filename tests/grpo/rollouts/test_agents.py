@@ -9,6 +9,7 @@ from envs.base import Observation, Task, TaskError
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
 from grpo.generators.local import LocalGenerator
+from grpo.model.chat import ChatTemplate
 from grpo.rollouts.agents import (
     blind_agent,
     model_agent,
@@ -26,7 +27,7 @@ NO_ENV = None  # only an oracle looks at the environment
 
 async def test_a_model_agent_encodes_once_and_keeps_the_sampled_ids(make_policy):
     policy = make_policy()
-    agent = model_agent(LocalGenerator(policy, max_new_tokens=4), policy.tokenizer, temperature=1.0)
+    agent = model_agent(LocalGenerator(policy, max_new_tokens=4), policy.chat, temperature=1.0)
     env = ScriptedEnv()
     observation = await env.reset(Task("click-word", 7))
     stopped = Counter()
@@ -36,20 +37,19 @@ async def test_a_model_agent_encodes_once_and_keeps_the_sampled_ids(make_policy)
             list(observation.messages), add_generation_prompt=True, return_dict=False
         )
         assert list(completion.prompt_ids) == prompt
-        assert "<eos>" not in text
         words = policy.tokenizer.convert_ids_to_tokens(list(completion.completion_ids))
-        assert text.split() == [word for word in words if word not in ("<eos>", "<unk>")]
+        assert text.split() == (words[:-1] if completion.finish_reason == "stop" else words)
         stopped[completion.finish_reason] += 1
     assert stopped["stop"] > 0
 
 
-class Tokens:
-    """A tokenizer: one token per word, and the chat is its texts."""
+class Words:
+    """A chat template: its texts, one token per word."""
 
-    def apply_chat_template(self, messages, **_):
+    def prompt(self, messages):
         return "\n".join(message["content"] for message in messages).split()
 
-    def decode(self, ids, **_):
+    def read(self, completion):
         return ""
 
 
@@ -81,11 +81,11 @@ def long_page():
 @pytest.mark.parametrize("limit", [200, 100, 57, 56, 55, 40, 25])
 async def test_a_long_page_is_cut_between_elements(limit):
     reader, observation = Reader(), long_page()
-    agent = model_agent(reader, Tokens(), temperature=1.0, max_prompt_tokens=limit)
+    agent = model_agent(reader, Words(), temperature=1.0, max_prompt_tokens=limit)
     _, completion = await agent(observation, 0, NO_ENV)
     (prompt,) = reader.prompts
     text = " ".join(prompt)
-    whole = len(Tokens().apply_chat_template(observation.messages))
+    whole = len(Words().prompt(observation.messages))
     if limit >= whole:
         assert (len(prompt), completion.lines_cut) == (whole, 0)
         return
@@ -105,7 +105,7 @@ async def test_a_long_page_is_cut_between_elements(limit):
 
 async def test_without_space_for_a_single_element_the_goal_stays():
     reader = Reader()
-    agent = model_agent(reader, Tokens(), temperature=1.0, max_prompt_tokens=1)
+    agent = model_agent(reader, Words(), temperature=1.0, max_prompt_tokens=1)
     _, completion = await agent(long_page(), 0, NO_ENV)
     assert completion.lines_cut == 40
     assert "Goal: Find it." in " ".join(reader.prompts[0])
@@ -127,9 +127,9 @@ def test_cutting_keeps_the_first_lines():
 
 
 def test_read_prompt_counts_the_lines_left_out():
-    ids, lines_cut = read_prompt(long_page(), Tokens())
-    assert (len(ids), lines_cut) == (len(Tokens().apply_chat_template(long_page().messages)), 0)
-    ids, lines_cut = read_prompt(long_page(), Tokens(), 100)
+    ids, lines_cut = read_prompt(long_page(), Words())
+    assert (len(ids), lines_cut) == (len(Words().prompt(long_page().messages)), 0)
+    ids, lines_cut = read_prompt(long_page(), Words(), 100)
     assert len(ids) <= 100
     assert f"({lines_cut} more lines)" in " ".join(ids)
 
@@ -188,14 +188,15 @@ async def test_the_oracle_solves_what_is_demonstrated():
 async def test_the_tokens_of_a_demonstration(tokenizer):
     env = ScriptedEnv()
     observation = await env.reset(Task("click-word", 7))
-    text, completion = await oracle_agent(tokenizer)(observation, 0, env)
+    chat = ChatTemplate(tokenizer)
+    text, completion = await oracle_agent(chat)(observation, 0, env)
     assert text == env.demonstrate() != ""
-    prompt, _ = read_prompt(observation, tokenizer)
+    prompt, _ = read_prompt(observation, chat)
     assert list(completion.prompt_ids) == prompt
     assert tokenizer.decode(completion.completion_ids[:-1]) == text
     assert completion.completion_ids[-1] == tokenizer.eos_token_id
     assert len(completion.logprobs) == len(completion.completion_ids)
-    agent = oracle_agent(tokenizer, max_prompt_tokens=6)
+    agent = oracle_agent(chat, max_prompt_tokens=30)
     _, shorter = await agent(observation, 0, env)
     assert len(shorter.prompt_ids) < len(prompt)
     assert (await oracle_agent()(observation, 0, env))[1].completion_ids == ()

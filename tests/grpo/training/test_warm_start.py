@@ -121,11 +121,11 @@ async def test_long_prompts_are_cut_as_in_rollouts(make_policy, executor, monkey
     monkeypatch.setattr(grpo.training.warm_start, "demonstration_batch", make)
     config = Config(task=TASK.name, groups_per_step=1, warm_start_steps=1)
     policy, pool = make_policy(double=False, start=True), EnvPool(ScriptedEnv, 1)
-    for limit in (0, 12):
+    for limit in (0, 30):
         world = World.single()
         await warm_start(config, policy, pool, executor, world, max_prompt_tokens=limit)
     whole, cut = map(len, prompts)
-    assert cut <= 12 < whole
+    assert cut <= 30 < whole
 
 
 async def test_failed_demonstrations_are_not_imitated(start):
