@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from grpo.generators.base import Generator, completion_limit
-from grpo.generators.tree_cache import TreeCache
+from grpo.model.decoding import PromptDecoder
 from grpo.model.policy import Policy
+from grpo.tree.tree_cache import TreeCache
 from grpo.types import Completion
 
 
@@ -184,23 +185,20 @@ class LocalGenerator(Generator):
         self._waiting = [r for r in self._waiting if r.prompt_ids != prompt]
         for request in self._active:
             request.version = self.policy.version
-        device, model = self.policy.device, self.policy.model
+        policy = self.policy
         finished: list[_Request] = []
-        output = model(torch.tensor([prompt], device=device), use_cache=True, logits_to_keep=1)
-        self.tokens_computed += len(prompt)
+        decoder = PromptDecoder(policy.decoder, prompt, policy.device, use_cache=policy.use_cache)
+        hidden = decoder.start()
         rows = [0] * len(self._active)  # all requests read the prompt's row
         while True:
             batch = self._active
-            finished += self._sample(output.logits[:, -1], np.array(rows))
+            finished += self._sample(policy.head(hidden), np.array(rows))
+            self.tokens_computed += decoder.tokens_computed
             if not self._active:
                 return finished
-            # From here on row i of the logits is request i; finished requests leave the cache.
+            # From here on row i is request i; finished requests leave the batch.
             kept = [row for r, row in zip(batch, rows, strict=True) if r in self._active]
-            cache = output.past_key_values
-            cache.reorder_cache(torch.tensor(kept, device=device))
-            ids = torch.tensor([r.ids[-1:] for r in self._active], device=device)
-            output = model(ids, past_key_values=cache, use_cache=True)
-            self.tokens_computed += len(kept)
+            hidden = decoder.extend(kept, [r.ids[-1] for r in self._active])
             rows = list(range(len(kept)))
 
     def _sample(self, logits: Tensor, row: npt.NDArray[np.int64]) -> list[_Request]:

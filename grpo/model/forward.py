@@ -1,22 +1,42 @@
-"""Two forward passes to the last hidden states, and the choice between them at load time."""
+"""The two forward passes of the update, from tokens to last hidden states."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from grpo.tree.layers import prepare, tree_forward
+from grpo.model.head import OutputHead
+from grpo.tree.layers import tree_forward
 from grpo.tree.layout import LayerCache, Layout, cut_chunks
 from grpo.tree.token_tree import TokenTree, build_tree
 from grpo.types import TokenBatch
 
 ForwardMode = Literal["tree", "padded"]
+
+
+class ForwardPlan(NamedTuple):
+    """How a model computes log-probabilities: what the check at load time found to be right.
+
+    Attributes:
+        mode: "tree" computes every distinct prefix once, "padded" every row by itself.
+        use_cache: False if decoding has to compute every token again (padded rows only).
+        conv_width: width of the model's short convolutions, 0 if it has none.
+        head: from last hidden states to logits.
+        max_length: the longest prompt and completion together, in tokens.
+    """
+
+    mode: ForwardMode
+    use_cache: bool
+    conv_width: int
+    head: OutputHead
+    max_length: int
 
 
 class TreeLayout(Layout):
@@ -53,17 +73,19 @@ class TreeLayout(Layout):
             cached: what the layers computed at them.
             cache_out: receives what the layers compute now.
         """
+        super().__init__()
         self.chunks = cut_chunks(tree.attention, first, len(tree), device)
         self.ancestors = tree.ancestors(width)[first:].to(device)
         self.first, self.cached, self.cache_out = first, cached or {}, cache_out
 
     def prepend_cached(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
         """Put the first nodes' tensors before the others' (see `Layout`)."""
+        call = self.call_of(layer)
         if self.cache_out is not None:
-            self.cache_out[layer] = own
-        if layer not in self.cached:
+            self.cache_out[call] = own
+        if call not in self.cached:
             return own
-        pairs = zip(self.cached[layer], own, strict=True)
+        pairs = zip(self.cached[call], own, strict=True)
         return tuple(torch.cat(pair, dim) for pair in pairs)
 
     def taps(self, layer: nn.Module, own: Tensor) -> list[Tensor]:
@@ -102,7 +124,7 @@ class SharedPrefix:
         self._copies = [x.detach().requires_grad_(x.requires_grad) for x in self._computed]
         copies = iter(self._copies)
         self.hidden = next(copies)
-        self.cached = {layer: tuple(next(copies) for _ in own) for layer, own in cache.items()}
+        self.cached = {call: tuple(next(copies) for _ in own) for call, own in cache.items()}
 
     def backward(self) -> None:
         """Propagate the micro-batches' summed gradient through the prefix; call it once."""
@@ -149,70 +171,25 @@ def padded_hidden(decoder: nn.Module, batch: TokenBatch) -> Tensor:
 
 
 @contextmanager
-def recomputed_layers(decoder: Any) -> Iterator[None]:
+def recomputed_layers(decoder: nn.Module) -> Iterator[None]:
     """Within this context a layer keeps only its input, and is recomputed in the backward pass.
 
+    The layers stay in eval mode: `transformers`' own switch would turn their dropout on.
+
     Paper: Training deep nets with sublinear memory cost, arXiv 1604.06174.
+
+    Raises:
+        ValueError: the model does not mark its layers.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    layers = [m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer)]
-    decoder.gradient_checkpointing_enable({"use_reentrant": False})
-    for layer in layers:
-        layer.training = True  # `transformers` requires it; the modules inside stay in eval mode
+    layers: list[Any] = [m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(f"{type(decoder).__name__} has no layers that can be recomputed")
+    for layer in layers:  # an attribute of the instance hides the class's method
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     try:
         yield
     finally:
         for layer in layers:
-            layer.training = False
-        decoder.gradient_checkpointing_disable()
-
-
-@torch.no_grad()
-def choose_forward(model: Any, wanted: ForwardMode | Literal["auto"]) -> tuple[ForwardMode, int]:
-    """Compare the forward passes with the model's own logits on a few rows; choose one.
-
-    Args:
-        model: a `transformers` causal language model; `prepare`d if the tree is chosen.
-        wanted: "auto" chooses the tree where the model supports it, and warns where it does not.
-
-    Returns:
-        The forward pass, and the width of the model's convolutions (0 for padded rows).
-
-    Raises:
-        ValueError: no forward pass, or not the wanted one, gives the model's logits.
-    """
-    name = type(model).__name__
-    decoder, head, device = model.get_decoder(), model.get_output_embeddings(), model.device
-    ids = torch.arange(1, 25).mul(7919).remainder(model.config.vocab_size)
-    prefix, *tails = ids.view(4, 6).tolist()
-    rows = [prefix + tail for tail in tails] + [prefix[:3] + tail for tail in tails]
-    alone = [torch.tensor([row], device=device) for row in rows]
-    truth = torch.cat([model(input_ids=row, use_cache=False).logits[0] for row in alone]).float()
-    bound = 0.1 if model.dtype in (torch.bfloat16, torch.float16) else 1e-3
-
-    def agrees(hidden: Tensor) -> bool:
-        error = (head(hidden).float() - truth).std(-1) / truth.std()
-        return bool(error.max() < bound)
-
-    hidden = [decoder(input_ids=row, use_cache=False).last_hidden_state[0] for row in alone]
-    if not agrees(torch.cat(hidden)):
-        raise ValueError(
-            f"{name} does more between its last hidden states and its logits than its output "
-            "layer; such models are not supported"
-        )
-    if wanted == "padded":
-        return "padded", 0
-    try:
-        conv_width = prepare(decoder)
-        tree = build_tree(rows)
-        if agrees(tree_hidden(decoder, tree, conv_width)[tree.nodes[tree.nodes >= 0].to(device)]):
-            return "tree", conv_width
-        reason = "it does not give the model's own logits"
-    except ValueError as unsupported:
-        reason = f"the tree does not support {unsupported}"
-    if wanted == "tree":
-        raise ValueError(f"the token tree does not fit {name}: {reason}")
-    text = f"the token tree does not fit {name}: {reason}; every row is computed by itself"
-    warnings.warn(f"{text} (forward=padded)", stacklevel=4)
-    return "padded", 0
+            del layer.forward

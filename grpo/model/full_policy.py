@@ -10,8 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from grpo.model.check import check_model
 from grpo.model.forward import ForwardMode
 from grpo.model.policy import Policy
+from grpo.model.pretrained import one_line_reason, quiet_transformers
 
 
 class FullPolicy(Policy):
@@ -41,15 +43,15 @@ class FullPolicy(Policy):
             tokenizer: its tokenizer.
             keep_reference: keep a copy of the initial weights, in the model's dtype, for
                 `reference`.
-            forward: see `Policy`.
+            forward: how log-probabilities are computed; "auto" is the tree where the model
+                supports it, and warns where it does not.
             activation_checkpointing: see `Policy`.
 
         Raises:
             ValueError: the model does not support the forward pass.
         """
-        super().__init__(
-            model, tokenizer, forward=forward, activation_checkpointing=activation_checkpointing
-        )
+        plan = check_model(model, forward, activation_checkpointing=activation_checkpointing)
+        super().__init__(model, tokenizer, plan, activation_checkpointing=activation_checkpointing)
         model.requires_grad_(True)
         self._masters = {p: _master(p) for p in model.parameters()}  # tied weights come once
         self._start = [p.detach().clone() for p in self._masters] if keep_reference else None
@@ -119,11 +121,12 @@ class FullPolicy(Policy):
         own = dict(self.named_parameters())
         dtype = next(iter(own.values())).dtype
         try:
-            model, report = type(self.model).from_pretrained(
-                folder, dtype=dtype, output_loading_info=True
-            )
-        except (OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
+            with quiet_transformers():
+                model, report = type(self.model).from_pretrained(
+                    folder, dtype=dtype, output_loading_info=True
+                )
+        except Exception as error:  # of broken files, of many kinds
+            reason = one_line_reason(error)
             raise ValueError(f"cannot load the model in {str(folder)!r}: {reason}") from error
         theirs = {n: p for n, p in model.named_parameters() if n not in report["missing_keys"]}
         shapes, wanted = ({n: list(p.shape) for n, p in some.items()} for some in (theirs, own))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from grpo.errors import ConfigError
+from grpo.model.check import AdapterCheck, check_model
 from grpo.model.forward import ForwardMode
 from grpo.model.policy import Policy
 from lora import (
@@ -17,8 +20,12 @@ from lora import (
     apply_lora,
     disabled_adapters,
     load_adapter,
+    lora_modules,
+    merge,
     merged_state,
     save_adapter,
+    unmerge,
+    unreached,
 )
 
 
@@ -51,18 +58,28 @@ class LoRAPolicy(Policy):
             tokenizer: its tokenizer.
             lora_r: rank of the adapter.
             lora_alpha: the adapter's output is scaled by alpha / r.
-            lora_target_modules: "all-linear" (all but the output head) or module names.
+            lora_target_modules: "all-linear" (all but the output head, and but the layers that
+                cannot have LoRA, which a warning names) or module names.
             adapter: folder of an adapter in PEFT's format to start from; its rank, alpha and
                 modules replace the three above.
-            forward: see `Policy`.
+            forward: how log-probabilities are computed; "auto" is the tree where the model
+                supports it, and warns where it does not.
             activation_checkpointing: see `Policy`.
             seed: random seed of A's initial values.
 
         Raises:
             ValueError: the model does not fit the adapter, or not the forward pass.
         """
+        model.eval()
+        names, share = unreached(model)
+        if names:
+            warnings.warn(
+                f"no LoRA on {', '.join(names)}: {share:.0%} of the parameters are not in linear "
+                "layers",
+                stacklevel=2,
+            )
         if adapter is not None:
-            self.lora_modules = load_adapter(model, adapter)
+            self.lora_modules = load_adapter(model, adapter, probe=_probe(model))
         else:
             self.lora_modules = apply_lora(
                 model,
@@ -70,10 +87,15 @@ class LoRAPolicy(Policy):
                 r=lora_r,
                 alpha=lora_alpha,
                 generator=torch.Generator().manual_seed(seed),
+                probe=_probe(model),
             )
-        super().__init__(
-            model, tokenizer, forward=forward, activation_checkpointing=activation_checkpointing
+        plan = check_model(
+            model,
+            forward,
+            adapter=AdapterCheck(_perturb, _merged),
+            activation_checkpointing=activation_checkpointing,
         )
+        super().__init__(model, tokenizer, plan, activation_checkpointing=activation_checkpointing)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the adapter's parameters, float32."""
@@ -91,8 +113,15 @@ class LoRAPolicy(Policy):
         return adapter_state(self.model)
 
     def merged(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the model's tensors under their own names, with the adapter merged in."""
-        return merged_state(self.model)
+        """Yield the model's tensors under their own names, with the adapter merged in.
+
+        Raises:
+            ConfigError: a weight with an adapter is tied to another, such as the embedding's.
+        """
+        try:
+            yield from merged_state(self.model)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter in the format of PEFT and vLLM."""
@@ -105,3 +134,39 @@ class LoRAPolicy(Policy):
             ValueError: the files do not fit this policy.
         """
         load_adapter(self.model, folder)
+
+
+def _probe(model: Any) -> Callable[[], Tensor]:
+    """Return a function that computes the model's logits for a few tokens."""
+    ids = torch.arange(8, device=model.device) % model.config.get_text_config().vocab_size
+
+    def run() -> Tensor:
+        try:
+            logits: Tensor = model(input_ids=ids[None], use_cache=False).logits
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # foreign code, called in a way that it may not know
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise ValueError(f"{type(model).__name__} is not supported: {reason}") from error
+        return logits
+
+    return run
+
+
+@torch.no_grad()
+def _perturb(model: nn.Module) -> None:
+    """Give the adapter a correction of about a tenth of each layer's output."""
+    random = torch.Generator().manual_seed(0)
+    for module in lora_modules(model).values():
+        std = 0.1 * float(module.weight.float().std()) * module.in_features**0.5 / module.scaling
+        noise = torch.randn(module.lora_B.shape, generator=random) * std
+        module.lora_B.add_(noise.to(module.lora_B))
+
+
+@contextmanager
+def _merged(model: nn.Module) -> Iterator[None]:
+    merge(model)
+    try:
+        yield
+    finally:
+        unmerge(model)

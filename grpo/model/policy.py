@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from grpo.model.chat import ChatTemplate
 from grpo.model.forward import (
     ForwardMode,
+    ForwardPlan,
     SharedPrefix,
-    choose_forward,
     padded_hidden,
     recomputed_layers,
     tree_hidden,
 )
+from grpo.model.head import OutputHead, find_decoder
 from grpo.model.logprobs import token_logprobs
 from grpo.tree.token_tree import build_tree, common_prefix
 from grpo.types import TokenBatch
@@ -41,7 +42,10 @@ class Policy(ABC):
         tokenizer: its tokenizer, with a chat template.
         version: number of updates so far; generators drop their caches when it changes.
         forward_mode: "tree" computes every distinct prefix once, "padded" every row by itself.
+        use_cache: False if decoding has to compute every token again.
         conv_width: width of the model's short convolutions, 0 if it has none.
+        head: the output layer with the model's scale and cap, [*, D] -> [*, V].
+        max_length: the longest prompt and completion together, in tokens, that the model supports.
         weights_dirname: name of the folder in a run or checkpoint that holds what `save` writes.
     """
 
@@ -51,28 +55,27 @@ class Policy(ABC):
         self,
         model: Any,
         tokenizer: Any,
+        plan: ForwardPlan,
         *,
-        forward: ForwardMode | Literal["auto"] = "auto",
         activation_checkpointing: bool = False,
     ) -> None:
-        """Choose the forward pass; a subclass has added its adapter before.
+        """Take a model that a subclass has checked.
 
         Args:
             model: a `transformers` causal language model.
             tokenizer: its tokenizer.
-            forward: how log-probabilities are computed; "auto" is the tree where the model
-                supports it, and warns where it does not.
+            plan: how its log-probabilities are computed, from `grpo.model.check.check_model`.
             activation_checkpointing: keep only the layers' inputs for the backward pass and
                 recompute the rest: a third more time, a fraction of the memory.
-
-        Raises:
-            ValueError: the model does not support the forward pass.
         """
         self.model = model.eval()  # no dropout: the sampled distribution is the trained one
         self.tokenizer = tokenizer
         self.version = 0
         self.activation_checkpointing = activation_checkpointing
-        self.forward_mode, self.conv_width = choose_forward(model, forward)
+        self.forward_mode: ForwardMode = plan.mode
+        self.use_cache, self.conv_width = plan.use_cache, plan.conv_width
+        self.head: OutputHead = plan.head
+        self.max_length = plan.max_length
 
     @abstractmethod
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -128,14 +131,8 @@ class Policy(ABC):
     @property
     def decoder(self) -> nn.Module:
         """The model without its output head."""
-        decoder: nn.Module = self.model.get_decoder()
+        decoder: nn.Module = find_decoder(self.model)
         return decoder
-
-    @property
-    def head(self) -> nn.Module:
-        """The output layer, [*, D] -> [*, V]."""
-        head: nn.Module = self.model.get_output_embeddings()
-        return head
 
     @cached_property
     def chat(self) -> ChatTemplate:
@@ -149,11 +146,6 @@ class Policy(ABC):
         ids = configured if isinstance(configured, list) else [configured]
         ids = [*ids, self.tokenizer.eos_token_id, self.chat.end_id]
         return frozenset(i for i in ids if i is not None)
-
-    @property
-    def max_length(self) -> int:
-        """The longest prompt and completion together, in tokens, that the model supports."""
-        return int(self.model.config.max_position_embeddings)
 
     def shared_prefix(self, batches: Sequence[TokenBatch]) -> SharedPrefix | None:
         """Compute the tokens that begin every row of the micro-batches, once for all of them.

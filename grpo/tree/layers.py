@@ -41,7 +41,7 @@ def prepare(model: nn.Module) -> int:
     known = {"full_attention", *(["conv"] if convolutions else [])}
     if kinds - known:
         raise ValueError(f"its layers of kind {', '.join(sorted(kinds - known))}")
-    # `choose_forward` compares rows too short to reach past a window, so ask the configuration.
+    # A window is usually wider than the rows of the load-time check, so ask the configuration.
     windowed = getattr(config, "sliding_window", None) is not None
     if windowed and getattr(config, "use_sliding_window", True):
         raise ValueError("its sliding window")
@@ -80,6 +80,7 @@ def tree_forward(decoder: nn.Module, tokens: Tensor, depths: Tensor, layout: Lay
         use_cache=False,
         seq_idx=layout,
     )
+    layout.end_forward()
     hidden: Tensor = output.last_hidden_state
     return hidden[0]
 

@@ -1,12 +1,13 @@
 """The interface through which a model's layers see a token tree (see `grpo.tree.layers`).
 
 The update computes a whole tree at once (`grpo.model.forward.TreeLayout`); the local generator
-adds to its tree with every token (`grpo.generators.tree_cache.NodeBuffers`).
+adds to its tree with every token (`grpo.tree.tree_cache.NodeBuffers`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -18,8 +19,11 @@ from torch import Tensor, nn
 # (1024 is not measured).
 CHUNK = {"cpu": 128, "cuda": 1024}
 
-LayerCache = dict[nn.Module, tuple[Tensor, ...]]
-"""Layer -> what it computed at earlier nodes: keys and values, or a convolution's inputs."""
+LayerCall = tuple[nn.Module, int]
+"""A layer, and the number of its call within a forward pass: some layers are called twice."""
+
+LayerCache = dict[LayerCall, tuple[Tensor, ...]]
+"""What each call of a layer computed at earlier nodes: keys and values, a convolution's inputs."""
 
 
 class Chunk(NamedTuple):
@@ -45,6 +49,21 @@ class Layout(ABC):
     """
 
     chunks: Sequence[Chunk]
+
+    def __init__(self) -> None:
+        self._calls: Counter[nn.Module] = Counter()
+        self._calls_per_forward: Counter[nn.Module] = Counter()
+
+    def call_of(self, layer: nn.Module) -> LayerCall:
+        """Name this call of a layer; each call of `prepend_cached` and `taps` is one."""
+        number = self._calls[layer]
+        self._calls[layer] += 1
+        # Recomputed in the backward pass, a layer repeats the calls of the forward pass.
+        return layer, number % (self._calls_per_forward[layer] or number + 1)
+
+    def end_forward(self) -> None:
+        """Count the layers' calls from 0 again."""
+        self._calls_per_forward, self._calls = self._calls, Counter()
 
     @abstractmethod
     def prepend_cached(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:

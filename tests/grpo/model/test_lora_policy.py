@@ -60,7 +60,7 @@ def test_both_forwards_equal_the_models_own_rows(
 
 
 def test_the_reason_why_a_model_gets_padded_rows(base_model, tokenizer):
-    with pytest.warns(UserWarning, match=r"does not fit MistralForCausalLM.* sliding window"):
+    with pytest.warns(UserWarning, match=r"^MistralForCausalLM: the token tree .* sliding window"):
         LoRAPolicy(base_model("mistral"), tokenizer)
     with pytest.raises(ValueError, match=r"does not fit MistralForCausalLM.* sliding window"):
         LoRAPolicy(base_model("mistral"), tokenizer, forward="tree")
@@ -83,7 +83,7 @@ def test_a_tree_with_wrong_logits_is_not_used(base_model, tokenizer, monkeypatch
             chunk.mask[-1, 0] = False  # one node does not see the first token
 
     monkeypatch.setattr(TreeLayout, "__init__", wrong)
-    with pytest.warns(UserWarning, match="does not give the model's own logits"):
+    with pytest.warns(UserWarning, match="does not give the model's own log-prob"):
         assert LoRAPolicy(base_model(), tokenizer).forward_mode == "padded"
 
 
@@ -305,21 +305,6 @@ def test_save_and_load(make_policy, batch, tmp_path):
         make_policy(double=False, lora_r=4).load(tmp_path)
     again = make_policy(double=False, start=True, adapter=tmp_path, lora_r=4)
     assert again.parameters()[0].shape == policy.parameters()[0].shape
-
-
-def test_a_model_that_scales_its_logits_is_rejected(make_policy, monkeypatch):
-    from transformers import LlamaForCausalLM
-
-    forward = LlamaForCausalLM.forward
-
-    def scaled(self, *args, **options):
-        output = forward(self, *args, **options)
-        output.logits = output.logits * 0.9
-        return output
-
-    monkeypatch.setattr(LlamaForCausalLM, "forward", scaled)
-    with pytest.raises(ValueError, match="LlamaForCausalLM does more between"):
-        make_policy()
 
 
 @pytest.mark.model

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo.tree.layers import tree_forward
-from grpo.tree.layout import Layout, cut_chunks
+from grpo.tree.layout import LayerCache, Layout, cut_chunks
 
 
 class NodeBuffers(Layout):
@@ -30,18 +30,20 @@ class NodeBuffers(Layout):
     """
 
     def __init__(self, capacity: int) -> None:
+        super().__init__()
         self.capacity = capacity
         self.length = 0
         self.ancestors = torch.empty(0, 0, dtype=torch.long)
-        self.layers: dict[nn.Module, tuple[Tensor, ...]] = {}
+        self.layers: LayerCache = {}
 
     def prepend_cached(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
         """Append the new nodes' tensors to the buffers and return all nodes' (see `Layout`)."""
-        if layer not in self.layers:
-            self.layers[layer] = tuple(
+        call = self.call_of(layer)
+        if call not in self.layers:
+            self.layers[call] = tuple(
                 x.new_empty(*x.shape[:dim], self.capacity, *x.shape[dim + 1 :]) for x in own
             )
-        buffers, new = self.layers[layer], own[0].shape[dim]
+        buffers, new = self.layers[call], own[0].shape[dim]
         for buffer, x in zip(buffers, own, strict=True):
             buffer.narrow(dim, self.length, new).copy_(x)
         return tuple(buffer.narrow(dim, 0, self.length + new) for buffer in buffers)

@@ -1,0 +1,140 @@
+"""The check of a model at load time: what training computes must be the model's own numbers.
+
+The model's own forward pass, with eager attention, one row at a time and without a cache, is the
+truth. Everything that update and generator compute in another way (`grpo.model.probe`) is held
+against it on a few rows. What differs by more than the model's own rounding is not used; where
+nothing is left, the model is refused.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from grpo.model import probe as way
+from grpo.model.forward import ForwardMode, ForwardPlan, recomputed_layers
+from grpo.model.head import measure_head
+from grpo.model.limits import length_limit
+from grpo.model.probe import Logits, Probe, describe, first_layers, make_rows, set_attention
+from grpo.tree.layers import prepare
+
+
+class AdapterCheck(NamedTuple):
+    """What the check does with an adapter; both functions take the model.
+
+    Attributes:
+        perturb: makes the adapter change what the model computes.
+        merged: within this context the adapter is merged into the model's weights.
+    """
+
+    perturb: Callable[[nn.Module], None]
+    merged: Callable[[nn.Module], AbstractContextManager[None]]
+
+
+def check_model(
+    model: Any,
+    wanted: ForwardMode | Literal["auto"] = "auto",
+    *,
+    adapter: AdapterCheck | None = None,
+    activation_checkpointing: bool = False,
+) -> ForwardPlan:
+    """Choose how a model's log-probabilities are computed, so that they are its own.
+
+    Two models are checked: a float32 copy of the first layers with a perturbed adapter, because
+    rounding to bfloat16 would hide a small difference, and the whole model in its own dtype.
+
+    Args:
+        model: a `transformers` causal language model; `prepare`d if the tree is chosen.
+        wanted: "auto" chooses the tree where it is right, and warns where it is not.
+        adapter: how to perturb and merge the model's adapter; None without one.
+        activation_checkpointing: True to check the gradient with recomputed layers as well.
+
+    Raises:
+        ValueError: nothing, or not the wanted forward pass, gives the model's numbers.
+    """
+    name = type(model).__name__
+    model.eval()
+    try:
+        head = measure_head(model)
+        max_length = length_limit(model)
+        rows = make_rows(model, max_length)
+        copy = first_layers(model)
+        if adapter:
+            adapter.perturb(copy)
+        probes = [Probe(copy, measure_head(copy), rows), Probe(model, head, rows)]
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # foreign code, called in ways that it may not know
+        raise ValueError(f"{name} is not supported: {describe(error)}") from error
+    mode, use_cache, conv_width, notes = _choose(name, probes, wanted)
+    if notes:
+        warnings.warn(f"{name}: {'; '.join(notes)}", stacklevel=4)
+    if adapter:
+        with adapter.merged(copy):
+            fault = probes[0].fault(way.own)
+        if fault:
+            raise ValueError(f"the adapter does not fit {name}: merged into its weights it {fault}")
+    if activation_checkpointing and (fault := _gradient_fault(probes[0], mode)):
+        raise ValueError(f"activation_checkpointing does not fit {name}: {fault}")
+    return ForwardPlan(mode, use_cache, conv_width, head, max_length)
+
+
+def _choose(
+    name: str, probes: Sequence[Probe], wanted: ForwardMode | Literal["auto"]
+) -> tuple[ForwardMode, bool, int, list[str]]:
+    """Return the mode, whether its cache is right, the convolutions' width, and what to say."""
+    notes = []
+    if wanted != "padded":
+        try:
+            conv_width = max(prepare(probe.decoder) for probe in probes)
+            fault = _first_fault(probes, way.tree, way.tree_cache)
+            fault = fault or probes[0].fault(way.shared_prefix)
+        except ValueError as unsupported:
+            fault = f"does not support {unsupported}"
+        if not fault:
+            return "tree", True, conv_width, []
+        if wanted == "tree":
+            raise ValueError(f"the token tree does not fit {name}: it {fault}")
+        notes.append(f"the token tree {fault}; every row is computed by itself (forward=padded)")
+    for attention in ("sdpa", "eager"):
+        for probe in probes:
+            set_attention(probe.model, attention)
+        fault = _first_fault(probes, way.own, way.padded)
+        if not fault:
+            break
+    else:
+        raise ValueError(f"{name} is not supported: as padded rows it {fault}")
+    if not _first_fault(probes, way.cached):
+        return "padded", True, 0, notes
+    if fault := _first_fault(probes, way.uncached):
+        raise ValueError(f"{name} is not supported: decoding without a cache {fault}")
+    notes.append("its cache is not right, so every token is computed again at each decoding step")
+    return "padded", False, 0, notes
+
+
+def _first_fault(probes: Sequence[Probe], *ways: Callable[[Probe], Logits]) -> str:
+    return next((fault for w in ways for probe in probes if (fault := probe.fault(w))), "")
+
+
+def _gradient_fault(probe: Probe, mode: ForwardMode) -> str:
+    """Say how recomputed layers change the gradient; "" if they do not."""
+    trained = [p for p in probe.model.parameters() if p.requires_grad]
+
+    def gradient(layers: AbstractContextManager[None]) -> Tensor:
+        with layers, torch.enable_grad():
+            logits, _ = way.tree(probe) if mode == "tree" else way.padded(probe)
+            likelihood = torch.log_softmax(logits, -1)[:, ::7].sum()
+            found = torch.autograd.grad(likelihood, trained, allow_unused=True)
+        return torch.cat([g.flatten() for g in found if g is not None])
+
+    expected = gradient(nullcontext())
+    try:
+        error = (gradient(recomputed_layers(probe.decoder)) - expected).norm() / expected.norm()
+    except Exception as fault:  # foreign code, called in ways that it may not know
+        return describe(fault)
+    return "" if error < 1e-3 else f"the gradient differs by {float(error):.2g} of its norm"

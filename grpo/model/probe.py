@@ -1,0 +1,304 @@
+"""Rows of tokens and a model's own log-probabilities on them, for the check at load time.
+
+Each way of computing that training uses is a function here: a probe -> logits and the tokens that
+they belong to.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from grpo.model.decoding import PromptDecoder
+from grpo.model.forward import SharedPrefix, padded_hidden, tree_hidden
+from grpo.model.head import OutputHead, find_decoder
+from grpo.model.limits import probe_length, special_ids
+from grpo.tree.layers import prepare
+from grpo.tree.token_tree import build_tree
+from grpo.tree.tree_cache import TreeCache
+from grpo.types import TokenBatch
+
+ROUNDING = 8
+"""How many times the effect of one rounding error a correct forward pass may differ."""
+
+SHARED, DECODED = 5, 3
+"""Tokens that begin all rows; tokens that are decoded one by one."""
+
+Logits = tuple[Tensor, Sequence[int]]
+"""[n, V], and the numbers of the tokens, counted through all rows, that they were computed at."""
+
+
+class Probe:
+    """A model, rows of tokens, and the model's own log-probabilities on them.
+
+    Attributes:
+        model: the model.
+        rows: token ids; all share a prefix, some share more, and one begins another.
+        truth: [tokens, V]; the model's own log-probabilities, with eager attention.
+        starts: number of each row's first token, counted through all rows.
+        all_tokens: the numbers of all tokens.
+        noise: what a rounding error at each input embedding changes in the truth, in nats.
+    """
+
+    def __init__(self, model: Any, head: OutputHead, rows: list[list[int]]) -> None:
+        """Compute the model's own log-probabilities.
+
+        Raises:
+            ValueError: they are not finite, or depend on later tokens.
+        """
+        self.model, self.head, self.rows = model, head, rows
+        self.decoder = find_decoder(model)
+        self.starts = [sum(map(len, rows[:n])) for n in range(len(rows))]
+        self.all_tokens = range(sum(map(len, rows)))
+        with attention(model, "eager"), torch.no_grad():
+            self.truth = _logprobs(_own_logits(model, rows))
+            with _rounding_error(model):
+                noisy = _logprobs(_own_logits(model, rows[-1:]))  # the longest row
+        self.noise = self._distance(noisy, self.all_tokens[self.starts[-1] :])
+        if not math.isfinite(self.noise):
+            raise ValueError("its logits are not finite")
+        self._require_causal()
+
+    def fault(self, compute: Callable[[Probe], Logits]) -> str:
+        """Say how logits differ from the model's own; "" if they do not."""
+        try:
+            with torch.no_grad():
+                logits, tokens = compute(self)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # foreign code, called in ways that it may not know
+            return f"fails ({describe(error)})"
+        distance, bound = self._distance(_logprobs(logits), tokens), ROUNDING * self.noise
+        if distance <= bound:
+            return ""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return (
+            f"does not give the model's own log-probabilities ({distance:.2g} nats apart in "
+            f"{dtype}, where rounding explains {bound:.2g})"
+        )
+
+    def _require_causal(self) -> None:
+        nodes = build_tree(self.rows).nodes
+        nodes = nodes[nodes >= 0].to(self.truth.device)  # tokens with equal prefixes: one node
+        first = torch.stack([(nodes == node).nonzero()[0, 0] for node in nodes])
+        error = self._distance(self.truth[first], self.all_tokens)
+        if error > ROUNDING * self.noise:
+            raise ValueError(f"its logits depend on later tokens ({error:.2g} nats)")
+
+    def _distance(self, logprobs: Tensor, tokens: Sequence[int]) -> float:
+        """Return the largest difference over tokens, as a root mean square over the vocabulary."""
+        difference = logprobs - self.truth[torch.tensor(tokens, device=self.truth.device)]
+        return float(difference.square().mean(-1).sqrt().max())
+
+
+def describe(error: Exception) -> str:
+    """Return an error of foreign code as one line."""
+    text = " ".join(str(error).split())[:200]
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+
+def make_rows(model: Any, max_length: int) -> list[list[int]]:
+    """Choose the rows of a model's probe."""
+    config = model.config.get_text_config()
+    special, length = special_ids(model), probe_length(model, 20)
+    random = np.random.default_rng(0)
+    allowed = np.array([i for i in range(min(config.vocab_size, 50_000)) if i not in special])
+    ids = random.choice(allowed, size=length + 24).tolist()
+    shared, first, others = ids[:SHARED], ids[SHARED:14], ids[14:24]
+    rows = [
+        shared + first,
+        shared + first[:4] + others[:6],
+        shared + first[:4],
+        shared + others[6:9],
+        shared + ids[24 : 24 + length - SHARED],
+    ]
+    return [row[:max_length] for row in rows]
+
+
+def first_layers(model: Any) -> Any:
+    """Copy a model with enough layers to have one of each kind, in float32 or wider.
+
+    Where the layers are not found, all of the model is copied.
+    """
+    decoder = find_decoder(model)
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    stacks = [
+        (name, layers)
+        for name, layers in decoder.named_children()
+        if isinstance(layers, nn.ModuleList) and len(layers) == count
+    ]
+    if len(stacks) != 1:
+        return _widened(copy.deepcopy(model))
+    [(name, layers)] = stacks
+    kinds: dict[Any, int] = {}
+    for n, layer in enumerate(layers):
+        kinds.setdefault(_kind(layer), n)
+    try:
+        setattr(decoder, name, layers[: max(2, *kinds.values()) + 1])
+        return _widened(copy.deepcopy(model))
+    finally:
+        setattr(decoder, name, layers)
+
+
+def _kind(layer: nn.Module) -> Any:
+    """Describe a layer by its modules and their flags, all but its number."""
+    return tuple(
+        (name, type(module), *((k, v) for k, v in vars(module).items() if isinstance(v, bool)))
+        for name, module in layer.named_modules()
+    )
+
+
+def _widened(model: Any) -> Any:
+    narrow = (p for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize < 4)
+    return model.float() if any(True for _ in narrow) else model
+
+
+@contextmanager
+def attention(model: Any, name: str) -> Iterator[None]:
+    """Within this context a model computes with an attention implementation of `transformers`."""
+    before = [(config, config._attn_implementation) for config in _configs(model)]
+    set_attention(model, name)
+    try:
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation_internal = implementation
+
+
+def set_attention(model: Any, name: str) -> None:
+    """Choose the attention implementation of a model and all models inside it."""
+    for config in _configs(model):
+        config._attn_implementation_internal = name
+
+
+def _configs(model: Any) -> list[Any]:
+    from transformers import PreTrainedModel
+
+    modules = (m for m in model.modules() if isinstance(m, PreTrainedModel))
+    return list({id(m.config): m.config for m in modules}.values())
+
+
+@contextmanager
+def _rounding_error(model: Any) -> Iterator[None]:
+    """Within this context each input embedding has a rounding error of the model's dtype.
+
+    Of float32 at least: models compute softmax and rotary angles in it, whatever their dtype.
+    """
+
+    def change(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        random = torch.Generator().manual_seed(0)
+        sign = torch.randint(0, 2, output.shape, generator=random).to(output) * 2 - 1
+        eps = max(torch.finfo(dtype).eps for dtype in (output.dtype, torch.float32))
+        return output * (1 + eps * sign)
+
+    handle = model.get_input_embeddings().register_forward_hook(change)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _logprobs(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+
+
+def own(probe: Probe) -> Logits:
+    """Compute each row by itself, through the model's own forward."""
+    return _own_logits(probe.model, probe.rows), probe.all_tokens
+
+
+def _own_logits(model: Any, rows: list[list[int]]) -> Tensor:
+    ids = [torch.tensor([row], device=model.device) for row in rows]
+    return torch.cat([model(input_ids=row, use_cache=False).logits[0] for row in ids])
+
+
+def tree(probe: Probe) -> Logits:
+    """Compute all rows as one tree."""
+    hidden = _tree_rows(probe, range(len(probe.rows)), None)
+    return probe.head(hidden), probe.all_tokens
+
+
+def shared_prefix(probe: Probe) -> Logits:
+    """Compute the tokens that begin every row first, then the rows in two micro-batches."""
+    prefix = torch.tensor(probe.rows[0][:SHARED])
+    shared = SharedPrefix(probe.decoder, prefix, prepare(probe.decoder))
+    halves = [_tree_rows(probe, rows, shared) for rows in (range(2), range(2, len(probe.rows)))]
+    return probe.head(torch.cat(halves)), probe.all_tokens
+
+
+def _tree_rows(probe: Probe, rows: range, prefix: SharedPrefix | None) -> Tensor:
+    tree = build_tree(probe.rows[rows.start : rows.stop])
+    hidden = tree_hidden(probe.decoder, tree, prepare(probe.decoder), prefix)
+    return hidden[tree.nodes[tree.nodes >= 0].to(hidden.device)]
+
+
+def tree_cache(probe: Probe) -> Logits:
+    """Decode two requests side by side in the tree cache; the others arrive later."""
+    rows = probe.rows
+    cache = TreeCache(
+        probe.decoder, sum(map(len, rows)), probe.model.device, prepare(probe.decoder)
+    )
+    for missing in range(DECODED, -1, -1):
+        for row in rows[:2]:
+            cache.insert(-1, row[: len(row) - missing])
+        cache.compute()
+    hidden = [_states(cache, row) for row in rows[:2]]
+    cache.keep_shared_prefix()
+    for row in rows[2:]:
+        cache.insert(-1, row)
+    cache.compute()
+    hidden += [_states(cache, row) for row in rows[2:]]
+    return probe.head(torch.cat(hidden)), probe.all_tokens
+
+
+def _states(cache: TreeCache, row: Sequence[int]) -> Tensor:
+    return cache.states(np.array([cache.insert(-1, row[: n + 1]) for n in range(len(row))]))
+
+
+def padded(probe: Probe) -> Logits:
+    """Compute all rows as one batch, padded."""
+    rows, width = probe.rows, max(map(len, probe.rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = torch.arange(width) < lengths[:, None]
+    empty = torch.zeros(mask.shape)
+    batch = TokenBatch(ids, mask, mask, empty, torch.zeros(len(rows)), empty)
+    hidden = padded_hidden(probe.decoder, batch.to(probe.model.device))
+    return probe.head(hidden[mask.to(hidden.device)]), probe.all_tokens
+
+
+def cached(probe: Probe) -> Logits:
+    """Decode with the model's own cache."""
+    return _decoded(probe, use_cache=True)
+
+
+def uncached(probe: Probe) -> Logits:
+    """Decode, computing every token again at each step."""
+    return _decoded(probe, use_cache=False)
+
+
+def _decoded(probe: Probe, *, use_cache: bool) -> Logits:
+    """Continue the prefix of all rows, which leave as they end, and then the longest row alone."""
+    *short, long = range(len(probe.rows))
+    hidden: list[Tensor] = []
+    tokens: list[int] = []
+    for numbers, length in ((short, SHARED), ([long], len(probe.rows[long]) - DECODED)):
+        prompt = probe.rows[numbers[0]][:length]
+        decoder = PromptDecoder(probe.decoder, prompt, probe.model.device, use_cache=use_cache)
+        hidden.append(decoder.start())
+        tokens.append(probe.starts[numbers[0]] + length - 1)
+        rows = dict.fromkeys(numbers, 0)  # all continue the prompt's only row
+        while active := [n for n in rows if len(probe.rows[n]) > length]:
+            new = [probe.rows[n][length] for n in active]
+            hidden.append(decoder.extend([rows[n] for n in active], new))
+            tokens += [probe.starts[n] + length for n in active]
+            rows = {n: i for i, n in enumerate(active)}
+            length += 1
+    return probe.head(torch.cat(hidden)), tokens
