@@ -13,6 +13,9 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
+from envs.browser.foreign_text import brief, one_line
+from envs.browser.limits import MAX_RESPONSE
+
 RETRY_S = 1.0
 
 _SPACE_PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/spaces/([^/?#]+/[^/?#]+)")
@@ -56,7 +59,8 @@ def client_class() -> type:
     """Return OpenEnv's client, with actions as text and responses as dicts.
 
     It connects once: OpenEnv's own client would follow redirects, with the token, and would
-    replace a lost session by a new one that was never reset.
+    replace a lost session by a new one that was never reset. It reads messages in a thread, up to
+    `MAX_RESPONSE` bytes, and leaves deadlines to its caller.
 
     Raises:
         ModuleNotFoundError: the package is not installed.
@@ -83,26 +87,51 @@ def client_class() -> type:
         async def _connect_async(self) -> EnvClient:
             if self._ws is None:
                 self._ws = await _open_socket(
-                    str(self._ws_url), self._headers, self._max_message_size, self._connect_timeout
+                    str(self._ws_url), self._headers, self._connect_timeout
                 )
                 self._ws_loop = asyncio.get_running_loop()
             return self
 
+        async def _receive(self) -> dict[str, Any]:
+            return await asyncio.to_thread(read_message, await self._ws.recv())
+
     return BrowserGymClient
+
+
+def read_message(raw: str | bytes) -> dict[str, Any]:
+    """Parse one of OpenEnv's messages.
+
+    Raises:
+        ValueError: it is not such a message.
+        ServerError: it reports an error of the server.
+    """
+    try:
+        message = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its response is not JSON: {error}") from error
+    if not isinstance(message, dict):
+        raise ValueError(f"its response is not an OpenEnv message: {brief(message)}")
+    if message.get("type") == "error":
+        data = message.get("data")
+        reason, code = map(data.get, ("message", "code")) if isinstance(data, dict) else (data, "")
+        text = reason if isinstance(reason, str) else brief(reason)
+        raise ServerError(f"{text} (code: {code})" if isinstance(code, str) and code else text)
+    return message
+
+
+class ServerError(RuntimeError):
+    """The server reports an error; the message is the server's."""
 
 
 def describe_failure(error: Exception) -> str:
     """Describe in one line why an exchange with a server failed."""
     from websockets.exceptions import ConnectionClosed
 
-    text = str(error).removeprefix("Server error: ")
-    if isinstance(error, json.JSONDecodeError):
-        return f"its response is not JSON: {text}"
-    if isinstance(error, AttributeError):  # OpenEnv's client expects every response to be a dict
-        return f"its response is not an OpenEnv message: {text}"
     if isinstance(error, ConnectionClosed):
-        return f"it closed the connection: {text}"
-    return f"{type(error).__name__}: {text}"
+        return one_line(f"it closed the connection: {error}")
+    if isinstance(error, ValueError | ServerError):
+        return one_line(str(error))
+    return one_line(f"{type(error).__name__}: {error}")
 
 
 def _refusal(status: int, headers: Mapping[str, str]) -> str:
@@ -125,9 +154,7 @@ def _is_local(host: str) -> bool:
         return False
 
 
-async def _open_socket(
-    url: str, headers: Mapping[str, str] | None, max_size: int, deadline_s: float
-) -> Any:
+async def _open_socket(url: str, headers: Mapping[str, str] | None, deadline_s: float) -> Any:
     """Open a WebSocket; retry until `deadline_s` is over while the host says it is starting."""
     from websockets.asyncio.client import connect
     from websockets.exceptions import InvalidHandshake, InvalidStatus
@@ -143,7 +170,7 @@ async def _open_socket(
             return await Connect(
                 url,
                 additional_headers=headers,
-                max_size=max_size,
+                max_size=MAX_RESPONSE,
                 open_timeout=None,  # the caller has its own deadline
                 ping_interval=None,  # and it notices a dead server
                 **options,

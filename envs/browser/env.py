@@ -6,13 +6,21 @@ import asyncio
 import dataclasses
 import re
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 from envs.base import Box, EnvError, Observation, StepResult, Task, TaskError
-from envs.browser.actions import InvalidAction, format_action, parse_action
-from envs.browser.connection import client_class, describe_failure, server_url, token_headers
-from envs.browser.element_ids import page_id
+from envs.browser.actions import MAX_LENGTH, InvalidAction, format_action, parse_action
+from envs.browser.connection import (
+    ServerError,
+    client_class,
+    describe_failure,
+    server_url,
+    token_headers,
+)
+from envs.browser.element_ids import page_id, page_ids
+from envs.browser.foreign_text import one_line
+from envs.browser.limits import MAX_ACTIONS
 from envs.browser.miniwob.solvers import SOLVERS
 from envs.browser.page_text import TEXT_ROLES, Element, simplify_axtree
 from envs.browser.prompts import page_messages
@@ -20,8 +28,11 @@ from envs.browser.protocol import Response, read_reset, read_step, unknown_task
 
 CLOSE_DEADLINE_S = 5.0
 MAX_ERROR_LENGTH = 200
+Read = TypeVar("Read")
 
-_MENTIONED_BID = re.compile(r"""(bid[ =]|get_by_test_id\()(["'])(\w+)\2""")
+_MENTIONED_BID = re.compile(
+    r"""(bid[ =]|get_by_test_id\()(["'])([A-Za-z]{0,5}(?:0|[1-9][0-9]{0,5}))\2"""
+)
 
 
 class BrowserEnv:
@@ -75,12 +86,14 @@ class BrowserEnv:
         self._task, self._history, self._screenshot = None, [], screenshot
         name = task.name.removeprefix("miniwob.")
         options = {"screenshot": screenshot, "final_page": screenshot}
-        payload = await self._request(
-            lambda client: client.reset(task_name=name, seed=task.seed, **options)
-        )
-        with self._reading():
+
+        def read(payload: Any) -> Observation:
             response = read_reset(payload, name, screenshot=screenshot)
-            self._observation = self._observe(task, response, response.goal)
+            return self._observe(task, response, response.goal)
+
+        self._observation = await self._request(
+            lambda client: client.reset(task_name=name, seed=task.seed, **options), read
+        )
         self._task = task
         return self._observation
 
@@ -92,7 +105,8 @@ class BrowserEnv:
             EnvError: the infrastructure failed; this environment is dead from then on.
         """
         self._check_alive()
-        if self._task is None:
+        task = self._task
+        if task is None:
             raise RuntimeError("no episode is running: call reset first")
         try:
             action = parse_action(text)
@@ -104,11 +118,15 @@ class BrowserEnv:
         bids = [self._bids[element_id] for element_id in action.ids]
         acted_on = tuple(self._boxes[bid] for bid in bids if bid in self._boxes)
         command = format_action(action.with_ids(self._bids))
-        payload = await self._request(lambda client: client.step(command))
-        self._history.append(format_action(action))
-        with self._reading():
+        history = [*self._history, format_action(action)]
+
+        def read(payload: Any) -> Response:
             response = read_step(payload, screenshot=self._screenshot)
-            self._observation = self._observe(self._task, response, self._observation.goal)
+            self._history = history
+            self._observation = self._observe(task, response, self._observation.goal)
+            return response
+
+        response = await self._request(lambda client: client.step(command), read)
         if response.done:
             self._task = None
         return StepResult(
@@ -127,7 +145,7 @@ class BrowserEnv:
             return ""
         try:
             return format_action(solver(self._observation.goal, self._elements, len(self._history)))
-        except LookupError:
+        except (LookupError, ValueError):  # a number, say, that is not one
             return ""
 
     async def close(self) -> None:
@@ -143,41 +161,38 @@ class BrowserEnv:
         except (OSError, TimeoutError):
             return  # the connection is gone, as wanted
 
-    async def _request(self, call: Callable[[Any], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
-        """Await one response of the server within the deadline; a failure ends the session."""
+    async def _request(
+        self, call: Callable[[Any], Awaitable[dict[str, Any]]], read: Callable[[Any], Read]
+    ) -> Read:
+        """Await one response of the server and read it; a failure ends the session.
+
+        Args:
+            call: sends the request, called with the client.
+            read: reads the response, in a thread: the text is foreign and may be long.
+        """
         self._check_alive()
         if self._client is None:
             make_client = await asyncio.to_thread(client_class)
             self._client = make_client(
-                base_url=self.base_url,
-                connect_timeout_s=self.deadline_s,
-                message_timeout_s=2 * self.deadline_s,  # this class has its own deadline
-                headers=self.headers,
+                base_url=self.base_url, connect_timeout_s=self.deadline_s, headers=self.headers
             )
         try:
             async with asyncio.timeout(self.deadline_s):
-                return await call(self._client)
+                payload = await call(self._client)
+            return await asyncio.to_thread(read, payload)
         except asyncio.CancelledError:
             self._dead = "a call was cancelled"  # its response would be taken for the next one
             raise
         except TimeoutError as error:
             raise self._fail(f"no response within {self.deadline_s:g} s") from error
-        except Exception as error:
-            # OpenEnv turns every error of the server into a RuntimeError, and the transport has
-            # many of its own: only an unknown task is not an infrastructure failure.
-            if unknown := unknown_task(str(error).removeprefix("Server error: ")):
-                raise TaskError(unknown) from error
-            raise self._fail(describe_failure(error)) from error
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """End the session if the response read in this block is not an outcome of an episode."""
-        try:
-            yield
         except TaskError:
             raise
-        except ValueError as error:
-            raise self._fail(str(error)) from error
+        except Exception as error:
+            # The transport has many errors of its own, and a response that cannot be read must not
+            # end a run: only an unknown task is not an infrastructure failure.
+            if isinstance(error, ServerError) and (unknown := unknown_task(str(error))):
+                raise TaskError(unknown) from error
+            raise self._fail(describe_failure(error)) from error
 
     def _fail(self, reason: str) -> EnvError:
         self._dead = reason
@@ -190,21 +205,22 @@ class BrowserEnv:
     def _observe(self, task: Task, response: Response, goal: str) -> Observation:
         elements = simplify_axtree(response.axtree_txt)
         self._boxes = response.boxes
-        self._bids = {page_id(task, element.id): element.id for element in elements if element.id}
+        ids = page_ids(task, (element.id for element in elements if element.id))
+        self._bids = {ids[bid]: bid for bid in ids}
         elements = [
-            dataclasses.replace(element, id=page_id(task, element.id)) if element.id else element
+            dataclasses.replace(element, id=ids[element.id]) if element.id else element
             for element in elements
         ]
         self._elements = elements
         page = "\n".join(map(str, elements))
-        error = _one_line(task, response.error)
+        error = _with_page_ids(task, response.error)
         return Observation(
             messages=page_messages(goal, page, self._history, error),
             goal=goal,
             page=page,
             url=response.url,
             error=error,
-            actions=_possible_actions(elements, goal),
+            actions=tuple(islice(_possible_actions(elements, goal), MAX_ACTIONS)),
             screenshot=response.screenshot,
         )
 
@@ -217,20 +233,17 @@ class BrowserEnv:
         )
 
 
-def _possible_actions(elements: list[Element], goal: str) -> tuple[str, ...]:
-    """List a click on every element, and for text fields a `fill` with each quote of the goal."""
-    quotes = re.findall(r'"([^"]+)"', goal)
-    actions = []
+def _possible_actions(elements: list[Element], goal: str) -> Iterator[str]:
+    """Yield a click on every element, and for text fields a `fill` with each quote of the goal."""
+    quotes = [quote for quote in re.findall(r'"([^"]+)"', goal) if len(quote) < MAX_LENGTH]
     for element in elements:
         if element.id:
-            actions.append(f"click({element.id!r})")
+            yield f"click({element.id!r})"
             if element.role in TEXT_ROLES:
-                actions += [f"fill({element.id!r}, {quote!r})" for quote in quotes]
-    return tuple(actions)
+                yield from (f"fill({element.id!r}, {quote!r})" for quote in quotes)
 
 
-def _one_line(task: Task, error: str) -> str:
+def _with_page_ids(task: Task, error: str) -> str:
     """Return the first line of a server's error, with the ids that the model reads."""
-    line = error.strip().splitlines()[0] if error.strip() else ""
-    line = _MENTIONED_BID.sub(lambda m: f"{m[1]}{m[2]}{page_id(task, m[3])}{m[2]}", line)
-    return line if len(line) <= MAX_ERROR_LENGTH else line[:MAX_ERROR_LENGTH] + "..."
+    line = one_line(error.strip().partition("\n")[0], MAX_ERROR_LENGTH)
+    return _MENTIONED_BID.sub(lambda m: f"{m[1]}{m[2]}{page_id(task, m[3])}{m[2]}", line)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from dataclasses import dataclass
+
+from envs.browser.foreign_text import unquote
+from envs.browser.limits import MAX_LINE, MAX_LINES, MAX_PAGE
 
 TEXT_ROLES = {"textbox", "searchbox", "spinbutton"}
 """Roles of the elements that take text."""
@@ -17,9 +19,12 @@ CONTROLS = TEXT_ROLES | {
 """Roles of the elements that stay on the page even without a name."""
 
 _FLAGS = {"checked", "selected", "expanded", "disabled", "pressed"}
-_QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
-_LINE = re.compile(rf"(\t*)(?:\[(\w+)\] )?(\S+)(?: ({_QUOTED}))?(.*)")
-_ATTRIBUTE = re.compile(rf"(\w+)=({_QUOTED}|[^,]+)")
+
+# These take time linear in a line's length: `*+` and `++` never give back what they took, and the
+# search for an attribute starts at the beginning of a word only.
+QUOTED = r"""'[^'\\]*+(?:\\.[^'\\]*+)*+'|"[^"\\]*+(?:\\.[^"\\]*+)*+\""""
+_LINE = re.compile(rf"(\t*+)(?:\[(\w++)\] )?(\S++)(?: ({QUOTED}))?(.*)")
+_ATTRIBUTE = re.compile(rf"\b(\w++)=({QUOTED}|[^,]++)")
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,14 @@ def simplify_axtree(axtree_txt: str) -> list[Element]:
         The elements in page order.
 
     Raises:
-        ValueError: a line is not a node of such a tree.
+        ValueError: a line is not a node of such a tree, or the tree is over a limit.
     """
-    nodes = [_parse(line) for line in axtree_txt.splitlines()]
+    if len(axtree_txt) > MAX_PAGE:
+        raise ValueError(f"a page may have {MAX_PAGE} characters, got {len(axtree_txt)}")
+    lines = axtree_txt.splitlines()
+    if len(lines) > MAX_LINES:
+        raise ValueError(f"a page may have {MAX_LINES} lines, got {len(lines)}")
+    nodes = [_parse(line) for line in lines]
     nodes = [node for node in nodes if node[1].role != "StaticText" or node[1].name]
     elements: list[Element] = []
     taken: set[int] = set()
@@ -84,11 +94,13 @@ def simplify_axtree(axtree_txt: str) -> list[Element]:
 
 
 def _parse(line: str) -> tuple[int, Element]:
+    if len(line) > MAX_LINE:
+        raise ValueError(f"a line of a page may have {MAX_LINE} characters, got {len(line)}")
     match = _LINE.fullmatch(line)
     if match is None:
-        raise ValueError(f"expected a line of an accessibility tree, got {line!r}")
+        raise ValueError(f"expected a line of an accessibility tree, got {line[:80]!r}")
     tabs, bid, role, quoted, rest = match.groups()
-    name = str(ast.literal_eval(quoted)) if quoted else ""
+    name = unquote(quoted) if quoted else ""
     state = ""
     for key, text in _ATTRIBUTE.findall(rest):
         if key == "value":

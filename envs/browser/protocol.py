@@ -10,14 +10,14 @@ OpenEnv's `envs/browsergym_env` speaks the same protocol with other contents. It
 - report why an action failed only in `metadata`, which openenv-core 0.3 does not send;
 - send screenshots as nested lists `[H][W][3]`, even if not asked for.
 
-Nothing that a response lacks is made up: a response that is not an outcome is a `ValueError`.
+Nothing that a response lacks is made up: a response that is not an outcome is a `ValueError`, and
+so is one that is over a limit of `envs.browser.limits`. Text is cleaned of control characters.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import math
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -25,6 +25,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from envs.base import Box, TaskError
+from envs.browser.foreign_text import brief, clean, one_line
+from envs.browser.limits import (
+    MAX_COORDINATE,
+    MAX_GOAL,
+    MAX_LINES,
+    MAX_PAGE,
+    MAX_PIXELS,
+    MAX_REWARD,
+    MAX_URL,
+)
 
 # Parts of Playwright's log when the page, not a slow machine, stopped an action.
 _REFUSALS = {
@@ -38,6 +48,7 @@ _REFUSALS = {
 _TIMEOUT = re.compile(r"TimeoutError: (?:\w+\.(\w+))?")
 _REPEATED_TEXT = re.compile(r"\t*(?:\[\w+\] )?InlineTextBox\b")
 _UNKNOWN_TASK = re.compile(r"unknown task .*|Failed to create BrowserGym .* doesn't exist.*")
+_MAX_TEXT = {"axtree_txt": MAX_PAGE, "goal": MAX_GOAL, "url": MAX_URL, "error": MAX_PAGE}
 
 
 @dataclass(frozen=True)
@@ -87,8 +98,8 @@ def read_reset(payload: Any, task_name: str, *, screenshot: bool) -> Response:
         raise ValueError("the first observation has no goal")
     if PurePosixPath(urlsplit(response.url).path).stem != task_name:
         raise TaskError(
-            f"asked for task {task_name!r}, got the page {response.url!r}: an OpenEnv server of "
-            "before June 2026 serves only the task of its BROWSERGYM_TASK_NAME"
+            f"asked for task {task_name!r}, got the page {response.url[:200]!r}: an OpenEnv server "
+            "of before June 2026 serves only the task of its BROWSERGYM_TASK_NAME"
         )
     return response
 
@@ -110,7 +121,7 @@ def read_step(payload: Any, *, screenshot: bool) -> Response:
 def unknown_task(message: str) -> str:
     """Return a server's error message if it says that the task is unknown, otherwise ''."""
     match = _UNKNOWN_TASK.match(message)
-    return match[0].removesuffix(" (code: EXECUTION_ERROR)") if match else ""
+    return one_line(match[0].removesuffix(" (code: EXECUTION_ERROR)")) if match else ""
 
 
 def _read(payload: Any, reward: float | None, screenshot: bool) -> Response:
@@ -121,15 +132,13 @@ def _read(payload: Any, reward: float | None, screenshot: bool) -> Response:
     metadata = _of_type(dict, metadata, "metadata")
     browsergym = _of_type(dict, metadata.get("browsergym_obs", {}), "browsergym_obs")
     info = _of_type(dict, metadata.get("browsergym_info", {}), "browsergym_info")
-    text = {
-        name: _of_type(str, observation.get(name) or "", name)
-        for name in ("axtree_txt", "goal", "url", "error")
-    }
+    text = {name: _text(observation.get(name), name) for name in _MAX_TEXT}
     # Our server leaves out the finished page if no screenshot was asked for.
     finished = data.get("done") is True and "success" in metadata
     if not text["axtree_txt"] and not finished:
         raise ValueError(f"the server sent no axtree_txt: {text['error'] or 'it gives no reason'}")
-    raw = metadata.get("raw_reward", (info.get("task_info") or {}).get("RAW_REWARD_GLOBAL"))
+    task_info = _of_type(dict, info.get("task_info") or {}, "task_info")
+    raw = metadata.get("raw_reward", task_info.get("RAW_REWARD_GLOBAL"))
     failed = browsergym.get("last_action_error") or observation.get("last_action_error")
     lines = text["axtree_txt"].splitlines()
     return Response(
@@ -138,36 +147,45 @@ def _read(payload: Any, reward: float | None, screenshot: bool) -> Response:
         url=text["url"],
         error=text["error"] or (_failure(failed) if failed else ""),
         screenshot=_png(observation.get("screenshot")) if screenshot else None,
-        reward=_finite(data.get("reward"), "reward") if reward is None else reward,
-        raw_reward=None if raw is None else _finite(raw, "raw_reward"),
+        reward=_number(data.get("reward"), "reward", MAX_REWARD) if reward is None else reward,
+        raw_reward=None if raw is None else _number(raw, "raw_reward", MAX_REWARD),
         done=_of_type(bool, data.get("done"), "done"),
         boxes=_boxes(metadata.get("boxes", {})) if screenshot else {},
     )
 
 
-def _failure(reason: str | bool) -> str:
+def _failure(reason: Any) -> str:
     """Translate BrowserGym's error into ours, or raise ValueError if the machine was slow."""
     if not isinstance(reason, str):
         return "the action failed"
-    timeout = _TIMEOUT.match(reason)
+    log = clean(reason)
+    timeout = _TIMEOUT.match(log)
     if timeout is None:
-        return reason
-    if "action done" in reason:
+        return log
+    if "action done" in log:
         return ""  # only the wait after the click timed out
     for refusal, meaning in _REFUSALS.items():
-        if refusal in reason:
+        if refusal in log:
             return f"{timeout[1] or 'the action'} failed: {meaning}"
-    raise ValueError(f"the server's browser was too slow: {reason}")
+    raise ValueError(f"the server's browser was too slow: {log}")
 
 
 def _png(screenshot: Any) -> bytes | None:
     if screenshot is None:
         return None
-    if isinstance(screenshot, str):
-        return base64.b64decode(screenshot, validate=True)
     import numpy as np
     from PIL import Image
 
+    if isinstance(screenshot, str):
+        png = base64.b64decode(screenshot, validate=True)
+        try:
+            with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"it has {image.width} x {image.height} pixels")
+                image.load()  # what cannot be decoded would end a gallery later
+        except Exception as error:  # Pillow raises many types, also SyntaxError and zlib's own
+            raise ValueError(f"the screenshot is not a PNG: {error}") from error
+        return png
     try:
         pixels = np.array(screenshot, dtype=np.uint8)
     except (TypeError, OverflowError) as error:
@@ -181,21 +199,34 @@ def _png(screenshot: Any) -> bytes | None:
 
 def _boxes(boxes: Any) -> dict[str, Box]:
     found = {}
-    for bid, box in _of_type(dict, boxes, "boxes").items():
-        if len(_of_type(list, box, f"the box of {bid}")) != 4:
-            raise ValueError(f"the box of {bid} must be 4 numbers, got {len(box)}")
-        x, y, width, height = (_finite(number, f"the box of {bid}") for number in box)
+    if len(_of_type(dict, boxes, "boxes")) > MAX_LINES:
+        raise ValueError(f"there may be {MAX_LINES} boxes, got {len(boxes)}")
+    for bid, box in boxes.items():
+        name = f"the box of {bid[:80]}"
+        if len(_of_type(list, box, name)) != 4:
+            raise ValueError(f"{name} must be 4 numbers, got {len(box)}")
+        x, y, width, height = (_number(number, name, MAX_COORDINATE) for number in box)
         found[bid] = (x, y, width, height)
     return found
 
 
-def _finite(number: Any, name: str) -> float:
-    if not isinstance(number, int | float) or not math.isfinite(number):
-        raise ValueError(f"{name} must be a finite number, got {number!r}")
+def _number(number: Any, name: str, limit: float) -> float:
+    if type(number) not in (int, float) or not abs(number) < float("inf"):  # NaN is not
+        raise ValueError(f"{name} must be a finite number, got {brief(number)}")
+    if abs(number) > limit:
+        raise ValueError(f"{name} must be from -{limit:g} to {limit:g}, got {brief(number)}")
     return float(number)
+
+
+def _text(value: Any, name: str) -> str:
+    text: str = _of_type(str, "" if value is None else value, name)
+    if len(text) > _MAX_TEXT[name]:
+        raise ValueError(f"{name} may have {_MAX_TEXT[name]} characters, got {len(text)}")
+    return clean(text)
 
 
 def _of_type(kind: type, value: Any, name: str) -> Any:
     if not isinstance(value, kind):
-        raise ValueError(f"{name} must be a {kind.__name__}, got {str(value)[:80]!r}")
+        shown = value[:80] if isinstance(value, str) else brief(value)
+        raise ValueError(f"{name} must be a {kind.__name__}, got {shown!r}")
     return value

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Callable, Sequence
 from functools import wraps
 
 from envs.browser.actions import Action
-from envs.browser.page_text import Element
+from envs.browser.foreign_text import unquote
+from envs.browser.limits import MAX_SOLVED
+from envs.browser.page_text import QUOTED, Element
 
 Page = Sequence[Element]
 Solver = Callable[[str, Page, int], Action]
 """`(goal, elements, step from 0) -> action`; LookupError if the page lacks what it needs."""
 
-_VALUE = re.compile(r""", value=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]*)""")
+_VALUE = re.compile(rf", value=({QUOTED}|[^,]*)")
 
 
 def plan(actions_of: Callable[[str, Page], list[Action]]) -> Solver:
@@ -90,7 +91,7 @@ def value(element: Element) -> str:
     found = _VALUE.search(element.state)
     if found is None:
         return ""
-    return str(ast.literal_eval(found[1])) if found[1][:1] in ("'", '"') else found[1]
+    return unquote(found[1]) if re.fullmatch(QUOTED, found[1]) else found[1]
 
 
 def quoted(goal: str, count: int = 1) -> list[str]:
@@ -109,11 +110,11 @@ def groups(pattern: str, goal: str) -> tuple[str, ...]:
     """Return the groups of a pattern in the goal.
 
     Raises:
-        LookupError: the goal does not match.
+        LookupError: the goal does not match, or is longer than `MAX_SOLVED`.
     """
-    found = re.search(pattern, goal)
+    found = re.search(pattern, goal) if len(goal) <= MAX_SOLVED else None
     if found is None:
-        raise LookupError(f"expected a goal like {pattern!r}, got {goal!r}")
+        raise LookupError(f"expected a goal like {pattern!r}, got {goal[:MAX_SOLVED]!r}")
     return found.groups()
 
 

@@ -1,0 +1,60 @@
+"""Limits on what a browser server sends and receives, each with the reason for its value.
+
+A server's text is foreign: the page may be hostile and the server broken. What is over a limit is
+an infrastructure failure (`EnvError`), never an outcome. MiniWoB's pages stay far below: ids up to
+185, 6,200 characters in 212 lines, goals of 110 characters.
+
+Depth of nesting needs no number of its own. Nothing reads a response deeper than five levels, and
+`json` refuses what is nested deeper than the interpreter's recursion limit.
+"""
+
+from __future__ import annotations
+
+MAX_RESPONSE = 8 * 2**20
+"""Bytes of a server's message. A screenshot of a large window has three million as base64, and the
+most expensive JSON of this size takes half a second to parse."""
+
+MAX_REQUEST = 4 * 2**20
+"""Bytes of a request or a message to the server: an action has at most 2,000 characters."""
+
+MAX_PAGE = 500_000
+"""Characters of an accessibility tree: more than any model here reads, and a fraction of a second
+to parse."""
+
+MAX_LINES = 10_000
+"""Lines of an accessibility tree, and so elements of a page: as many as a large table has."""
+
+MAX_LINE = 50_000
+"""Characters of a line: the names of its ancestors can repeat the text of a whole article."""
+
+MAX_GOAL = 20_000
+"""Characters of a goal: several pages of instructions."""
+
+MAX_URL = 20_000
+"""Characters of an address: some sites keep a form's state in it."""
+
+MAX_ID = 11
+"""Characters of an element's id. Renumbering adds at most one, and an action takes 12."""
+
+MAX_FRAMES = 50
+"""Different letters in front of the ids of a page. Each costs a permutation of its own; a page
+with advertisements has about twenty frames."""
+
+MAX_REWARD = 1e6
+"""Absolute value of a reward: its square, summed over a batch, is far from the end of float32."""
+
+MAX_COORDINATE = 1e7
+"""Absolute value of a coordinate in pixels; Chromium's own layout ends at about 3e7."""
+
+MAX_PIXELS = 20_000_000
+"""Pixels of a screenshot: a 4K screen has eight million, and each takes four bytes when decoded."""
+
+MAX_ACTIONS = 10_000
+"""Actions listed for the random agent: a goal with many quotes times a page with many fields."""
+
+MAX_ERROR = 300
+"""Characters of an error that is shown to a person or to the model; the rest is cut."""
+
+MAX_SOLVED = 1_000
+"""Characters of a goal or name that a scripted solver matches with a regular expression; some of
+those take quadratic time."""
