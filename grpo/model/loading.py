@@ -15,6 +15,7 @@ from grpo.model.chat_date import DATE_FILE, saved_date
 from grpo.model.full_policy import FullPolicy
 from grpo.model.lora_policy import LoRAPolicy
 from grpo.model.policy import Policy
+from grpo.model.pretrained import check_causal, one_line_reason, read_pretrained, refusing
 
 if TYPE_CHECKING:
     from grpo.config import Config
@@ -48,6 +49,8 @@ def make_policy(config: Config, model: Any, tokenizer: Any) -> Policy:
         "activation_checkpointing": config.activation_checkpointing,
     }
     targets = list(config.lora_target_modules)
+    if config.train == "lora" and not adapter:
+        _check_rank(model, config.lora_r, targets)
     try:
         if config.train == "full":
             keep_reference = config.uses_reference
@@ -64,9 +67,33 @@ def make_policy(config: Config, model: Any, tokenizer: Any) -> Policy:
                 **options,
             )
     except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(one_line_reason(error)) from error
     policy.chat = chat
+    if config.max_new_tokens >= policy.max_length:
+        raise ConfigError(
+            f"max_new_tokens must be below the {policy.max_length} tokens that the model supports, "
+            f"got {config.max_new_tokens}"
+        )
+    if not policy.stop_ids:
+        raise ConfigError("the model has no end token: expected eos_token_id in its files")
     return policy
+
+
+def _check_rank(model: Any, r: int, targets: list[str]) -> None:
+    """Check that a layer of the adapter has room for the rank: its correction has no higher one.
+
+    Raises:
+        ConfigError: none has.
+    """
+    chosen = [
+        layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+        and (targets == ["all-linear"] or any(f".{name}".endswith(f".{t}") for t in targets))
+    ]
+    room = max((min(layer.in_features, layer.out_features) for layer in chosen), default=r)
+    if r > room:
+        raise ConfigError(f"lora_r must be at most {room} with this model's layers, got {r}")
 
 
 def choose_device(device: str) -> str:
@@ -79,9 +106,14 @@ def choose_device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {device!r} cannot be used here: {reason}") from error
+    except Exception as error:  # torch's exceptions of devices are of many kinds
+        there = ["auto", "cpu"]
+        if accelerator := torch.accelerator.current_accelerator():
+            there += [f"{accelerator}:{n}" for n in range(torch.accelerator.device_count())]
+        raise ConfigError(
+            f"device {device!r} cannot be used here: expected one of {', '.join(there)}; "
+            f"got: {one_line_reason(error)}"
+        ) from error
     return device
 
 
@@ -96,39 +128,41 @@ def load_model(name: str, *, device: str, dtype: torch.dtype) -> tuple[Any, Any]
     Raises:
         ConfigError: there is no such model, or it has no chat template.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # it would break the bars of the run
-    try:
-        path = Path(name) if name else bundled_model_path()
-    except FileNotFoundError as error:
-        raise ConfigError(str(error)) from error
-    source: dict[str, Any] = {"pretrained_model_name_or_path": str(path)}
-    if path.suffix == ".gguf" and path.is_file():
-        source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    elif name and not path.is_dir():
-        if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
-            raise ConfigError(
-                f"no model at {name!r}: expected a folder, a .gguf file or a hub id such as "
-                "'LiquidAI/LFM2-350M'"
-            )
-        source = {"pretrained_model_name_or_path": name}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            **source, dtype=dtype, attn_implementation="sdpa"
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"cannot load model {name!r}: {reason}") from error
+    source = _source(name)
+    with refusing(name):
+        model, tokenizer = read_pretrained(source, dtype)
+        model = model.to(device)
+        check_causal(model)
     if tokenizer.chat_template is None:
         raise ConfigError(
             f"model {name!r} has no chat template: expected an instruction-tuned model"
         )
     if dtype == torch.float16:
         warnings.warn("float16 has no headroom for gradients; bfloat16 is safer", stacklevel=2)
-    return model.to(device), tokenizer
+    return model, tokenizer
+
+
+def _source(name: str) -> dict[str, str]:
+    """Return the arguments of `from_pretrained` for a model's name.
+
+    Raises:
+        ConfigError: it is neither a folder, nor a GGUF file, nor has the form of a hub id.
+    """
+    from grpo.config import is_hub_id
+
+    try:
+        path = Path(name) if name else bundled_model_path()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise ConfigError(one_line_reason(error)) from error
+    if path.suffix == ".gguf" and is_file:
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    if not is_folder and (path.is_absolute() or name.startswith(".") or not is_hub_id(name)):
+        raise ConfigError(
+            f"no model at {name!r}: expected a folder, a .gguf file or a hub id such as "
+            "'LiquidAI/LFM2-350M'"
+        )
+    return {"pretrained_model_name_or_path": str(path)}
 
 
 def find_adapter(name: str) -> Path:
