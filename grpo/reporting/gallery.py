@@ -5,16 +5,28 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from envs.base import Box, Task
 from grpo.rollouts.rollout import Rollouts
+from grpo.safe_output import one_line, printable
 from grpo.types import Episode
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 OUTLINE = "#ff00d0"
 WIDTH = 3
+MARGIN = 8
+"""Pixels of the border that stay on a picture, where it has one on both sides."""
+
+LABELS = ("before", "after")
+"""These episodes come first, in this order."""
+
+_log = logging.getLogger(__name__)
 
 
 async def record_episode(rollouts: Rollouts, task: Task, folder: Path, *, seed: int = 0) -> None:
@@ -33,14 +45,46 @@ async def record_episode(rollouts: Rollouts, task: Task, folder: Path, *, seed: 
     episode = await rollouts.episode(task, [seed, task.seed], record=True)
     if episode is None:
         return
-    folder = folder / task.name / str(task.seed)
+    folder = folder / _folder_name(task.name) / str(task.seed)
     folder.mkdir(parents=True, exist_ok=True)
+    for k, picture in _pictures(episode).items():
+        (folder / f"{k}.png").write_bytes(picture)
+    text = json.dumps(_as_json(episode), indent=2)
+    (folder / "episode.json").write_text(text + "\n", encoding="utf-8")
+
+
+def record_tally(folder: Path, tally: Mapping[str, Mapping[str, int]]) -> None:
+    """Keep how many episodes of an evaluation were solved, beside those that were recorded.
+
+    Args:
+        folder: of `record_episode`; created where it is missing.
+        tally: `solved` and `n` by task.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({name: {k: of[k] for k in ("solved", "n")} for name, of in tally.items()})
+    (folder / "tally.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _folder_name(task: str) -> str:
+    """Return a task's name without what would name another folder."""
+    name = one_line(task).replace("/", "%2F")
+    return name if name.strip(".") else name.replace(".", "%2E")
+
+
+def _pictures(episode: Episode) -> dict[int, bytes]:
+    """Return the pictures of an episode's pages by their number, without those that are broken."""
+    pictures = {}
     for k, (observation, result) in enumerate(episode.records):
         if observation.screenshot is not None:
-            picture = outlined(observation.screenshot, result.acted_on if result else ())
-            (folder / f"{k}.png").write_bytes(picture)
-    text = json.dumps(_as_json(episode), indent=2)
-    (folder / "episode.json").write_text(text + "\n")
+            try:
+                pictures[k] = outlined(observation.screenshot, result.acted_on if result else ())
+            except ValueError as error:
+                _log.warning("a picture of %s is left out: %s", episode.task.name, error)
+    try:
+        return dict(zip(pictures, cropped(list(pictures.values())), strict=True))
+    except ValueError as error:
+        _log.warning("the pictures of %s are left out: %s", episode.task.name, error)
+        return {}
 
 
 def outlined(picture: bytes, boxes: Sequence[Box]) -> bytes:
@@ -48,22 +92,74 @@ def outlined(picture: bytes, boxes: Sequence[Box]) -> bytes:
 
     Raises:
         ModuleNotFoundError: there are boxes, and pillow is not installed.
+        ValueError: the picture cannot be read.
     """
     if not boxes:
         return picture
     try:
-        from PIL import Image, ImageDraw
+        from PIL import ImageDraw
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "outlines on screenshots need pillow: install the extra 'browser'"
         ) from error
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    image = _read(picture)
     draw = ImageDraw.Draw(image)
     for x, y, width, height in boxes:
         right, bottom = min(x + width + WIDTH, image.width), min(y + height + WIDTH, image.height)
         left, top = max(x - WIDTH, 0), max(y - WIDTH, 0)  # around it, but on the picture
         if left < right and top < bottom:
             draw.rectangle((left, top, right - 1, bottom - 1), outline=OUTLINE, width=WIDTH)
+    return _as_png(image)
+
+
+def cropped(pictures: Sequence[bytes]) -> list[bytes]:
+    """Cut the border off an episode's pictures, off all of them alike.
+
+    The border is what surrounds the pages in a single colour, that of the lower right corner, on
+    every picture. Pictures of several sizes, or of one colour alone, stay as they are; so do all
+    where pillow is not installed.
+
+    Raises:
+        ValueError: a picture cannot be read.
+    """
+    try:
+        from PIL import Image, ImageChops
+    except ModuleNotFoundError:
+        return list(pictures)
+    images = [_read(picture) for picture in pictures]
+    sizes, contents = {image.size for image in images}, []
+    if len(sizes) != 1:
+        return list(pictures)
+    (size,) = sizes
+    for image in images:
+        colour = image.getpixel((size[0] - 1, size[1] - 1))
+        contents.append(ImageChops.difference(image, Image.new("RGB", size, colour)).getbbox())
+    boxes = [box for box in contents if box is not None]
+    if not boxes:
+        return list(pictures)
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    left, top, right, bottom = min(lefts), min(tops), max(rights), max(bottoms)
+    x = min(MARGIN, left, size[0] - right)
+    y = min(MARGIN, top, size[1] - bottom)
+    box = (left - x, top - y, right + x, bottom + y)
+    return [_as_png(image.crop(box)) for image in images]
+
+
+def _read(picture: bytes) -> Image:
+    """Decode a picture.
+
+    Raises:
+        ValueError: it is broken, or too large.
+    """
+    from PIL import Image
+
+    try:
+        return Image.open(io.BytesIO(picture)).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"it cannot be read: {error}") from error
+
+
+def _as_png(image: Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
@@ -77,18 +173,49 @@ def write_gallery(media: Path, *, title: str) -> None:
         title: of the page.
     """
     episodes = []
-    for path in sorted(media.glob("*/*/*/episode.json"), key=lambda path: path.parent):
-        episode = json.loads(path.read_text()) | {"label": path.relative_to(media).parts[0]}
+    for path in media.glob("*/*/*/episode.json"):
+        label = path.relative_to(media).parts[0]
+        if (episode := _load(path)) is None:
+            continue
+        tally = (_load(media / label / "tally.json") or {}).get(episode["task"])
+        episode = _printable(episode | {"label": label, "tally": tally})
         for k, page in enumerate(episode["pages"]):
             if (picture := path.with_name(f"{k}.png")).is_file():
                 data = base64.b64encode(picture.read_bytes()).decode()
                 page["picture"] = f"data:image/png;base64,{data}"
         episodes.append(episode)
+    episodes.sort(key=_place)
+    shown = {"name": printable(media.resolve().parent.name), "title": printable(title)}
     # A script ends at "</script", also inside a string: a completion may contain that.
-    data = json.dumps({"title": title, "episodes": episodes}).replace("<", "\\u003c")
+    data = json.dumps(shown | {"episodes": episodes}).replace("<", "\\u003c")
     html = Path(__file__).with_name("gallery.html").read_text(encoding="utf-8")
     media.mkdir(parents=True, exist_ok=True)
     (media / "index.html").write_text(html.replace("DATA", data, 1), encoding="utf-8")
+
+
+def _place(episode: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what episodes are sorted by: label, task, seed."""
+    label = episode["label"]
+    first = LABELS.index(label) if label in LABELS else len(LABELS)
+    return first, label, episode["task"], episode["seed"]
+
+
+def _load(path: Path) -> dict[str, Any] | None:
+    """Read a JSON file; None if it is missing or incomplete, as a killed run leaves it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _printable(value: Any) -> Any:
+    """Make every text in a JSON value printable."""
+    if isinstance(value, dict):
+        return {key: _printable(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_printable(each) for each in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def _as_json(episode: Episode) -> dict[str, Any]:

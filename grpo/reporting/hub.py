@@ -79,7 +79,7 @@ def push_to_hub(folder: str | Path, repo_id: str) -> str:
 def _contents(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
     """Map names in the repository to the files, or their bytes, that are uploaded."""
     card, weights = folder / "README.md", trained_weights(folder)
-    card.write_text(str(model_card(folder, repo_id)))
+    card.write_text(str(model_card(folder, repo_id)), encoding="utf-8")
     files = [card, *(folder / name for name in RECORDS), *(folder / "media").rglob("*")]
     contents: dict[str, Path | bytes] = {
         **{path.name: path for path in weights.iterdir() if path.is_file()},

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from grpo.errors import ConfigError
 from grpo.generators.vllm.options import max_lora_rank
 from grpo.model.bundled import GGUF_FILE, HUB_ID
 from grpo.reporting.progress import rate_text
+from grpo.safe_output import code, markdown, one_line
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -32,7 +35,7 @@ With PEFT:
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{base}")
+model = AutoModelForCausalLM.from_pretrained({python_base})
 model = PeftModel.from_pretrained(model, "{repo_id}")
 tokenizer = AutoTokenizer.from_pretrained("{repo_id}")
 ```
@@ -40,13 +43,13 @@ tokenizer = AutoTokenizer.from_pretrained("{repo_id}")
 With vLLM:
 
 ```sh
-vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {name}={repo_id}
+vllm serve {shell_base} --enable-lora --max-lora-rank {rank} --lora-modules {name}={repo_id}
 ```
 
 With grpo-browser and its prompts, to evaluate it (`grpo train` trains it further):
 
 ```sh
-grpo eval --task {task} --adapter {repo_id}{model_option}
+grpo eval --task {shell_task} --adapter {repo_id}{model_option}
 ```
 """
 
@@ -69,7 +72,7 @@ vllm serve {repo_id}
 With grpo-browser and its prompts, to evaluate it (`grpo train` trains it further):
 
 ```sh
-grpo eval --task {task} --model {repo_id}
+grpo eval --task {shell_task} --model {repo_id}
 ```
 """
 
@@ -95,7 +98,8 @@ def model_card(folder: Path, repo_id: str) -> ModelCard:
         EvalResult(
             task_type="reinforcement-learning",
             dataset_type="miniwob",
-            dataset_name=f"MiniWoB {task}, {rates['trained']['sampled']['n']} held-out seeds",
+            dataset_name=f"MiniWoB {one_line(task)}, "
+            f"{rates['trained']['sampled']['n']} held-out seeds",
             metric_type="success_rate",
             metric_name="success rate, sampled",
             metric_value=round(rates["trained"]["sampled"]["success"], 4),
@@ -159,12 +163,12 @@ def _rates(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _what_it_is(summary: dict[str, Any], config: Config, base: str, lora: bool) -> str:
-    what = f"A LoRA adapter of `{base}`" if lora else f"`{base}` with every weight trained"
+    what = f"A LoRA adapter of {code(base)}" if lora else f"{code(base)} with every weight trained"
     minutes = (summary["seconds"]["rollout"] + summary["seconds"]["update"]) / 60
     text = (
         f"{what} that acts in a browser: it reads a page's accessibility tree and answers with "
         f"one action, `click('57')`. Trained with GRPO, by grpo-browser, on MiniWoB's "
-        f"{summary['task']}: {summary['steps']} steps, {summary['episodes']:,} episodes, "
+        f"{markdown(summary['task'])}: {summary['steps']} steps, {summary['episodes']:,} episodes, "
         f"{minutes:.0f} minutes"
     )
     if config.warm_start_steps:
@@ -185,7 +189,7 @@ def _success(summary: dict[str, Any]) -> str:
         if not rows:
             continue
         n = max(rate["n"] for row in rows.values() for rate in row.values())
-        lines = [f"On {n} held-out seeds of {task} [95 % interval]:", ""]
+        lines = [f"On {n} held-out seeds of {markdown(task)} [95 % interval]:", ""]
         lines += ["| agent | sampled | greedy | what it is |", "| --- | --- | --- | --- |"]
         for name, row in rows.items():
             cells = [name, *(rate_text(row.get(d)) for d in ("sampled", "greedy"))]
@@ -200,16 +204,19 @@ def _pictures(folder: Path) -> list[str]:
     if shots:
         pictures["the first page of an episode after training"] = shots[0]
     return [
-        f"![{what}]({path.relative_to(folder)})" for what, path in pictures.items() if path.exists()
+        f"![{what}]({quote(path.relative_to(folder).as_posix())})"
+        for what, path in pictures.items()
+        if path.exists()
     ]
 
 
 def _loading(folder: Path, repo_id: str, base: str) -> str:
     config, weights = _config(folder), trained_weights(folder)
-    words = {"base": base, "repo_id": repo_id, "name": repo_id.split("/")[1]}
-    words["task"] = ",".join(config.task)
+    base, task = one_line(base), one_line(",".join(config.task))
+    words = {"repo_id": repo_id, "name": repo_id.split("/")[1], "python_base": json.dumps(base)}
+    words |= {"shell_base": shlex.quote(base), "shell_task": shlex.quote(task)}
     if weights.name == "model":
         return _FULL.format(**words)
     r = json.loads((weights / "adapter_config.json").read_text())["r"]
-    model_option = f" --model {base}" if config.model else ""
+    model_option = f" --model {shlex.quote(base)}" if config.model else ""
     return _LORA.format(**words, rank=max_lora_rank(r), model_option=model_option)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from envs.base import Task
 from grpo.model.chat_date import save_date
 from grpo.reporting.curves import plot_curves
-from grpo.reporting.gallery import record_episode, write_gallery
+from grpo.reporting.gallery import record_episode, record_tally, write_gallery
 from grpo.reporting.hub import push_to_hub
 from grpo.reporting.loggers import MetricsLog, read_metrics
 from grpo.reporting.progress import Bars, count, sparkline, success_table, time_line
@@ -125,6 +125,8 @@ class Report:
             record_episode(rollouts, task, media / label, seed=config.seed)
             for task in pick_examples(self._outcomes[agent_name, "sampled"], RECORDED)
         )
+        rates = {name: self.summary["per_task"][name] for name in config.evaluated_tasks}
+        record_tally(media / label, {k: v[agent_name]["sampled"] for k, v in rates.items()})
         write_gallery(media, title=f"{', '.join(config.task)}, {self.summary['model']}")
 
     def write(self) -> None:

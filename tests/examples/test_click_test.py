@@ -83,7 +83,7 @@ def test_a_run_leaves_the_promised_files(tmp_path, bundled_path):
     assert {"config.yaml", "metrics.jsonl", "summary.json", "curves.png"} <= files
     assert {"completions.txt", "adapter/tokenizer.json"} <= files
     assert {f"adapter/adapter_{name}" for name in ("config.json", "model.safetensors")} <= files
-    assert any(name.startswith("tensorboard/events.out") for name in files)
+    assert any(name.startswith(f"tensorboard/{tmp_path.name}/events.out") for name in files)
     assert "checkpoints/step-000001/trainer.pt" in files
     for label in ("before", "after"):
         for seed in (HELD_OUT, HELD_OUT + 1):

@@ -112,7 +112,7 @@ def test_weights_of_a_run_that_trains_all_of_them(config, base_model, tokenizer,
 
 
 def test_a_resumed_run_keeps_the_evaluation_before_it(config):
-    labels = [(label, "click-word", HELD_OUT + i) for label in ("after", "before") for i in (0, 1)]
+    labels = [(label, "click-word", HELD_OUT + i) for label in ("before", "after") for i in (0, 1)]
     first = grpo.train(config, ScriptedEnv, baselines={"oracle": oracle_agent()})
     assert [entry[:3] for entry in recorded(config.folder)] == labels
     again = grpo.train(config.replace(steps=3, resume=True), ScriptedEnv)

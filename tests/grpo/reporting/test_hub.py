@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import re
 import shlex
 import threading
 from dataclasses import replace
@@ -25,6 +26,7 @@ from grpo.reporting.hub import HubError, check_access, push_to_hub
 from grpo.reporting.model_card import AGENTS, model_card
 from grpo.rollouts.task_sampler import HELD_OUT
 from grpo.run import run_training
+from grpo.safe_output import one_line, printable
 
 REPO = "user/clicks"
 PICTURES = tuple(
@@ -257,7 +259,7 @@ async def test_one_run_leaves_adapter_pictures_dashboard_and_repository(
     local = ["adapter/adapter_model.safetensors", "adapter/tokenizer.json", "media/index.html"]
     for name in (*local, *pictures, "summary.json", "curves.png", "completions.txt"):
         assert (folder / name).is_file(), name
-    assert list((folder / "tensorboard").glob("events.out.*"))
+    assert list((folder / "tensorboard" / "run").glob("events.out.*"))
     files = hub.repos[REPO]
     assert {"README.md", "adapter_model.safetensors", "tokenizer.json", *pictures} <= set(files)
     assert f"](media/after/click-word/{HELD_OUT}/0.png)" in files["README.md"].decode()
@@ -321,6 +323,34 @@ def test_the_card_of_another_model_and_several_tasks(run, tmp_path):
     card = model_card(run, REPO)
     assert "It was not evaluated." in card.text
     assert card.data.eval_results is None
+
+
+EVIL = "$x$ <img src=x onerror=alert(1)> [a](b) ` ``` | *c*; rm -rf ~"
+WORSE = f"{EVIL}\n```\n# d \x1b[31m\u202e"
+
+
+def test_names_in_the_card_are_text(run):
+    """Neither Markdown nor HTML, no end of a code block, no second command, no escape."""
+    (run / "config.yaml").write_text(Config(task=EVIL, model=EVIL).to_yaml())
+    folder = run / "media" / "after" / "(a) [b]"
+    (run / "media" / "after" / "click-test").rename(folder)
+    change(run, task=WORSE, per_task={WORSE: {"trained": SUMMARY["trained"]}})
+    card = model_card(run, REPO)
+    text = card.text
+    assert printable(str(card)) == str(card)
+    assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * 3
+    assert not re.search(r"^# d", text, re.MULTILINE)
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"(`{4,}).*?\1", "", prose)  # code in a line
+    for part in ("<img", "[a]", "*c*", "$x$"):
+        assert re.search(r"(?<!\\)" + re.escape(part), prose) is None, part
+    (command,) = [line for line in text.splitlines() if line.startswith("vllm serve")]
+    assert shlex.split(command)[:3] == ["vllm", "serve", one_line(EVIL)]
+    (line,) = [line for line in text.splitlines() if line.startswith("grpo eval")]
+    assert shlex.split(line)[2:4] == ["--task", one_line(EVIL)]
+    (line,) = [line for line in text.splitlines() if "AutoModelForCausalLM.from_pre" in line]
+    assert json.loads(line.split("from_pretrained(")[1][:-1]) == one_line(EVIL)
+    assert "](media/after/%28a%29%20%5Bb%5D/1000000/0.png)" in text
 
 
 def test_every_agent_of_a_run_is_explained_in_its_card(run):
