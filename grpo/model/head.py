@@ -106,7 +106,12 @@ def measure_head(model: Any) -> OutputHead:
         layer.register_forward_pre_hook(take_input),
         layer.register_forward_hook(give_logits),
     ):
-        result = model(input_ids=ids, use_cache=False).logits[0].double()
+        try:
+            result = model(input_ids=ids, use_cache=False).logits[0].double()
+        except RuntimeError as error:
+            if "hidden" in seen and "input" not in seen:  # a module between them met float64
+                raise ValueError("its output layer does not read its last hidden states") from error
+            raise
     if seen.keys() != {"hidden", "input", "logits"} or result.shape != seen["logits"].shape[1:]:
         raise ValueError("its logits do not come from its output layer")
     hidden, into = seen["hidden"].double(), seen["input"].double()

@@ -34,7 +34,7 @@ def length_limit(model: Any) -> int:
     for module in find_decoder(model).modules():
         if any("inv_freq" in name for name, _ in module.named_buffers(recurse=False)):
             for kind in _layer_types(module):
-                limit = _rotary_limit(module, kind, limit)
+                limit = rotary_limit(module, kind, limit)
     return limit
 
 
@@ -61,7 +61,7 @@ def _layer_types(module: nn.Module) -> list[str | None]:
     return sorted(set(kinds)) if kinds else [None]
 
 
-def _rotary_limit(module: Any, kind: str | None, limit: int) -> int:
+def rotary_limit(module: Any, kind: str | None, limit: int) -> int:
     """Return the longest call, at most `limit`, in which short rows keep their angles."""
     buffer = next(module.buffers())
     x = torch.zeros(1, 1, 1, dtype=torch.float32, device=buffer.device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -141,18 +142,20 @@ def first_layers(model: Any) -> Any:
     for n, layer in enumerate(layers):
         kinds.setdefault(_kind(layer), n)
     try:
-        setattr(decoder, name, layers[: max(2, *kinds.values()) + 1])
+        setattr(decoder, name, layers[: max(1, *kinds.values()) + 1])
         return _widened(copy.deepcopy(model))
     finally:
         setattr(decoder, name, layers)
 
 
 def _kind(layer: nn.Module) -> Any:
-    """Describe a layer by its modules and their flags, all but its number."""
-    return tuple(
-        (name, type(module), *((k, v) for k, v in vars(module).items() if isinstance(v, bool)))
-        for name, module in layer.named_modules()
-    )
+    """Describe a layer by its modules and their settings, all but its number."""
+
+    def settings(module: nn.Module) -> list[tuple[str, Any]]:
+        values = ((k, v) for k, v in vars(module).items() if isinstance(v, int | str | None))
+        return [(k, v) for k, v in values if not re.search("idx|index|layer_id", k)]
+
+    return tuple((name, type(m), *settings(m)) for name, m in layer.named_modules())
 
 
 def _widened(model: Any) -> Any:
