@@ -29,8 +29,8 @@ GRPO := $(if $(filter vllm%,$(BACKEND)),$(VLLM),.venv/bin)/grpo
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup click-test serve test test-reference test-vllm check check-docker clean \
-        benchmark-update benchmark-rollouts benchmark-generate benchmark-pages soak
+.PHONY: help setup click-test serve test test-reference test-zoo test-vllm check check-docker \
+        clean benchmark-update benchmark-rollouts benchmark-generate benchmark-pages soak
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,12 +46,17 @@ serve: ## start a vLLM server for BACKEND=vllm-server (the variables of click-te
 	@$(SETUP) --vllm
 	@$(ONE_THREAD) $(VLLM)/grpo serve-vllm $(OPTIONS)
 
-test: setup ## run all tests but those of the next two targets (ARGS for pytest)
-	@$(ONE_THREAD) $(PY) -m pytest -m "not reference" $(PARALLEL) --durations=10 $(ARGS)
+test: setup ## run all tests but those of the next three targets (ARGS for pytest)
+	@$(ONE_THREAD) $(PY) -m pytest -m "not reference and not zoo" $(PARALLEL) --durations=10 $(ARGS)
 
 test-reference: ## compare with TRL's and PEFT's code, in .venv-reference (ARGS for pytest)
 	@$(SETUP) --reference
-	@$(ONE_THREAD) .venv-reference/bin/python -m pytest -m reference --durations=10 $(ARGS)
+	@$(ONE_THREAD) .venv-reference/bin/python -m pytest -m "reference and not zoo" --durations=10 $(ARGS)
+
+test-zoo: setup ## compare every architecture with its own forward, and with PEFT (ARGS for pytest)
+	@$(ONE_THREAD) $(PY) -m pytest -m "zoo and not reference" $(PARALLEL) --durations=10 $(ARGS)
+	@$(SETUP) --reference
+	@$(ONE_THREAD) .venv-reference/bin/python -m pytest -m "zoo and reference" $(PARALLEL) $(ARGS)
 
 test-vllm: ## test the generators with a real vLLM, in .venv-vllm (ARGS for pytest)
 	@$(SETUP) --vllm
