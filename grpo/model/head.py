@@ -8,6 +8,7 @@ differently; here they are measured on the model's own code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SMALL, LARGE = 1e-3, 1e9
+SMALL, LARGE = 1e-6, 1e9
 """Logits that a cap leaves as they are, and logits that it cuts off."""
 
 TOLERANCE = 1e-3
@@ -68,7 +69,8 @@ def measure_head(model: Any) -> OutputHead:
     """Measure what a model does between its last hidden states and its logits.
 
     The model's own forward is run with chosen hidden states in place of the decoder's, and with
-    chosen numbers in place of the output layer's, in float64 whatever the model's dtype.
+    chosen numbers in place of the output layer's: in float64, whatever the model's dtype, or in
+    float32 on a device without float64.
 
     Args:
         model: a `transformers` causal language model.
@@ -79,6 +81,7 @@ def measure_head(model: Any) -> OutputHead:
     decoder, layer = find_decoder(model), model.get_output_embeddings()
     if layer is None:
         raise ValueError("it has no output layer")
+    wide = torch.float32 if model.device.type == "mps" else torch.float64
     random = torch.Generator().manual_seed(0)
     seen: dict[str, Tensor] = {}
 
@@ -86,7 +89,7 @@ def measure_head(model: Any) -> OutputHead:
         own = getattr(output, "last_hidden_state", None)
         if own is None:
             raise ValueError(f"{type(module).__name__} returns no last_hidden_state")
-        seen["hidden"] = torch.randn(own.shape, generator=random).double().to(own.device)
+        seen["hidden"] = torch.randn(own.shape, generator=random).to(own.device, wide)
         output.last_hidden_state = seen["hidden"]
         return output
 
@@ -95,8 +98,8 @@ def measure_head(model: Any) -> OutputHead:
         return (inputs[0].to(layer.weight.dtype), *inputs[1:])
 
     def give_logits(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        size = torch.logspace(-3, 9, output.shape[-1], dtype=torch.float64, device=output.device)
-        size[0], size[-1] = SMALL, LARGE
+        ends = math.log10(SMALL), math.log10(LARGE)
+        size = torch.logspace(*ends, output.shape[-1], dtype=wide, device=output.device)
         seen["logits"] = torch.cat([size, -size]).view(2, -1).expand(output.shape)
         return seen["logits"]
 
@@ -107,27 +110,31 @@ def measure_head(model: Any) -> OutputHead:
         layer.register_forward_hook(give_logits),
     ):
         try:
-            result = model(input_ids=ids, use_cache=False).logits[0].double()
+            result = model(input_ids=ids, use_cache=False).logits[0].cpu().double()
         except RuntimeError as error:
             if "hidden" in seen and "input" not in seen:  # a module between them met float64
                 raise ValueError("its output layer does not read its last hidden states") from error
             raise
     if seen.keys() != {"hidden", "input", "logits"} or result.shape != seen["logits"].shape[1:]:
         raise ValueError("its logits do not come from its output layer")
-    hidden, into = seen["hidden"].double(), seen["input"].double()
-    given = seen["logits"][0].double()
+    hidden, into, given = (seen[key].cpu().double() for key in ("hidden", "input", "logits"))
+    given = given[0]
 
     if into.shape != hidden.shape:
         raise ValueError("its output layer does not read its last hidden states")
-    input_scale = float(f"{(into * hidden).sum() / hidden.square().sum():.12g}")
+    input_scale = _rounded((into * hidden).sum() / hidden.square().sum())
     _require(into, input_scale * hidden, "its output layer does not read its last hidden states")
-    scale = float(result[0, 0] / given[0, 0])
+    scale = _rounded(result[0, 0] / given[0, 0])
     cap = None
     if abs(result[0, -1]) < abs(scale * given[0, -1]) / 2:
-        cap = float(abs(result[0, -1]))
+        cap = _rounded(abs(result[0, -1]))
     expected = given * scale if cap is None else torch.tanh(given * scale / cap) * cap
     _require(result, expected, "it does more between its output layer and its logits than scale")
     return OutputHead(layer, input_scale, scale, cap)
+
+
+def _rounded(value: Tensor) -> float:
+    return float(f"{float(value):.12g}")
 
 
 def _require(got: Tensor, expected: Tensor, fault: str) -> None:
