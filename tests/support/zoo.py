@@ -174,12 +174,10 @@ _TABLE = [
     Architecture(
         "llama dynamic",
         _rope("dynamic", factor=2.0) | {"max_position_embeddings": 64},
-        "InternLM2-chat",
     ),
     Architecture(
         "llama yarn",
         _rope("yarn", factor=4.0, original_max_position_embeddings=64),
-        "Yarn-Llama-2",
     ),
     Architecture("llama longrope", LONGROPE),
     Architecture("llama biases", {"attention_bias": True, "mlp_bias": True}),
@@ -290,7 +288,7 @@ _TABLE = [
         {"layer_types": MIXED, "query_pre_attn_scalar": 8, "final_logit_softcapping": 5.0},
     ),
     Architecture("granite", GRANITE, "Granite 3"),
-    Architecture("granite_swa", GRANITE | {"layer_types": MIXED}, ""),
+    Architecture("granite_swa", GRANITE | {"layer_types": MIXED}, "Granite Swash 2B"),
     Architecture("minicpm3", MLA | {"dim_model_base": 16}, "MiniCPM3"),
     Architecture(
         "vaultgemma",
@@ -346,7 +344,11 @@ _TABLE = [
         },
         "Gemma 4 26B-A4B's language model",
     ),
-    Architecture("gemma4_unified_text", {"layer_types": MIXED, "global_head_dim": 16}, ""),
+    Architecture(
+        "gemma4_unified_text",
+        {"layer_types": MIXED, "global_head_dim": 16},
+        "Gemma 4 12B's language model",
+    ),
     Architecture("hrm_text", {"H_cycles": 1, "L_cycles": 2, "initializer_range": 0.1}, "HRM-Text"),
     # Mixtures of experts.
     Architecture("afmoe", {"layer_types": MIXED, "num_shared_experts": 1}, "Trinity"),
@@ -356,7 +358,7 @@ _TABLE = [
         "cohere2_moe",
         {"logit_scale": 0.3, "layer_types": MIXED, "num_shared_experts": 1}
         | {"mlp_layer_types": ["dense", "sparse"], "prefix_dense_intermediate_size": 48},
-        "",
+        "Command A+ (2026)",
     ),
     Architecture(
         "dbrx",
@@ -366,8 +368,8 @@ _TABLE = [
         },
         "DBRX",
     ),
-    Architecture("deepseek_v2", MLA | DENSE_THEN_MOE, "DeepSeek-V2, Moonlight"),
-    Architecture("deepseek_v3", MLA | DENSE_THEN_MOE, "DeepSeek-V3, R1, Kimi K2"),
+    Architecture("deepseek_v2", MLA | DENSE_THEN_MOE, "DeepSeek-V2"),
+    Architecture("deepseek_v3", MLA | DENSE_THEN_MOE, "DeepSeek-V3, R1, Moonlight"),
     Architecture("deepseek_v3 late", MLA | {"first_k_dense_replace": 3, "num_hidden_layers": 5}),
     Architecture("deepseek_v32", MLA | DENSE_THEN_MOE, "DeepSeek-V3.2"),
     Architecture("deepseek_v4", {"num_key_value_heads": 1}, "DeepSeek-V4"),
@@ -384,11 +386,11 @@ _TABLE = [
     Architecture("glm_moe_dsa", MLA | DENSE_THEN_MOE, "GLM-5"),
     Architecture("gpt_oss", {"layer_types": MIXED}, "gpt-oss"),
     Architecture("granitemoe", GRANITE, "Granite 3 1B-A400M, 3B-A800M"),
-    Architecture("granitemoe_swa", GRANITE | {"layer_types": MIXED}, ""),
+    Architecture("granitemoe_swa", GRANITE | {"layer_types": MIXED}, "Granite Swash 3B-A600M"),
     Architecture("granitemoeshared", GRANITE, "Granite 3 MoE with a shared expert"),
     Architecture("hunyuan_v1_moe", {"moe_topk": 2}, "Hunyuan A13B"),
-    Architecture("hy_v3", {"mlp_layer_types": ["dense", "sparse"]}, ""),
-    Architecture("hy_v4", {"num_hidden_layers": 3}, ""),
+    Architecture("hy_v3", {"mlp_layer_types": ["dense", "sparse"]}, "Hy3"),
+    Architecture("hy_v4", {"num_hidden_layers": 3}, "Hy4"),
     Architecture("jetmoe", {"kv_channels": 8, "num_key_value_heads": 2}, "JetMoE"),
     Architecture(
         "laguna",
@@ -535,7 +537,7 @@ _TABLE = [
             "indexer_budget": 8,
             "indexer_compress_ratio": 2,
         },
-        "",
+        "Qwen4-Exp",
     ),
     Architecture(
         "recurrent_gemma",
