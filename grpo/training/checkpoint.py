@@ -24,6 +24,8 @@ STATE_FILE = "trainer.pt"
 MANIFEST = "manifest.json"
 """Written last: the format, the run's configuration, and each file's SHA-256."""
 
+MAX_MANIFEST_BYTES = 10_000_000
+
 _log = logging.getLogger(__name__)
 
 
@@ -93,18 +95,18 @@ def load_checkpoint(config: Config, policy: Policy) -> dict[str, Any] | None:
     """
     found = checkpoints(config.folder)
     for folder in reversed(found):
-        if fault := _fault(folder):
-            _log.warning("checkpoint %s is corrupt (%s) and is skipped", folder.name, fault)
+        try:
+            manifest = _read_manifest(folder)
+        except (OSError, ValueError, RecursionError) as error:
+            _log.warning("checkpoint %s is corrupt (%s) and is skipped", folder.name, error)
             continue
-        manifest = json.loads((folder / MANIFEST).read_text())
         if mismatch := config_mismatch(manifest, config):
             raise ConfigError(f"cannot resume from {folder.name}: {mismatch}")
         try:
             policy.load(folder / policy.weights_dirname)
         except ValueError as error:
             raise ConfigError(f"cannot resume from {folder.name}: {error}") from error
-        state: dict[str, Any] = torch.load(folder / STATE_FILE, weights_only=True)
-        return state
+        return _read_state(folder)
     if found:
         raise ConfigError(
             f"cannot resume: all {len(found)} checkpoints in {str(found[0].parent)!r} are corrupt; "
@@ -113,16 +115,55 @@ def load_checkpoint(config: Config, policy: Policy) -> dict[str, Any] | None:
     return None
 
 
-def _fault(folder: Path) -> str:
-    """Say which file of a checkpoint is not as it was written; "" if it is intact."""
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint's manifest and hold its files against it.
+
+    Raises:
+        OSError, ValueError: a file is not as it was written, or the manifest is none.
+    """
+    file = _file_in(folder, MANIFEST)
+    if file.stat().st_size > MAX_MANIFEST_BYTES:
+        raise ValueError(f"{MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    keys = {"format": int, "sha256": dict, "config": dict}
+    if not isinstance(manifest, dict) or any(
+        not isinstance(manifest.get(key), kind) for key, kind in keys.items()
+    ):
+        raise ValueError(f"{MANIFEST} must hold {', '.join(keys)}")
+    for name, digest in manifest["sha256"].items():
+        if _sha256(_file_in(folder, name)) != digest:
+            raise ValueError(f"{name} has changed")
+    if manifest["format"] == FORMAT and STATE_FILE not in manifest["sha256"]:
+        raise ValueError(f"{MANIFEST} does not name {STATE_FILE}")
+    return manifest
+
+
+def _file_in(folder: Path, name: str) -> Path:
+    """Return a checkpoint's file, which another one, or a device, may not stand for.
+
+    Raises:
+        OSError, ValueError: it is not a regular file inside the folder.
+    """
+    path = (folder / name).resolve(strict=True)
+    if not path.is_relative_to(folder.resolve()) or not path.is_file():
+        raise ValueError(f"{name!r} is not a file of the checkpoint")
+    return path
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        for name, digest in manifest["sha256"].items():
-            if _sha256(folder / name) != digest:
-                return f"{name} has changed"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
+        state = torch.load(folder / STATE_FILE, weights_only=True)
+    except Exception as error:  # whatever the file makes of unpickling
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"cannot resume from {folder.name}: {STATE_FILE} cannot be read: {reason}"
+        ) from error
+    if not isinstance(state, dict):
+        raise ConfigError(
+            f"cannot resume from {folder.name}: {STATE_FILE} must hold a dict, got "
+            f"{type(state).__name__}"
+        )
+    return state
 
 
 def config_mismatch(manifest: dict[str, Any], config: Config) -> str:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import pytest
@@ -188,3 +189,66 @@ def test_a_full_disk_leaves_the_older_checkpoints_intact(policy, config, full_di
             save_checkpoint(config, 2, policy, state | {"step": 2})
         assert [path.name for path in (config.folder / "checkpoints").iterdir()] == ["step-000001"]
     assert load_checkpoint(config, policy)["step"] == 1
+
+
+def set_manifest(**changes):
+    """Return a function that changes a checkpoint's manifest; None deletes a key."""
+
+    def change(folder):
+        manifest = json.loads((folder / "manifest.json").read_text()) | changes
+        manifest = {key: value for key, value in manifest.items() if value is not None}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    return change
+
+
+def link(name, target):
+    def change(folder):
+        (folder / name).unlink()
+        (folder / name).symlink_to(target)
+
+    return change
+
+
+FOREIGN = {
+    "a device": set_manifest(sha256={"/dev/zero": "0"}),
+    "a device by a relative path": set_manifest(sha256={"../../../../../../dev/zero": "0"}),
+    "a link to a device": link("trainer.pt", "/dev/zero"),
+    "a manifest without an end": link("manifest.json", "/dev/zero"),
+    "a file of another folder": set_manifest(sha256={"/etc/hostname": "0"}),
+    "a folder": set_manifest(sha256={"adapter": "0"}),
+    "a name that cannot be": set_manifest(sha256={"a\0b": "0", "x" * 5000: "0"}),
+    "no hashes": set_manifest(sha256={}),
+    "hashes that are a list": set_manifest(sha256=["trainer.pt"]),
+    "no hashes at all": set_manifest(sha256=None),
+    "no format": set_manifest(format=None),
+    "a format that is text": set_manifest(format="2"),
+    "no configuration": set_manifest(config=None),
+    "a configuration that is a list": set_manifest(config=[1]),
+    "a list": lambda folder: (folder / "manifest.json").write_text("[]"),
+    "null": lambda folder: (folder / "manifest.json").write_text("null"),
+    "deep": lambda folder: (folder / "manifest.json").write_text("[" * 100_000),
+    "no text": lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe"),
+    "large": lambda folder: (folder / "manifest.json").write_text(" " * 10_000_001),
+}
+
+
+@pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN)
+def test_a_foreign_manifest_is_corrupt(policy, config, caplog, change):
+    change(save_checkpoint(config, 1, policy, {"step": 1}))
+    with pytest.raises(ConfigError, match="cannot resume: all 1 checkpoints") as error:
+        load_checkpoint(config, policy)
+    assert "\n" not in str(error.value)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("checkpoint step-000001 is corrupt (")
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", b"\x80\x04K\x01."])
+def test_a_foreign_state_is_one_line(policy, config, content):
+    folder = save_checkpoint(config, 1, policy, {"step": 1})
+    (folder / "trainer.pt").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    set_manifest(sha256={"trainer.pt": digest})(folder)
+    with pytest.raises(ConfigError, match=r"cannot resume from step-000001: trainer\.pt") as error:
+        load_checkpoint(config, policy)
+    assert "\n" not in str(error.value)
