@@ -68,16 +68,23 @@ def train(
     baselines: Mapping[str, Agent] | None = None,
 ) -> int:
     """Train on browser tasks; return the exit code."""
+    folders: list[Path] = []
 
     def program() -> None:
         config = read_config(argv, prog=prog, description=description)
         pool = _browser_pool(config)
+        folders.append(config.folder)
 
         from grpo.run import train
 
         train(config, pool, baselines=baselines)
 
-    return exit_code(program, hint="; add --resume to continue")
+    def hint() -> str:
+        from grpo.training.checkpoint import checkpoints
+
+        return "; add --resume to continue" if any(map(checkpoints, folders)) else ""
+
+    return exit_code(program, hint=hint)
 
 
 def evaluate(
@@ -139,12 +146,12 @@ def push(argv: Sequence[str]) -> int:
     return exit_code(program)
 
 
-def exit_code(program: Callable[[], None], *, hint: str = "") -> int:
+def exit_code(program: Callable[[], object], *, hint: Callable[[], str] | None = None) -> int:
     """Run a program; print one line for an error, and return the exit code that a shell expects.
 
     Args:
         program: raises what `grpo.run.train` raises.
-        hint: added to the line that says that a signal stopped the program.
+        hint: returns what is added to the line that says that a signal stopped the program.
 
     Returns:
         0; 2 if the user asked for something that cannot be done, 1 if the infrastructure failed,
@@ -154,7 +161,7 @@ def exit_code(program: Callable[[], None], *, hint: str = "") -> int:
     try:
         program()
         return 0
-    except KeyboardInterrupt:  # while the model was loading: there is nothing to save
+    except KeyboardInterrupt:  # while the program was imported: there is nothing to save
         return 130
     except ConfigError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -166,7 +173,7 @@ def exit_code(program: Callable[[], None], *, hint: str = "") -> int:
         from grpo.training.updater import TrainingError
 
         if isinstance(error, Stopped):
-            print(f"{error}{hint}", file=sys.stderr, flush=True)
+            print(f"{error}{hint() if hint else ''}", file=sys.stderr, flush=True)
             sys.stdout.flush()
             os._exit(error.exit_code)  # torch's thread may be in an update that nobody awaits
         if not isinstance(error, EnvError | TaskError | GeneratorError | TrainingError | OSError):

@@ -43,8 +43,7 @@ class World:
         self.rank = int(environ.get("RANK", 0))
         self.local_rank = int(environ.get("LOCAL_RANK", 0))
         if self.world_size > 1:
-            if torch.cuda.is_available():
-                torch.cuda.set_device(self.local_rank)
+            self.use_own_gpu()
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, timeout=TIMEOUT)
 
@@ -52,6 +51,11 @@ class World:
     def single(cls) -> World:
         """Return a world of this process alone, whatever the environment says."""
         return cls({})
+
+    def use_own_gpu(self) -> None:
+        """Make this rank's GPU the one that the calling thread uses by default."""
+        if self.world_size > 1 and torch.cuda.is_available():
+            torch.cuda.set_device(self.local_rank)
 
     @property
     def is_main(self) -> bool:

@@ -105,8 +105,8 @@ async def run_training(
     if config.push_to_hub and world.is_main:
         check_access(config.push_to_hub)
     bars = Bars.for_world(world)
-    bars.console.print(f"[bold]{', '.join(config.task)}[/]  loading the model")
-    async with open_runtime(config, env, world, shutdown) as runtime:
+    loading = bars.status(f"{', '.join(config.task)}  loading the model")
+    async with open_runtime(config, env, world, shutdown, loading) as runtime:
         policy, decodings = runtime.policy, runtime.decodings
         if config.warm_start_steps:
             policy.chat.check_demonstrations()
@@ -181,8 +181,8 @@ async def run_evaluation(
         raise ConfigError("eval_episodes must be at least 1 to evaluate, got 0")
     started, world = time.monotonic(), world or World.single()
     bars = Bars.for_world(world)
-    bars.console.print(f"[bold]{', '.join(config.task)}[/]  loading the model")
-    async with open_runtime(config, env, world, shutdown) as runtime:
+    loading = bars.status(f"{', '.join(config.task)}  loading the model")
+    async with open_runtime(config, env, world, shutdown, loading) as runtime:
         report = EvaluationReport(runtime, bars)
         report.seconds["setup"] = time.monotonic() - started
         agents: dict[str, Mapping[str, Agent]] = {"random": {"sampled": random_agent}}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from envs.base import Env
@@ -56,6 +57,7 @@ async def open_runtime(
     env: EnvSource,
     world: World | None = None,
     shutdown: Shutdown | None = None,
+    loading: AbstractContextManager[None] | None = None,
 ) -> AsyncIterator[Runtime]:
     """Load, start and connect what a configuration names; close it at the end of the block.
 
@@ -64,6 +66,7 @@ async def open_runtime(
         env: the environment; a pool is closed with the rest.
         world: the processes that work together; None for this one alone.
         shutdown: handles the signals; None for a new one.
+        loading: entered while the model is loaded, to show it.
 
     Raises:
         ConfigError: the configuration asks for something that cannot be done.
@@ -71,16 +74,17 @@ async def open_runtime(
         Stopped: a signal ended the block.
     """
     world = world or World.single()
-    policy = load_policy(config)
-    policy.chat.date = world.all_gather(policy.chat.date)[0]  # midnight may be between the ranks
-    # One thread for all of torch's work leaves the event loop to the environments.
-    executor = ThreadPoolExecutor(1, thread_name_prefix="torch")
+    # One thread for all of torch's work leaves the event loop to the environments and the signals.
+    executor = ThreadPoolExecutor(1, "torch", initializer=world.use_own_gpu)
     pool = env if isinstance(env, EnvPool) else EnvPool(env, config.env_sessions)
-    async with (
-        shutdown or Shutdown() as shutdown,
-        open_generator(config, policy, executor, world) as generator,
-        pool,
-    ):
+    async with shutdown or Shutdown() as shutdown, AsyncExitStack() as stack:
+        with loading or nullcontext():
+            loop = asyncio.get_running_loop()
+            policy = await loop.run_in_executor(executor, load_policy, config)
+        # Midnight may be between the ranks.
+        policy.chat.date = world.all_gather(policy.chat.date)[0]
+        generator = await stack.enter_async_context(open_generator(config, policy, executor, world))
+        await stack.enter_async_context(pool)
         room = policy.max_length - config.max_new_tokens
         max_prompt_tokens = min(room, config.max_prompt_tokens or room)
         decodings = {

@@ -295,7 +295,7 @@ def program():
     print("what it said before")
     raise Stopped(getattr(signal, sys.argv[1]))
 
-sys.exit(exit_code(program, hint="; add --resume to continue"))
+sys.exit(exit_code(program, hint=lambda: "; and a hint"))
 """
 
 
@@ -303,7 +303,29 @@ sys.exit(exit_code(program, hint="; add --resume to continue"))
 def test_the_exit_code_of_a_signal(name, code):
     done = python(STOPPED, name)
     assert (done.returncode, done.stdout) == (code, "what it said before\n")
-    assert done.stderr == f"stopped by {name}; add --resume to continue\n"
+    assert done.stderr == f"stopped by {name}; and a hint\n"
+
+
+WITH_CHECKPOINT = """
+import signal, sys
+import grpo.run
+from grpo.cli import main
+from grpo.shutdown import Stopped
+
+def train(config, env, **_):
+    raise Stopped(signal.SIGINT)
+
+grpo.run.train = train
+main(["train", "--output", sys.argv[1]])
+"""
+
+
+def test_resuming_is_offered_where_there_is_a_checkpoint(tmp_path):
+    assert python(WITH_CHECKPOINT, str(tmp_path)).stderr == "stopped by SIGINT\n"
+    (tmp_path / "checkpoints" / "step-000001").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-000001" / "manifest.json").write_text("{}")
+    done = python(WITH_CHECKPOINT, str(tmp_path))
+    assert done.stderr == "stopped by SIGINT; add --resume to continue\n"
 
 
 COMMANDS = ["train", "eval", "serve-env", "serve-vllm", "push"]

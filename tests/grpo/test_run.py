@@ -397,6 +397,24 @@ async def test_an_interrupt_while_the_model_is_loading(plain, make_policy, monke
     assert not plain.folder.exists()
 
 
+@pytest.mark.parametrize("program", [grpo.train, grpo.evaluate])
+def test_a_signal_does_not_wait_until_the_model_is_loaded(config, program, monkeypatch):
+    go_on, finished = threading.Event(), []
+
+    def load(_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        finished.append(go_on.wait(60))
+
+    monkeypatch.setattr("grpo.runtime.load_policy", load)
+    try:
+        with pytest.raises(Stopped, match="stopped by SIGTERM"):
+            program(config, ScriptedEnv)
+        assert finished == []
+    finally:
+        go_on.set()
+    assert not config.folder.exists()
+
+
 def test_an_interrupt_of_a_program_finishes_the_step(plain):
     """Without a running loop the signal arrives in the program's own."""
     env, steps = interrupting()
