@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import grpo
 from envs import Task, check_env
 from grpo.arguments import read_config
 from grpo.config import Config
-from grpo.run import run_training
+from grpo.errors import ConfigError
+from grpo.run import RunResult, run_training
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,10 +30,10 @@ TINY = {"steps": 2, "group_size": 4, "groups_per_step": 2, "eval_episodes": 2, "
 SUBCOMMANDS = ("train", "eval", "serve-env", "serve-vllm", "push")
 
 
-def program(word):
+def program(word, name="readme"):
     """Run the README's program that contains this word; return the names it defines."""
     (text,) = [text for text in PROGRAMS if word in text]
-    names = {"__name__": "readme"}
+    names = {"__name__": name}
     exec(compile(text, "README.md", "exec"), names)
     return names
 
@@ -66,6 +68,42 @@ async def test_the_changed_reward():
     async with BrowserPool(options, env=brief) as pool, pool.lease() as env:
         observation = await env.reset(Task("click-test", 0))
         assert (await env.step(observation.actions[0])).reward == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize("word", ["class Shortest", "class Brief"])
+@pytest.mark.parametrize(
+    ("outcome", "code", "line"),
+    [
+        (RunResult({"trained": {}}, Path("runs/x")), 0, ""),
+        (ConfigError("asked for the impossible"), 2, "error: asked for the impossible\n"),
+        (OSError("disk full"), 1, "error: disk full\n"),
+    ],
+    ids=["done", "refused", "failed"],
+)
+def test_its_programs_pass_on_their_exit_code(word, outcome, code, line, monkeypatch, capsys):
+    def train(config, env):
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(grpo, "train", train)
+    with pytest.raises(SystemExit) as ended:
+        program(word, name="__main__")
+    assert ended.value.code == code
+    assert capsys.readouterr().err == line
+
+
+def test_its_reward_example_trains_a_task_that_is_learned_from_reward(monkeypatch, capsys):
+    configs = []
+    monkeypatch.setattr(grpo, "train", lambda config, env: configs.append(config))
+    with pytest.raises(SystemExit) as ended:
+        program("class Brief", name="__main__")
+    assert ended.value.code == 0
+    table = README.partition("One adapter per task")[2].partition("\n\nOne adapter")[0]
+    learned = re.findall(r"^\| ([a-z-]+) \|.*\*\*(?:0\.9\d|1\.00)\*\*", table, re.MULTILINE)
+    (config,) = configs
+    assert set(config.task) <= set(learned)
+    assert config.warm_start_steps == 0
 
 
 def test_the_advantages():

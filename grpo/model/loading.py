@@ -177,7 +177,7 @@ def find_adapter(name: str) -> Path:
     from grpo.config import is_hub_id
 
     expected = "expected a folder with adapter_config.json, or a hub id such as 'user/name'"
-    if not is_hub_id(name):
+    if Path(name).exists() or not is_hub_id(name):  # `runs/name` is not looked for on the hub
         raise ConfigError(f"no adapter at {name!r}: {expected}")
     from huggingface_hub import constants, snapshot_download
 

@@ -467,6 +467,9 @@ def test_an_adapter_that_does_not_exist(hub, tmp_path, monkeypatch):
 
     assert failure(str(tmp_path)) == ""
     assert failure(str(tmp_path / "none")) == ""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "click-test").mkdir(parents=True)  # a run that has not finished
+    assert failure("runs/click-test") == ""
     assert "404 " in failure()
     hub.repos[REPO] = {"README.md": b"no adapter"}
     assert failure() == "; got a repository without that file"
