@@ -188,6 +188,22 @@ class Config(BaseModel):
         le=100,
         resumable=True,
     )
+    gap_warning: Float = _generator(
+        5.0,
+        "warn of a step whose mean gap between generator and trainer is this many times what the "
+        "sync check at the start accepts (0: never)",
+        ge=0,
+        le=1e6,
+        resumable=True,
+    )
+    gap_stop: Float = _generator(
+        20.0,
+        "end the run before it learns from a step whose mean gap between generator and trainer is "
+        "this many times what the sync check at the start accepts (0: never)",
+        ge=0,
+        le=1e6,
+        resumable=True,
+    )
 
     # Environment.
     env_url: EnvUrls = _environment(
@@ -386,6 +402,11 @@ class Config(BaseModel):
             raise ValueError(
                 f"delta must be above 1 + epsilon_high, and not with loss={'|'.join(WITHOUT_DELTA)}"
                 f", got delta={self.delta}, epsilon_high={self.epsilon_high}, loss={self.loss}"
+            )
+        if self.gap_stop and self.gap_stop < self.gap_warning:
+            raise ValueError(
+                f"gap_stop must be 0 or at least gap_warning={self.gap_warning:g}, got "
+                f"{self.gap_stop:g}"
             )
         if self.push_to_hub and not is_hub_id(self.push_to_hub):
             raise ValueError(

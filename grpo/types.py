@@ -29,6 +29,8 @@ class Completion:
         policy_version: number of updates of the policy that sampled it.
         finish_reason: "stop" for an end token, "length" for the limit of new tokens.
         lines_cut: lines of the page that were left out because the prompt was too long.
+        is_mixed: True if newer weights arrived between two of its tokens, so that no single
+            policy sampled it.
     """
 
     prompt_ids: tuple[int, ...]
@@ -37,6 +39,7 @@ class Completion:
     policy_version: int
     finish_reason: Literal["stop", "length"]
     lines_cut: int = 0
+    is_mixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,10 @@ class TokenBatch:
         token_weights: [N, T] float32; the loss is `(per_token_loss * token_weights).sum()`.
         old_logprobs: [N, T]; of the policy before the update; None where it is the current one.
         ref_logprobs: [N, T]; of the reference policy; None where it is not needed.
+        policy_versions: [N] long; of the policy that sampled the row; None for the current one.
+        is_mixed: [N] bool; see `Completion.is_mixed`; None for False.
+        sampler_logprobs: [N, T]; of the policy that sampled, NaN where it is not known; None
+            where it is the one before the update in every row.
     """
 
     input_ids: Tensor
@@ -121,6 +128,9 @@ class TokenBatch:
     token_weights: Tensor
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
+    policy_versions: Tensor | None = None
+    is_mixed: Tensor | None = None
+    sampler_logprobs: Tensor | None = None
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]

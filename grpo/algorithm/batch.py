@@ -150,6 +150,8 @@ def rows_from_completions(
         sampling_logprobs=sampling_logprobs,
         advantages=torch.zeros(n) if advantages is None else advantages,
         token_weights=weights[:, None] * completion_mask,
+        policy_versions=torch.tensor([c.policy_version for c in completions], dtype=torch.long),
+        is_mixed=torch.tensor([c.is_mixed for c in completions], dtype=torch.bool),
     )
 
 

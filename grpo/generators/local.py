@@ -34,7 +34,7 @@ class _Request:
     max_new_tokens: int
     random: np.random.Generator
     done: asyncio.Future[Completion]
-    version: int = 0
+    versions: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
@@ -94,17 +94,16 @@ class LocalGenerator(Generator):
         """Sample one completion (see `Generator.generate`)."""
         limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         limit = completion_limit(prompt_ids, limit, self.policy.max_length)
-        loop = asyncio.get_running_loop()
         request = _Request(
             prompt_ids=tuple(prompt_ids),
             temperature=temperature,
             max_new_tokens=limit,
             random=np.random.default_rng(seed),
-            done=loop.create_future(),
+            done=asyncio.get_running_loop().create_future(),
         )
         self._arrived.append(request)
         if self._loop_task is None or self._loop_task.done():
-            self._loop_task = loop.create_task(self._serve())
+            self._loop_task = asyncio.create_task(self._serve())
         return await request.done
 
     async def _serve(self) -> None:
@@ -157,6 +156,7 @@ class LocalGenerator(Generator):
             self._cache_version = self.policy.version
             for request in self._active:  # started with an older policy
                 self._cache.insert(-1, (*request.prompt_ids, *request.ids))
+                request.versions.append(self.policy.version)
         waiting, self._waiting = self._waiting, []
         for request in waiting:
             reserved = sum(r.max_new_tokens - len(r.ids) for r in [*self._active, request])
@@ -170,7 +170,7 @@ class LocalGenerator(Generator):
                     needed = max(self.cache_tokens, len(request.prompt_ids) + reserved)
                     self._cache = self._new_cache(needed)
             self._cache.insert(-1, request.prompt_ids)
-            request.version = self.policy.version
+            request.versions.append(self.policy.version)
             self._active.append(request)
         return self._cache
 
@@ -184,7 +184,7 @@ class LocalGenerator(Generator):
         self._active = [r for r in self._waiting if r.prompt_ids == prompt]
         self._waiting = [r for r in self._waiting if r.prompt_ids != prompt]
         for request in self._active:
-            request.version = self.policy.version
+            request.versions.append(self.policy.version)
         policy = self.policy
         finished: list[_Request] = []
         decoder = PromptDecoder(policy.decoder, prompt, policy.device, use_cache=policy.use_cache)
@@ -242,6 +242,7 @@ class LocalGenerator(Generator):
             prompt_ids=request.prompt_ids,
             completion_ids=tuple(request.ids),
             logprobs=tuple(request.logprobs),
-            policy_version=request.version,
+            policy_version=request.versions[0],
             finish_reason="stop" if request.ids[-1] in self.policy.stop_ids else "length",
+            is_mixed=len(request.versions) > 1,
         )

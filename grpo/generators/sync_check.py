@@ -78,7 +78,7 @@ async def check_sync(
         GeneratorError: the generator samples from something else; the message says what to do.
         ConfigError: the generator cannot serve the adapter.
     """
-    bound = bound or BOUNDS[policy.model.dtype]
+    bound = gap_bound(bound, policy.model.dtype)
     loop = asyncio.get_running_loop()
 
     async def run(function: Callable[..., Result], *arguments: object) -> Result:
@@ -121,6 +121,11 @@ async def check_sync(
             "that does not help, try the other --vllm-sync (adapter or merged)"
         )
     return SyncReport(gap, changed_gap, changed_shift)
+
+
+def gap_bound(bound: float, dtype: torch.dtype) -> float:
+    """Return the gap in nats that is accepted: `bound`, or where it is 0 that of the dtype."""
+    return bound or BOUNDS[dtype]
 
 
 def logprob_gap(

@@ -33,8 +33,9 @@ METRICS = {
     "ratio": "mean of policy / old policy over sampled tokens",
     "clip_ratio/low": "share of sampled tokens clipped at 1 - epsilon_low",
     "clip_ratio/high": "share of sampled tokens clipped at 1 + epsilon_high",
-    "sampling/logp_difference": "mean |log p(trainer) - log p(generator)| over sampled tokens, "
-    "before the update's own steps, nats",
+    "sampling/logp_difference": "mean |log p(policy that sampled) - log p(generator)| over the "
+    "sampled tokens, the former as the trainer computes it, nats",
+    "sampling/unmeasured": "share of sampled tokens left out of it: no kept policy sampled them",
     "sampling/is_ratio": "mean of p(trainer) / p(generator), or of its product per completion",
     "sampling/is_bounded": "share of sampled tokens whose weight was capped or masked",
     "sampling/staleness": "mean number of updates that the sampling policy lagged behind",

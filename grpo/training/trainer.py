@@ -29,6 +29,7 @@ from grpo.rollouts.rollout import OnEpisode, Rollouts, ignore_episode
 from grpo.rollouts.task_sampler import TaskSampler
 from grpo.shutdown import Shutdown
 from grpo.training.checkpoint import load_checkpoint, save_checkpoint
+from grpo.training.gap import GapMonitor
 from grpo.training.metrics import rollout_metrics
 from grpo.training.updater import TrainingError, Updater
 from grpo.tree.token_tree import count_distinct
@@ -91,6 +92,7 @@ class Trainer:
         self.rollouts, self.executor = rollouts, executor
         self.world, self.shutdown = world or World.single(), shutdown or Shutdown()
         self.updater = Updater(config, policy, self.world)
+        self.gap = GapMonitor(config, policy, quiet=not self.world.is_main)
         self.task_sampler = TaskSampler(config.task, config.task_sampler, config.seed)
         self.credit = CreditRule(config.credit, config.discount, config.step_weight)
         self.step = self.episodes = self.failed_saves = 0
@@ -191,8 +193,6 @@ class Trainer:
         """
         config, started = self.config, time.monotonic()
         played, own = self.world.all_gather_groups(groups)
-        self.task_sampler.observe(played)
-        self.episodes += sum(len(group.episodes) for group in played)
         metrics = rollout_metrics(played, self.policy.version)
         used = [True] * len(played)
         if config.max_resamples:  # groups that were replaced by others count for no average
@@ -221,9 +221,11 @@ class Trainer:
         if batch is None:  # no turn has an advantage
             metrics["update/skipped"] = 1.0
         else:
-            metrics |= self.updater.update(batch)
+            metrics |= self.updater.update(batch, self.gap, self.step + 1)
             metrics["tokens/rows"] = float(batch.token_mask.sum())
             metrics["tokens/distinct"] = float(count_distinct(batch.rows()))
+        self.task_sampler.observe(played)
+        self.episodes += sum(len(group.episodes) for group in played)
         metrics |= self._spent(update=time.monotonic() - started)
         is_own = (rewards.group_ids >= own.start) & (rewards.group_ids < own.stop)
         return metrics, advantages[is_own]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from grpo.algorithm.losses import importance_weights, mean_stats, policy_loss
 from grpo.distributed import World
 from grpo.model.forward import SharedPrefix
 from grpo.model.policy import Policy
+from grpo.training.gap import GapMonitor, mean_gap
 from grpo.types import TokenBatch
 
 if TYPE_CHECKING:
@@ -56,7 +58,9 @@ class Updater:
             self.optimizer, lambda update: min(1.0, (update + 1) / (config.warmup_steps + 1))
         )
 
-    def update(self, batch: TokenBatch) -> dict[str, float]:
+    def update(
+        self, batch: TokenBatch, gap: GapMonitor | None = None, step: int = 0
+    ) -> dict[str, float]:
         """Do `updates_per_batch` optimizer steps on a batch.
 
         A pass whose loss or gradient is not finite is left out. The passes after it would give the
@@ -64,12 +68,16 @@ class Updater:
 
         Args:
             batch: this rank's rows, on the CPU; possibly none where another rank has some.
+            gap: compares the generator with the policy before the first optimizer step; None not
+                to, where no generator sampled the rows.
+            step: number of the training step, for what `gap` says.
 
         Returns:
             The metrics of all passes together, over all ranks (see `grpo.training.metrics`).
 
         Raises:
             TrainingError: `max_bad_updates` batches in a row were not finite.
+            GeneratorError: something else than the policy sampled the rows. Nothing has changed.
         """
         config, policy = self.config, self.policy
         batch = sort_batch(batch)
@@ -78,6 +86,9 @@ class Updater:
                 batch = replace(batch, ref_logprobs=self.with_oom_retry(self.logprobs, batch))
         if config.updates_per_batch > 1:  # with a single one the ratio is 1 by definition
             batch = replace(batch, old_logprobs=self.with_oom_retry(self.logprobs, batch))
+        if gap is not None:
+            compute = partial(self.with_oom_retry, self.logprobs)
+            batch = replace(batch, sampler_logprobs=gap.sampler_logprobs(batch, compute))
 
         stats: list[dict[str, Tensor]] = []
         losses: list[float] = []
@@ -88,6 +99,9 @@ class Updater:
             sums = [part for parts in self.world.all_gather(own) for part in parts]
             self.world.all_reduce_gradients(policy.parameters())
             losses.append(sum(part.pop("loss").item() for part in sums))
+            if gap is not None and not stats:
+                gap.check(step, mean_gap(sums))
+                gap.keep_policy()
             stats += sums
             learning_rate = self.scheduler.get_last_lr()[0]
             grad_norm = get_total_norm([p.grad for p in policy.parameters() if p.grad is not None])
@@ -105,7 +119,9 @@ class Updater:
         if self.bad_updates >= config.max_bad_updates:
             raise TrainingError(self.diagnosis(losses[-1]))
         means = mean_stats(stats)
-        del means["tokens"]
+        del means["tokens"], means["sampling/logp_difference"]
+        if (measured := mean_gap(stats)) is not None:
+            means["sampling/logp_difference"] = measured
         return {
             "loss": sum(losses) / len(losses),
             "grad_norm": sum(grad_norms) / len(grad_norms),
@@ -139,7 +155,7 @@ class Updater:
         now = self.policy.logprobs(batch, temperature=config.temperature, prefix=prefix)
         old = now.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         level = config.importance_level
-        weights, gap = importance_weights(
+        weights, importance = importance_weights(
             old,
             batch.sampling_logprobs,
             mask,
@@ -163,13 +179,17 @@ class Updater:
             kl=config.kl,
         )
         loss.backward()
-        difference = old - batch.sampling_logprobs  # before the update's own steps
+        # The gap of the generator alone: without the update's own steps, nor those since sampling.
+        sampler = old if batch.sampler_logprobs is None else batch.sampler_logprobs
+        measured = mask & ~sampler.isnan()
+        difference = torch.where(measured, sampler - batch.sampling_logprobs, 0.0)
         return {
             **sums,
-            **gap,
+            **importance,
             "loss": loss.detach(),
             "update/entropy": (now.entropy.detach() * mask).sum(),
-            "sampling/logp_difference": (difference.abs() * mask).sum(),
+            "sampling/logp_difference": difference.abs().sum(),
+            "sampling/unmeasured": (mask & ~measured).sum(),
         }
 
     def micro_batches(self, batch: TokenBatch) -> list[TokenBatch]:

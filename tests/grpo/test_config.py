@@ -171,7 +171,14 @@ def test_what_a_resumed_run_may_change():
     assert Config.resumable() == {
         *("held_out_tasks", "adapter", "output", "groups_per_step", "steps", "minutes"),
         *("cache_tokens", "sampling_threads", "vllm_memory", "vllm_sleep", "vllm_sync"),
-        *("vllm_url", "vllm_folder", "vllm_deadline", "max_logp_difference"),
+        *(
+            "vllm_url",
+            "vllm_folder",
+            "vllm_deadline",
+            "max_logp_difference",
+            "gap_warning",
+            "gap_stop",
+        ),
         *("env_url", "env_workers", "env_sessions", "env_deadline", "max_bad_updates"),
         *("device", "activation_checkpointing", "max_tokens_per_microbatch"),
         *("eval_episodes", "blind", "save_every", "keep_checkpoints", "logger"),

@@ -436,7 +436,7 @@ async def test_a_replaced_group_with_unequal_rewards_has_advantage_0_too(make_tr
     """Scaled over the batch, a replaced group's rewards would shift the others' advantages."""
     equal = group_of((5, ([3], [5])), (5, ([3], [6])))
     good = group_of((1, ([3], [5])), (0, ([3], [7])))
-    trainer = make_trainer(max_resamples=1, scale_rewards="batch")
+    trainer = make_trainer(max_resamples=1, scale_rewards="batch", gap_stop=0)
     metrics, advantages = trainer.update([equal, good, good])
     assert metrics["groups_replaced"] == 1
     std = torch.tensor([1.0, 0, 1, 0]).std() + 1e-4  # of the groups that were used
@@ -472,7 +472,7 @@ async def test_a_group_is_replaced_if_no_turn_has_an_advantage(make_trainer, gro
     even, other = group_of((1, *quick), (1, *slow)), group_of((1, *quick), (0, ([3], [7])))
     rounds = {}
     for credit in ("episode", "discounted", "steps"):
-        trainer, rounds[credit] = make_trainer(credit=credit, max_resamples=2), 0
+        trainer, rounds[credit] = make_trainer(credit=credit, max_resamples=2, gap_stop=0), 0
 
         async def collect(tasks, *_, credit=credit, **__):
             rounds[credit] += 1
@@ -515,7 +515,7 @@ async def test_replacements_are_sampled_with_other_seeds(make_trainer):
 
 async def test_one_step_ahead(make_trainer, monkeypatch):
     """The next step's rollouts are played during the update, by the policy before it."""
-    trainer = make_trainer(steps=6, max_staleness=1, valid_action_bonus=0.5)
+    trainer = make_trainer(steps=6, max_staleness=1, valid_action_bonus=0.5, gap_stop=0)
     collect, begun = trainer.collect, []
 
     def noted(step, on_episode):
@@ -567,7 +567,8 @@ async def test_importance_weights_correct_the_generators_gap(make_trainer, monke
     """A generator whose log-probabilities are 0.3 too low: each token weighs e^0.3."""
     gradients = {}
     for level in ("none", "token", "sequence"):
-        trainer = make_trainer(steps=1, valid_action_bonus=0.5, importance=level, max_grad_norm=0.0)
+        options = {"valid_action_bonus": 0.5, "max_grad_norm": 0.0, "gap_stop": 0}
+        trainer = make_trainer(steps=1, importance=level, **options)
         generate = trainer.generator.generate
 
         async def off(*args, generate=generate, **options):
@@ -618,7 +619,7 @@ def test_a_rank_shows_the_advantages_among_all_ranks(make_trainer, group_of, cre
     wrong, right = p
     theirs = [group_of((1, right), (0, wrong)), group_of((9, q), (0, wrong), (0, wrong))]
     ours = [group_of((1, right), (0, wrong, wrong)), group_of((2, wrong, wrong, q), (0, wrong))]
-    trainer = make_trainer(world=TwoRanks(theirs), scale_rewards="batch", credit=credit)
+    trainer = make_trainer(world=TwoRanks(theirs), scale_rewards="batch", credit=credit, gap_stop=0)
     batches = batches_of(trainer)
     _, advantages = trainer.update(ours)
     tensors = reward_tensors([*theirs, *ours])
