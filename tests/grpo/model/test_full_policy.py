@@ -191,14 +191,14 @@ async def test_a_run_learns_and_a_resumed_run_is_bitwise_equal(make_trainer, mak
         options = {**WORKS, "steps": steps, "output": str(tmp_path / output), **options}
         return make_trainer(policy=make_full(dtype=torch.bfloat16), **options)
 
-    whole = make(15, "whole")
+    whole = make(26, "whole")
     metrics = await run(whole)
     success = [m["success"] for m in metrics]
     assert max(success[:3]) < 0.1
     assert min(success[-3:]) > 0.6
     assert metrics[-1]["kl"] > 0.1
     await run(make(5, "parts"))
-    resumed = make(15, "parts", resume=True)
+    resumed = make(26, "parts", resume=True)
     assert resumed.step == 5
     again = await run(resumed)
     assert equal(parameters(whole.policy), parameters(resumed.policy))
