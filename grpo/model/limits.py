@@ -38,6 +38,18 @@ def length_limit(model: Any) -> int:
     return limit
 
 
+def short_rope_length(config: Any) -> int:
+    """Return the length up to which LongRoPE takes its short factors; 0 for other models.
+
+    Args:
+        config: of a model, of `transformers`.
+    """
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # per layer type
+    long = [kind for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min((kind["original_max_position_embeddings"] for kind in long), default=0)
+
+
 def probe_length(model: Any, shortest: int) -> int:
     """Return the length of the check's longest row: past each change of behaviour within reach."""
     values = model.config.get_text_config().to_dict().items()

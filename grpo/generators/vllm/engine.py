@@ -79,7 +79,7 @@ class VLLMEngine(Generator):
             adapter = adapter_config(policy) if self.weight_sync == "adapter" else {}
             options = engine_options(
                 policy.name,
-                model_type=policy.model.config.model_type,
+                model_config=policy.model.config,
                 dtype=str(policy.model.dtype).removeprefix("torch."),
                 device=policy.device.type,
                 memory=memory,

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from grpo.errors import ConfigError
+from grpo.model.limits import short_rope_length
 
 WeightSync = Literal["adapter", "merged"]
 """What vLLM is given after an update: the adapter, or the model's weights with it merged in."""
@@ -66,7 +67,7 @@ def set_environment(device: str, *, server: bool = False) -> None:
 def engine_options(
     model: str,
     *,
-    model_type: str,
+    model_config: Any,
     dtype: str,
     device: str,
     memory: float,
@@ -78,7 +79,7 @@ def engine_options(
 
     Args:
         model: hub id or folder.
-        model_type: the model type in the model's configuration, e.g. "llama" or "lfm2".
+        model_config: the model's configuration, of `transformers`.
         dtype: dtype of the weights without "torch.", e.g. "bfloat16".
         device: "cpu", or "cuda" where vLLM finds a GPU.
         memory: on a GPU, share of its memory that vLLM may use for everything; on a CPU, GiB for
@@ -91,7 +92,9 @@ def engine_options(
         "model": model,
         "dtype": dtype,
         "seed": seed,
-        "max_model_len": -1,  # the model's limit, or less where the memory is too small
+        # Any longer, and vLLM takes LongRoPE's long factors for every row; -1 for the model's own
+        # limit, or less where the memory is too small.
+        "max_model_len": short_rope_length(model_config) or -1,
         "enable_prefix_caching": True,
         "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from
         "generation_config": "vllm",  # ignore top-p and penalties of the model's folder
@@ -106,7 +109,7 @@ def engine_options(
     if device == "cpu":
         options["kv_cache_memory_bytes"] = int(memory * 2**30)
         options["enforce_eager"] = True  # compiling takes longer than it saves
-        if model_type.startswith("lfm2"):
+        if model_config.model_type.startswith("lfm2"):
             # vLLM's CPU kernel of the rotary embedding is silently wrong for LFM2.
             options["compilation_config"] = {"custom_ops": ["all", "-rotary_embedding"]}
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from grpo.generators.vllm.options import engine_options, require_vllm, set_environment
@@ -34,24 +34,24 @@ def serve(config: Config) -> None:
     require_vllm()
     device = choose_device(config.device)
     model = config.model or str(bundled_model_path())
-    model_type = AutoConfig.from_pretrained(model).model_type
+    model_config = AutoConfig.from_pretrained(model)
     set_environment(device, server=True)
-    command = server_command(config, device=device, model=model, model_type=model_type)
+    command = server_command(config, device=device, model=model, model_config=model_config)
     os.execv(command[0], command)
 
 
-def server_command(config: Config, *, device: str, model: str, model_type: str) -> list[str]:
+def server_command(config: Config, *, device: str, model: str, model_config: Any) -> list[str]:
     """Build the command line of a server for a run.
 
     Args:
         config: the run's options.
         device: "cpu" or "cuda".
         model: hub id or folder.
-        model_type: the model type in the model's configuration.
+        model_config: the model's configuration, of `transformers`.
     """
     options = engine_options(
         model,
-        model_type=model_type,
+        model_config=model_config,
         dtype=config.dtype,
         device=device,
         memory=config.vllm_memory,

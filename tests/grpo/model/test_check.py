@@ -14,7 +14,7 @@ from grpo.model.check import AdapterCheck, check_model
 from grpo.model.decoding import PromptDecoder
 from grpo.model.forward import SharedPrefix, TreeLayout, recomputed_layers, tree_hidden
 from grpo.model.head import measure_head
-from grpo.model.limits import length_limit, probe_length, special_ids
+from grpo.model.limits import length_limit, probe_length, short_rope_length, special_ids
 from grpo.model.lora_policy import LoRAPolicy
 from grpo.model.probe import first_layers, make_rows
 from grpo.tree.layers import prepare
@@ -121,7 +121,9 @@ def test_a_norm_between_decoder_and_output_layer_is_refused():
     ],
 )
 def test_rows_stay_below_the_length_at_which_rotary_angles_change(name, limit):
-    assert length_limit(make(name)) == limit
+    model = make(name)
+    assert length_limit(model) == limit
+    assert short_rope_length(model.config) == (64 if "longrope" in name else 0)
 
 
 def test_the_length_at_which_dynamic_ntk_changes():

@@ -284,14 +284,16 @@ async def test_the_generator_that_a_configuration_opens_is_checked(make_policy, 
 
 
 def test_the_server_command_has_the_options_of_the_run():
+    from transformers import Lfm2Config, LlamaConfig
+
     config = Config(dtype="float32", lora_r=12, vllm_url="http://127.0.0.1:8123", vllm_memory=0.5)
-    command = server_command(config, device="cpu", model="m", model_type="lfm2")
+    command = server_command(config, device="cpu", model="m", model_config=Lfm2Config())
     text = " ".join(command)
     for part in ("--model m", "--port 8123", "--max-lora-rank 16", "--enable-lora",
                  "--logprobs-mode processed_logprobs", "--generation-config vllm",
                  '{"custom_ops": ["all", "-rotary_embedding"]}',
                  "--kv-cache-memory-bytes 536870912"):  # fmt: skip
         assert part in text
-    gpu = server_command(config, device="cuda", model="m", model_type="llama")
+    gpu = server_command(config, device="cuda", model="m", model_config=LlamaConfig())
     assert "--gpu-memory-utilization 0.5" in " ".join(gpu)
     assert "--enforce-eager" not in gpu
