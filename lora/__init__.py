@@ -10,6 +10,7 @@ Paper: LoRA, arXiv 2106.09685.
 """
 
 from lora.checkpoint import load_adapter, save_adapter
+from lora.compatibility import unreached
 from lora.inject import (
     apply_lora,
     disabled_adapters,
@@ -34,4 +35,5 @@ __all__ = [
     "merged_state",
     "save_adapter",
     "unmerge",
+    "unreached",
 ]

@@ -8,18 +8,19 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from lora.adapter_config import CONFIG_NAME, AdapterConfig, read_config, require_file, shortened
+from lora.compatibility import unsuitable, write_reasons
 from lora.inject import (
     all_but_head,
     linear_modules,
     lora_modules,
-    matches,
+    model_type,
     replace_linears,
     require_lora,
     require_unmerged,
@@ -27,30 +28,8 @@ from lora.inject import (
 from lora.layers import LoRALinear
 from lora.state import adapter_state, check_state, copy_state
 
-CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-
-# The configuration keys that are read here, and those that do not affect how trained tensors are
-# used. Every other key that is set asks for a feature that is not supported.
-_READ = {
-    "init_lora_weights",
-    "lora_alpha",
-    "lora_dropout",
-    "peft_type",
-    "r",
-    "target_modules",
-    "use_rslora",
-}
-_WITHOUT_EFFECT = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "inference_mode",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "task_type",
-}
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def save_adapter(model: nn.Module, folder: str | Path, *, base_model_name_or_path: str) -> None:
@@ -94,7 +73,13 @@ def save_adapter(model: nn.Module, folder: str | Path, *, base_model_name_or_pat
     _write(folder / CONFIG_NAME, (json.dumps(config, indent=2) + "\n").encode())
 
 
-def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = True) -> int:
+def load_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    trainable: bool = True,
+    probe: Callable[[], Tensor] | None = None,
+) -> int:
     """Load an adapter that `save_adapter` or PEFT wrote.
 
     A model without LoRA layers gets those that the configuration asks for. rsLoRA's scaling
@@ -105,6 +90,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = True
         folder: the folder with the two files.
         trainable: True for A and B to receive gradients. Newly added layers freeze the rest of
             the model either way.
+        probe: see `apply_lora`.
 
     Returns:
         The number of LoRA layers loaded.
@@ -113,13 +99,12 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = True
         FileNotFoundError: one of the files does not exist.
         RuntimeError: a layer of the model is merged.
         ValueError: a file is not valid, asks for a feature that is not supported, or does not fit
-            the model. The model is unchanged.
+            the model, or a layer is one that `apply_lora` refuses. The model is unchanged.
     """
     folder = Path(folder)
-    config = _read_config(folder / CONFIG_NAME)
+    config = read_config(folder / CONFIG_NAME)
     state = _read_tensors(folder / WEIGHTS_NAME)
-    r = config["r"]
-    alpha = config["lora_alpha"] * (math.sqrt(r) if config.get("use_rslora") else 1)
+    r, alpha = config.r, config.alpha
 
     modules = lora_modules(model)
     require_unmerged(modules)
@@ -129,13 +114,15 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = True
                 f"{name} has r={module.r} and alpha={module.alpha}, "
                 f"the adapter in {folder} has r={r} and alpha={alpha}"
             )
-    targeted = {} if modules else _targeted(model, config["target_modules"])
-    if not modules and not targeted:
-        raise ValueError(f"target_modules {config['target_modules']!r} match no nn.Linear")
+    targeted = {} if modules else _targeted(model, config)
+    state = _without_base(state, modules or targeted)
     check_state(state, {name: (r, m) for name, m in (modules or targeted).items()})
+    _require_finite(folder, state)
     if not modules:
-        dropout = config.get("lora_dropout", 0.0)
-        replace_linears(model, targeted, r=r, alpha=alpha, dropout=dropout)
+        reasons = unsuitable(targeted, model_type(model), probe)
+        if reasons:
+            raise ValueError(f"the adapter in {folder} cannot be used: {write_reasons(reasons)}")
+        replace_linears(model, targeted, r=r, alpha=alpha, dropout=config.dropout)
         modules = lora_modules(model)
     copy_state(modules, state)
     for module in modules.values():
@@ -161,53 +148,69 @@ def _shortest_targets(model: nn.Module, modules: Mapping[str, LoRALinear]) -> li
     return sorted(targets)
 
 
-def _targeted(model: nn.Module, target_modules: list[str] | str) -> dict[str, nn.Linear]:
-    """Find the layers that match PEFT's `target_modules`: names, a pattern or "all-linear"."""
+def _targeted(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Linear]:
+    """Find the layers that the configuration targets, all of which must be `nn.Linear`."""
     linears = linear_modules(model)
-    if isinstance(target_modules, list):
-        return {n: m for n, m in linears.items() if any(matches(n, t) for t in target_modules)}
-    if target_modules.lower() == "all-linear":
-        return all_but_head(model, linears)
-    return {n: m for n, m in linears.items() if re.fullmatch(target_modules, n)}
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold an object, got {type(config).__name__}")
-    if config.get("peft_type") != "LORA":
-        raise ValueError(f"{path}: peft_type must be 'LORA', got {config.get('peft_type')!r}")
-    r, alpha, targets = (config.get(key) for key in ("r", "lora_alpha", "target_modules"))
-    if not isinstance(r, int) or r < 1:
-        raise ValueError(f"{path}: r must be a positive integer, got {r!r}")
-    if not isinstance(alpha, int | float):
-        raise ValueError(f"{path}: lora_alpha must be a number, got {alpha!r}")
-    if not isinstance(targets, list | str):
-        raise ValueError(f"{path}: target_modules must be a list or a string, got {targets!r}")
-    # Other initialisations change the base weight too, which the adapter does not contain.
-    unsupported = {
-        key: value
-        for key, value in config.items()
-        if key not in _READ | _WITHOUT_EFFECT
-        and not (value is None or value is False or value in ({}, [], "none"))
-    }
-    if config.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal"):
-        unsupported["init_lora_weights"] = config["init_lora_weights"]
-    if unsupported:
-        raise ValueError(f"{path} asks for features that are not supported: {unsupported}")
-    return config
+    names = [name for name, _ in model.named_modules() if name]
+    chosen = config.targets(names, list(all_but_head(model, linears)))
+    target_modules = f"target_modules {shortened(config.target_modules)}"
+    if not chosen:
+        raise ValueError(f"{config.path}: {target_modules} match no nn.Linear")
+    for name in chosen:
+        if name not in linears:
+            kind = type(model.get_submodule(name)).__name__
+            raise ValueError(
+                f"{config.path}: {target_modules} must match nn.Linear only, got {name}: {kind}"
+            )
+    return {name: linears[name] for name in chosen}
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    import safetensors
     import safetensors.torch
 
+    require_file(path)
     try:
-        return safetensors.torch.load(path.read_bytes())
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is not a safetensors file: {reason}") from error
+
+
+def _require_finite(folder: Path, state: Mapping[str, Tensor]) -> None:
+    for key, tensor in state.items():
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(f"{folder}: {key} must hold floats, got {tensor.dtype}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{folder}: {key} must be finite, got NaN or infinity")
+
+
+def _without_base(
+    state: dict[str, Tensor], layers: Mapping[str, nn.Linear | LoRALinear]
+) -> dict[str, Tensor]:
+    """Leave out what PEFT adds for the output head: a copy of its own weight and bias.
+
+    Raises:
+        ValueError: they are not the model's own.
+    """
+    kept = dict(state)
+    for name, layer in layers.items():
+        weight = layer.base_weight if isinstance(layer, LoRALinear) else layer.weight
+        for part, own in (("weight", weight), ("bias", layer.bias)):
+            copy = kept.pop(f"base_model.model.{name}.base_layer.{part}", None)
+            if copy is not None and not _same(copy, own):
+                raise ValueError(
+                    f"the adapter does not fit the model: it was trained on another {name}.{part}"
+                )
+    return kept
+
+
+def _same(copy: Tensor, own: Tensor | None) -> bool:
+    """Compare two tensors in the narrower of their dtypes."""
+    if own is None or copy.shape != own.shape:
+        return False
+    dtype = min(copy.dtype, own.dtype, key=lambda d: d.itemsize)
+    return torch.equal(copy.to(own.device, dtype), own.detach().to(dtype))
 
 
 def _write(path: Path, data: bytes) -> None:

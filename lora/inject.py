@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lora.compatibility import unsuitable, write_reasons
 from lora.layers import LoRALinear
+from lora.targets import matches
 
 
 def apply_lora(
@@ -19,8 +22,12 @@ def apply_lora(
     alpha: float = 16,
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
+    probe: Callable[[], Tensor] | None = None,
 ) -> int:
     """Freeze the model and replace its targeted linear layers with `LoRALinear`.
+
+    Layers that PEFT would read otherwise, or whose weight the model reads without calling them,
+    cannot have LoRA (`lora.compatibility`): "all-linear" leaves them out with a warning.
 
     Paper: LoRA, arXiv 2106.09685.
 
@@ -33,12 +40,15 @@ def apply_lora(
         alpha: the correction is multiplied by `alpha / r`.
         dropout: probability with which an input of A is dropped in training.
         generator: random number generator for A; None for torch's global one.
+        probe: runs one forward pass of the model on a few tokens and returns its logits, to find
+            the weights that are read without a call; None to skip that check.
 
     Returns:
         The number of layers replaced.
 
     Raises:
-        ValueError: a target matches no `nn.Linear`, or the model already has LoRA layers.
+        ValueError: a target matches no `nn.Linear` or one that cannot have LoRA, or the model
+            already has LoRA layers. The model is unchanged.
     """
     if lora_modules(model):
         raise ValueError("apply_lora: the model already has LoRA layers")
@@ -58,6 +68,12 @@ def apply_lora(
     if unmatched:
         exist = ", ".join(sorted({name.rpartition(".")[2] for name in linears})) or "none"
         raise ValueError(f"target_modules {unmatched} match no nn.Linear; there are: {exist}")
+    reasons = unsuitable(chosen, model_type(model), probe)
+    if reasons and (target_modules != "all-linear" or len(reasons) == len(chosen)):
+        raise ValueError(f"target_modules cannot have LoRA: {write_reasons(reasons)}")
+    if reasons:
+        warnings.warn(f"layers without LoRA: {write_reasons(reasons)}", stacklevel=2)
+    chosen = {name: linear for name, linear in chosen.items() if name not in reasons}
     replace_linears(model, chosen, r=r, alpha=alpha, dropout=dropout, generator=generator)
     return len(chosen)
 
@@ -76,9 +92,9 @@ def all_but_head(model: nn.Module, linears: Mapping[str, nn.Linear]) -> dict[str
     return {name: module for name, module in linears.items() if module is not head}
 
 
-def matches(name: str, target: str) -> bool:
-    """Tell whether the dotted `name` is `target` or ends with "." and `target`."""
-    return name == target or name.endswith(f".{target}")
+def model_type(model: nn.Module) -> str:
+    """Return `model.config.model_type`; "" for a model that has none."""
+    return getattr(getattr(model, "config", None), "model_type", None) or ""
 
 
 def replace_linears(

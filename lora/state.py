@@ -39,14 +39,31 @@ def merged_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         Names and tensors as in the model's `state_dict` before `apply_lora`, in the same dtypes.
 
     Raises:
-        ValueError: the model has no LoRA layers.
+        ValueError: the model has no LoRA layers, or a weight with an adapter is tied to one that
+            has none or another, so that they would differ in a model that ties them.
     """
-    modules = require_lora(model)
+    require_lora(model)
+    named = model.named_modules(remove_duplicate=False)
+    modules = {name: m for name, m in named if isinstance(m, LoRALinear)}
     weights = {f"{name}.weight": module for name, module in modules.items()}
     adapter = {f"{name}.{part}" for name in modules for part in ("lora_A", "lora_B")}
-    for name, tensor in model.state_dict().items():
-        if name not in adapter:
-            yield name, weights[name].merged_weight() if name in weights else tensor
+    state = {name: t for name, t in model.state_dict().items() if name not in adapter}
+    _require_untied(state, weights)
+    for name, tensor in state.items():
+        yield name, weights[name].merged_weight() if name in weights else tensor
+
+
+def _require_untied(state: Mapping[str, Tensor], weights: Mapping[str, LoRALinear]) -> None:
+    owners: dict[int, tuple[str, LoRALinear | None]] = {}
+    for name, tensor in state.items():
+        layer = weights.get(name)
+        base = tensor if layer is None else layer.base_weight
+        first, owner = owners.setdefault(base.data_ptr(), (name, layer))
+        if base.numel() and owner is not layer:
+            raise ValueError(
+                f"the adapter cannot be merged: {first} and {name} are one tied weight, and "
+                "would differ"
+            )
 
 
 def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,9 @@
 """Save and load adapters: round trips, and files that must be rejected."""
 
 import json
+import math
+import os
+import struct
 
 import pytest
 import torch
@@ -206,13 +209,58 @@ def test_tensors_that_do_not_fit(request, folder, onto, edit, message):
         ({"bias": "lora_only"}, "bias"),
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
         ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
-        ({"layers_to_transform": [0]}, "layers_to_transform"),
+        ({"target_parameters": ["experts.up_proj"]}, "target_parameters"),
+        ({"ensure_weight_tying": True}, "ensure_weight_tying"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights.*pissa"),
         ({"a_future_feature": 1}, "a_future_feature"),
         ({"r": "2"}, "r must be a positive integer, got '2'"),
         ({"r": 0}, "r must be a positive integer, got 0"),
+        ({"r": True}, "r must be a positive integer, got True"),
+        ({"r": 2.0}, r"r must be a positive integer, got 2\.0"),
+        ({"r": [2]}, r"r must be a positive integer, got \[2\]"),
         ({"lora_alpha": None}, "lora_alpha must be a number, got None"),
+        ({"lora_alpha": True}, "lora_alpha must be a number, got True"),
+        ({"lora_alpha": "8"}, "lora_alpha must be a number, got '8'"),
+        ({"lora_alpha": math.nan}, "lora_alpha must be a number, got nan"),
+        ({"lora_alpha": math.inf}, "lora_alpha must be a number, got inf"),
+        ({"lora_alpha": 10**400}, "lora_alpha must be a number, got 1000"),
+        ({"lora_alpha": 0}, "lora_alpha must be above 0, got 0"),
+        ({"lora_alpha": -8}, "lora_alpha must be above 0, got -8"),
+        ({"lora_dropout": None}, r"lora_dropout must be in \[0, 1\), got None"),  # as in PEFT
+        ({"lora_dropout": math.nan}, r"lora_dropout must be in \[0, 1\), got nan"),
+        ({"lora_dropout": -0.1}, r"lora_dropout must be in \[0, 1\), got -0\.1"),
+        ({"lora_dropout": False}, r"lora_dropout must be in \[0, 1\), got False"),
+        ({"lora_dropout": "0"}, r"lora_dropout must be in \[0, 1\), got '0'"),
+        ({"use_rslora": "false"}, "use_rslora must be true or false, got 'false'"),
         ({"target_modules": None}, "target_modules must be a list or a string, got None"),
+        ({"target_modules": ["q_proj", 1]}, r"target_modules must be .*, got \['q_proj', 1\]"),
+        ({"target_modules": []}, r"target_modules \[\] match no nn\.Linear"),
+        ({"target_modules": ["layers.1"]}, r"got model\.layers\.1: LlamaDecoderLayer"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, r"got model\.embed_tokens: Embedding"),
+        (
+            {"target_modules": "("},
+            r"adapter_config\.json: target_modules '\(' is not a regular exp",
+        ),
+        ({"exclude_modules": "*"}, r"exclude_modules '\*' is not a regular expression"),
+        ({"exclude_modules": 3}, "exclude_modules must be a list or a string, got 3"),
+        ({"exclude_modules": ["q_proj"]}, "match no nn.Linear"),
+        (
+            {"exclude_modules": ["0.self_attn.q_proj"]},
+            r"layers\.0\.self_attn\.q_proj.* is unexpected",
+        ),
+        ({"layers_to_transform": True}, "layers_to_transform must be a list of integers, got True"),
+        ({"layers_to_transform": ["1"]}, "layers_to_transform must be a list of integers, got"),
+        (
+            {"layers_to_transform": 0, "layers_pattern": "("},
+            r"layers_pattern \['\('\] is not a reg",
+        ),
+        ({"layers_to_transform": [7]}, "match no nn.Linear"),
+        ({"layers_pattern": "layers"}, "layers_pattern needs layers_to_transform"),
+        (
+            {"layers_to_transform": [0], "target_modules": ".*q_proj"},
+            "need a list as target_modules",
+        ),
+        ({"target_modules": "all-linear", "layers_to_transform": [0]}, "need a list as target_mod"),
         ({"target_modules": "q_proj"}, "'q_proj' match no nn.Linear"),  # a pattern, not a name
         ({"target_modules": ["not_there"]}, r"\['not_there'\] match no nn.Linear"),
         ({"target_modules": ["k_proj"]}, "k_proj.lora_A.weight is missing"),
@@ -223,6 +271,12 @@ def test_tensors_that_do_not_fit(request, folder, onto, edit, message):
 def test_configurations_that_are_rejected(plain, folder, changes, message):
     edit_config(folder, **changes)
     assert_rejected(plain, folder, message)
+
+
+def test_a_catastrophic_regular_expression_ends_in_one_line(plain, folder, monkeypatch):
+    monkeypatch.setattr("lora.targets.PATTERN_SECONDS", 1.0)
+    edit_config(folder, target_modules=r"([a-z_.0-9]+)+\$")
+    assert_rejected(plain, folder, r"target_modules '.*' takes more than 1 s to match the names")
 
 
 @pytest.mark.parametrize("changes", [{"r": 4}, {"lora_alpha": 16}, {"use_rslora": True}])
@@ -246,6 +300,145 @@ def test_broken_files(plain, folder):
     config.unlink()
     with pytest.raises(FileNotFoundError, match=r"adapter_config\.json"):
         load_adapter(plain, folder)
+
+
+def test_files_that_are_something_else(plain, folder, tmp_path):
+    config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    kept = tmp_path / "blob"
+    for path in (config, weights):
+        path.rename(kept)
+        path.symlink_to("/dev/zero")
+        assert_rejected(plain, folder, f"{path.name} is not a regular file")
+        path.unlink()
+        path.mkdir()
+        assert_rejected(plain, folder, f"{path.name} is not a regular file")
+        path.rmdir()
+        os.mkfifo(path)
+        assert_rejected(plain, folder, f"{path.name} is not a regular file")
+        path.unlink()
+        path.symlink_to(path.name)  # to itself
+        assert_rejected(plain, folder, f"{path.name} cannot be read: Too many levels")
+        path.unlink()
+        path.symlink_to("nowhere")
+        with pytest.raises(FileNotFoundError, match=path.name):
+            load_adapter(plain, folder)
+        path.unlink()
+        path.symlink_to(kept)  # as in the cache of the hub
+        assert load_adapter(type(plain)(plain.config), folder) == 2
+        path.unlink()
+        kept.rename(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b" " * 5_000_000 + b"{}", "must be at most 4000000 bytes, got 5000002"),
+        (b'{"peft_type": NaN}', "peft_type must be 'LORA', got nan"),
+    ],
+)
+def test_broken_configurations(plain, folder, data, message):
+    (folder / "adapter_config.json").write_bytes(data)
+    assert_rejected(plain, folder, message)
+
+
+HEADER = b'{"a":{"dtype":"F32","shape":[%s],"data_offsets":[0,%s]}}'
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x00" * 7,
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 50_000_000) + b"{}",
+        struct.pack("<Q", len(HEADER)) + HEADER,
+        struct.pack("<Q", 73) + (HEADER % (b"9" * 9, b"9" * 10)) + b"\x00" * 40,
+    ],
+)
+def test_broken_tensors(plain, folder, data):
+    (folder / "adapter_model.safetensors").write_bytes(data)
+    assert_rejected(plain, folder, "adapter_model.safetensors is not a safetensors file: ")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float8_e5m2])
+def test_tensors_that_are_not_floats(plain, folder, dtype):
+    edit_tensors(
+        folder, lambda t: t.update({f"{Q_PROJ}.lora_A.weight": torch.ones(2, 16).to(dtype)})
+    )
+    assert_rejected(plain, folder, rf"{Q_PROJ}\.lora_A\.weight must hold floats, got {dtype}")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_tensors_that_are_not_finite(plain, folder, value):
+    edit_tensors(folder, lambda t: t[f"{Q_PROJ}.lora_A.weight"][1, 3].fill_(value))
+    assert_rejected(plain, folder, rf"{Q_PROJ}\.lora_A\.weight must be finite")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_floats_are_converted(plain, folder, dtype):
+    edit_tensors(folder, lambda t: t.update({k: v.to(dtype) for k, v in t.items()}))
+    expected = load_file(folder / "adapter_model.safetensors")
+    load_adapter(plain, folder)
+    assert all(torch.equal(v, expected[k].float()) for k, v in adapter_state(plain).items())
+
+
+def test_errors_are_one_short_line(plain, folder):
+    edit_config(folder, target_modules=["a\nb"] * 10_000)
+    with pytest.raises(ValueError, match=r"match no nn\.Linear") as caught:
+        load_adapter(plain, folder)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("changes", "layers"),
+    [
+        ({"exclude_modules": ["layers.0.self_attn.q_proj"]}, [1]),
+        ({"exclude_modules": r".*\.0\..*"}, [1]),
+        ({"exclude_modules": ["not_there"]}, [0, 1]),
+        ({"exclude_modules": []}, [0, 1]),
+        ({"target_modules": r".*q_proj", "exclude_modules": r".*\.1\..*"}, [0]),
+        ({"layers_to_transform": 1}, [1]),
+        ({"layers_to_transform": [0], "layers_pattern": "layers"}, [0]),
+        ({"layers_to_transform": [0], "layers_pattern": ["blocks", "lay.*"]}, [0]),
+        ({"layers_to_transform": [], "layers_pattern": []}, [0, 1]),
+        # A full name counts in every layer.
+        (
+            {
+                "target_modules": ["q_proj", "model.layers.1.self_attn.q_proj"],
+                "layers_to_transform": 0,
+            },
+            [0, 1],
+        ),
+    ],
+)
+def test_modules_that_are_left_out(plain, folder, changes, layers):
+    edit_config(folder, **changes)
+    names = [f"model.layers.{i}.self_attn.q_proj" for i in layers]
+    edit_tensors(folder, lambda t: [t.pop(k) for k in list(t) if not any(n in k for n in names)])
+    assert load_adapter(plain, folder) == len(names)
+    assert list(lora_modules(plain)) == names
+
+
+def test_the_output_head_with_pefts_copy_of_its_weight(
+    llama, plain, randomize, input_ids, tmp_path
+):
+    apply_lora(llama, ["lm_head", "v_proj"], r=2)
+    randomize(llama)
+    save_adapter(llama, tmp_path, base_model_name_or_path="x")
+    key = "base_model.model.lm_head.base_layer.weight"
+    own = llama.lm_head.weight
+    edit_tensors(tmp_path, lambda t: t.update({key: own + 1}))
+    assert_rejected(plain, tmp_path, r"trained on another lm_head\.weight")
+    edit_tensors(tmp_path, lambda t: t.update({key: own.bfloat16()}))
+    assert load_adapter(plain, tmp_path) == 3
+    assert torch.equal(plain(input_ids=input_ids).logits, llama(input_ids=input_ids).logits)
+    assert plain.lm_head.weight is plain.model.embed_tokens.weight  # still tied
+    edit_tensors(tmp_path, lambda t: t.update({key: own.float()}))
+    assert load_adapter(plain, tmp_path) == 3  # onto its own layers
 
 
 def test_saving_without_lora_or_with_mixed_settings_is_an_error(plain, llama, tmp_path):

@@ -102,6 +102,17 @@ def test_peft_loads_our_files(make_model, input_ids, randomize, tmp_path, target
     assert all(torch.equal(loaded[key].float(), tensor) for key, tensor in mine.items())
 
 
+def test_peft_loads_our_output_head(make_model, input_ids, randomize, tmp_path):
+    ours = make_model(torch.float64)
+    apply_lora(ours, ["lm_head", "q_proj"], r=3, alpha=5)
+    randomize(ours)
+    save_adapter(ours, tmp_path, base_model_name_or_path="some/base")
+    with pytest.warns(UserWarning, match="a tied layer is part of the adapter"):
+        theirs = peft.PeftModel.from_pretrained(make_model(torch.float64), tmp_path).eval()
+    logits, expected = (m(input_ids=input_ids).logits for m in (ours, theirs))
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -110,8 +121,21 @@ def test_peft_loads_our_files(make_model, input_ids, randomize, tmp_path, target
         {"target_modules": r".*layers\.1\..*_proj"},
         {"use_rslora": True},
         {"lora_dropout": 0.5, "init_lora_weights": "gaussian"},
+        {"target_modules": ["lm_head", "q_proj"]},
+        {"target_modules": "(.*q_proj)|lm_head"},
+        {"exclude_modules": ["q_proj", "layers.1.self_attn.v_proj"]},
+        {"exclude_modules": r".*\.1\..*|.*v_proj"},
+        {"target_modules": r".*_proj", "exclude_modules": r".*layers\.1\..*"},
+        {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": 1},
+        {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
+        {
+            "target_modules": ["v_proj", "model.layers.1.self_attn.q_proj"],
+            "layers_to_transform": [0, 1],
+            "layers_pattern": ["blocks", "lay.*"],
+            "exclude_modules": ["0.self_attn.v_proj"],
+        },
     ],
-    ids=["all-linear", "names", "pattern", "rslora", "dropout"],
+    ids=lambda changes: " ".join(changes) or "all-linear",
 )
 def test_we_load_pefts_files(make_model, input_ids, tmp_path, changes):
     theirs = peft_model(make_model(torch.float64), **changes)
@@ -132,8 +156,11 @@ def test_we_load_pefts_files(make_model, input_ids, tmp_path, changes):
         ({"bias": "all"}, "bias"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
-        ({"layers_to_transform": [1], "target_modules": ["q_proj"]}, "layers_to_transform"),
-        ({"exclude_modules": ["q_proj"]}, "exclude_modules"),
+        ({"ensure_weight_tying": True}, "ensure_weight_tying"),
+        (
+            {"target_parameters": ["q_proj.weight"], "target_modules": ["v_proj"]},
+            "target_parameters",
+        ),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
     ],
 )
