@@ -207,7 +207,7 @@ class ChatTemplate:
             except ConfigError as error:
                 refusal = refusal or str(error)
                 continue
-            if shows_every_marker(text):
+            if shows_every_marker(text, layout):
                 if layout != LAYOUTS[0]:
                     _log.warning("the chat template of %r takes %s", self.name, layout)
                 return layout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -56,8 +57,12 @@ def merge_roles(messages: Sequence[Message]) -> list[Message]:
     return merged
 
 
-def shows_every_marker(rendered: str) -> bool:
-    """Tell whether every message of the probe chat is in a rendered text once, and in order."""
+def shows_every_marker(rendered: str, layout: Layout) -> bool:
+    """Tell whether every message of the probe chat is in a rendered text once, and in order.
+
+    A list of parts that is printed as such, in brackets and quotes, does not count.
+    """
     places = [rendered.find(marker) for marker in MARKERS]
     once = all(rendered.count(marker) == 1 for marker in MARKERS)
-    return once and places == sorted(places)
+    printed = layout.as_list and re.search(rf"""["']{MARKERS[2]}["']""", rendered)
+    return once and places == sorted(places) and not printed

@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections.abc import Iterable
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from grpo.errors import ConfigError
@@ -49,7 +52,7 @@ class ControlTokens:
         self._token_names = {text: self._name("token", i) for i, text in enumerate(self._texts)}
         self._escaped = re.compile(self._name("text", r"(\d+)"))
         self._written = _any_of(self._texts)
-        self.pattern = _any_of(list(self._ids))
+        self.pattern = _any_of(self._ids)
 
     def id_of(self, text: str) -> int:
         """Return the id of the control token with this text."""
@@ -107,7 +110,19 @@ class ControlTokens:
         return f"\U0010fffd{self._secret}{kind}{number}\U0010fffd"
 
 
-def _any_of(texts: list[str]) -> re.Pattern[str]:
-    """Return a pattern that finds any of the texts, the longest at each place."""
-    longest_first = sorted(texts, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern that finds any of the texts, the longest at each place.
+
+    Texts that begin alike are one branch: some models have thousands of control tokens.
+    """
+
+    def branch(texts: Iterable[str]) -> str:
+        ends = sorted(texts)
+        if len(ends) == 1:
+            return re.escape(ends[0])
+        by_first = groupby((end for end in ends if end), key=itemgetter(0))
+        options = [re.escape(first) + branch(end[1:] for end in group) for first, group in by_first]
+        return f"(?:{'|'.join(options)})" + "?" * ("" in ends)
+
+    every = set(texts)
+    return re.compile(branch(every) if every else "(?!)")
