@@ -1,7 +1,7 @@
 """The check of a model at load time: what training computes must be the model's own numbers.
 
 The model's own forward pass, with eager attention, one row at a time and without a cache, is the
-truth. Everything that update and generator compute in another way (`grpo.model.probe`) is held
+truth. Everything that update and generator compute in another way (`grpo.model.ways`) is held
 against it on a few rows. What differs by more than the model's own rounding is not used; where
 nothing is left, the model is refused.
 """
@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from grpo.model import probe as way
+from grpo.model import ways
 from grpo.model.forward import ForwardMode, ForwardPlan, recomputed_layers
 from grpo.model.head import measure_head
 from grpo.model.limits import length_limit
@@ -76,7 +76,7 @@ def check_model(
         warnings.warn(f"{name}: {'; '.join(notes)}", stacklevel=4)
     if adapter:
         with adapter.merged(copy):
-            fault = probes[0].fault(way.own)
+            fault = probes[0].fault(ways.own)
         if fault:
             raise ValueError(f"the adapter does not fit {name}: merged into its weights it {fault}")
     if activation_checkpointing and (fault := _gradient_fault(probes[0], mode)):
@@ -92,8 +92,8 @@ def _choose(
     if wanted != "padded":
         try:
             conv_width = max(prepare(probe.decoder) for probe in probes)
-            fault = _first_fault(probes, way.tree, way.tree_cache)
-            fault = fault or probes[0].fault(way.shared_prefix)
+            fault = _first_fault(probes, ways.tree, ways.tree_cache)
+            fault = fault or probes[0].fault(ways.shared_prefix)
         except ValueError as unsupported:
             fault = f"does not support {unsupported}"
         if not fault:
@@ -104,37 +104,46 @@ def _choose(
     for attention in ("sdpa", "eager"):
         for probe in probes:
             set_attention(probe.model, attention)
-        fault = _first_fault(probes, way.own, way.padded)
+        fault = _first_fault(probes, ways.own, ways.padded)
         if not fault:
             break
     else:
         raise ValueError(f"{name} is not supported: as padded rows it {fault}")
-    if not _first_fault(probes, way.cached):
+    if not _first_fault(probes, ways.cached):
         return "padded", True, 0, notes
-    if fault := _first_fault(probes, way.uncached):
+    if fault := _first_fault(probes, ways.uncached):
         raise ValueError(f"{name} is not supported: decoding without a cache {fault}")
     notes.append("its cache is not right, so every token is computed again at each decoding step")
     return "padded", False, 0, notes
 
 
-def _first_fault(probes: Sequence[Probe], *ways: Callable[[Probe], Logits]) -> str:
-    return next((fault for w in ways for probe in probes if (fault := probe.fault(w))), "")
+def _first_fault(probes: Sequence[Probe], *compute: Callable[[Probe], Logits]) -> str:
+    return next((fault for way in compute for probe in probes if (fault := probe.fault(way))), "")
 
 
 def _gradient_fault(probe: Probe, mode: ForwardMode) -> str:
     """Say how recomputed layers change the gradient; "" if they do not."""
-    trained = [p for p in probe.model.parameters() if p.requires_grad]
-
-    def gradient(layers: AbstractContextManager[None]) -> Tensor:
-        with layers, torch.enable_grad():
-            logits, _ = way.tree(probe) if mode == "tree" else way.padded(probe)
-            likelihood = torch.log_softmax(logits, -1)[:, ::7].sum()
-            found = torch.autograd.grad(likelihood, trained, allow_unused=True)
-        return torch.cat([g.flatten() for g in found if g is not None])
-
-    expected = gradient(nullcontext())
     try:
-        error = (gradient(recomputed_layers(probe.decoder)) - expected).norm() / expected.norm()
+        expected = _gradient(probe, mode, nullcontext())
+        change = _gradient(probe, mode, recomputed_layers(probe.decoder)) - expected
     except Exception as fault:  # foreign code, called in ways that it may not know
         return describe(fault)
-    return "" if error < 1e-3 else f"the gradient differs by {float(error):.2g} of its norm"
+    error = float(change.norm() / expected.norm())
+    return "" if error < 1e-3 else f"the gradient differs by {error:.2g} of its norm"
+
+
+def _gradient(probe: Probe, mode: ForwardMode, layers: AbstractContextManager[None]) -> Tensor:
+    """Compute the gradient of some log-probabilities in the trained weights, as one vector."""
+    trained = [p for p in probe.model.parameters() if p.requires_grad]
+    prefix = None
+    with torch.enable_grad(), layers:
+        if mode == "tree":
+            (logits, _), prefix = ways.in_parts(probe)
+        else:
+            logits, _ = ways.padded(probe)
+    torch.log_softmax(logits, -1)[:, ::7].sum().backward()
+    if prefix:
+        prefix.backward()
+    gradient = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+    probe.model.zero_grad()
+    return gradient

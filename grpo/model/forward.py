@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -187,9 +187,23 @@ def recomputed_layers(decoder: nn.Module) -> Iterator[None]:
     if not layers:
         raise ValueError(f"{type(decoder).__name__} has no layers that can be recomputed")
     for layer in layers:  # an attribute of the instance hides the class's method
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        layer.forward = partial(_recomputed, layer.forward)
     try:
         yield
     finally:
         for layer in layers:
             del layer.forward
+
+
+def _recomputed(layer: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call a layer's forward so that it runs again in the backward pass."""
+    layout = options.get("seq_idx")
+    if not isinstance(layout, Layout):
+        return checkpoint(layer, *args, **options, use_reentrant=False)
+    calls = layout.calls.copy()
+
+    def run(*args: Any, **options: Any) -> Any:
+        layout.calls = calls.copy()  # the layer reads what it read then, whatever ran since
+        return layer(*args, **options)
+
+    return checkpoint(run, *args, **options, use_reentrant=False)

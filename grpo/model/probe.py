@@ -17,14 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grpo.model.decoding import PromptDecoder
-from grpo.model.forward import SharedPrefix, padded_hidden, tree_hidden
 from grpo.model.head import OutputHead, find_decoder
 from grpo.model.limits import probe_length, special_ids
-from grpo.tree.layers import prepare
 from grpo.tree.token_tree import build_tree
-from grpo.tree.tree_cache import TreeCache
-from grpo.types import TokenBatch
 
 ROUNDING = 8
 """How many times the effect of one rounding error a correct forward pass may differ."""
@@ -59,9 +54,9 @@ class Probe:
         self.starts = [sum(map(len, rows[:n])) for n in range(len(rows))]
         self.all_tokens = range(sum(map(len, rows)))
         with attention(model, "eager"), torch.no_grad():
-            self.truth = _logprobs(_own_logits(model, rows))
+            self.truth = _logprobs(own_logits(model, rows))
             with _rounding_error(model):
-                noisy = _logprobs(_own_logits(model, rows[-1:]))  # the longest row
+                noisy = _logprobs(own_logits(model, rows[-1:]))  # the longest row
         self.noise = self._distance(noisy, self.all_tokens[self.starts[-1] :])
         if not math.isfinite(self.noise):
             raise ValueError("its logits are not finite")
@@ -212,96 +207,7 @@ def _logprobs(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
 
 
-def own(probe: Probe) -> Logits:
-    """Compute each row by itself, through the model's own forward."""
-    return _own_logits(probe.model, probe.rows), probe.all_tokens
-
-
-def _own_logits(model: Any, rows: list[list[int]]) -> Tensor:
+def own_logits(model: Any, rows: list[list[int]]) -> Tensor:
+    """Compute rows one at a time through a model's own forward: [tokens, V]."""
     ids = [torch.tensor([row], device=model.device) for row in rows]
     return torch.cat([model(input_ids=row, use_cache=False).logits[0] for row in ids])
-
-
-def tree(probe: Probe) -> Logits:
-    """Compute all rows as one tree."""
-    hidden = _tree_rows(probe, range(len(probe.rows)), None)
-    return probe.head(hidden), probe.all_tokens
-
-
-def shared_prefix(probe: Probe) -> Logits:
-    """Compute the tokens that begin every row first, then the rows in two micro-batches."""
-    prefix = torch.tensor(probe.rows[0][:SHARED])
-    shared = SharedPrefix(probe.decoder, prefix, prepare(probe.decoder))
-    halves = [_tree_rows(probe, rows, shared) for rows in (range(2), range(2, len(probe.rows)))]
-    return probe.head(torch.cat(halves)), probe.all_tokens
-
-
-def _tree_rows(probe: Probe, rows: range, prefix: SharedPrefix | None) -> Tensor:
-    tree = build_tree(probe.rows[rows.start : rows.stop])
-    hidden = tree_hidden(probe.decoder, tree, prepare(probe.decoder), prefix)
-    return hidden[tree.nodes[tree.nodes >= 0].to(hidden.device)]
-
-
-def tree_cache(probe: Probe) -> Logits:
-    """Decode two requests side by side in the tree cache; the others arrive later."""
-    rows = probe.rows
-    cache = TreeCache(
-        probe.decoder, sum(map(len, rows)), probe.model.device, prepare(probe.decoder)
-    )
-    for missing in range(DECODED, -1, -1):
-        for row in rows[:2]:
-            cache.insert(-1, row[: len(row) - missing])
-        cache.compute()
-    hidden = [_states(cache, row) for row in rows[:2]]
-    cache.keep_shared_prefix()
-    for row in rows[2:]:
-        cache.insert(-1, row)
-    cache.compute()
-    hidden += [_states(cache, row) for row in rows[2:]]
-    return probe.head(torch.cat(hidden)), probe.all_tokens
-
-
-def _states(cache: TreeCache, row: Sequence[int]) -> Tensor:
-    return cache.states(np.array([cache.insert(-1, row[: n + 1]) for n in range(len(row))]))
-
-
-def padded(probe: Probe) -> Logits:
-    """Compute all rows as one batch, padded."""
-    rows, width = probe.rows, max(map(len, probe.rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-    lengths = torch.tensor([len(row) for row in rows])
-    mask = torch.arange(width) < lengths[:, None]
-    empty = torch.zeros(mask.shape)
-    batch = TokenBatch(ids, mask, mask, empty, torch.zeros(len(rows)), empty)
-    hidden = padded_hidden(probe.decoder, batch.to(probe.model.device))
-    return probe.head(hidden[mask.to(hidden.device)]), probe.all_tokens
-
-
-def cached(probe: Probe) -> Logits:
-    """Decode with the model's own cache."""
-    return _decoded(probe, use_cache=True)
-
-
-def uncached(probe: Probe) -> Logits:
-    """Decode, computing every token again at each step."""
-    return _decoded(probe, use_cache=False)
-
-
-def _decoded(probe: Probe, *, use_cache: bool) -> Logits:
-    """Continue the prefix of all rows, which leave as they end, and then the longest row alone."""
-    *short, long = range(len(probe.rows))
-    hidden: list[Tensor] = []
-    tokens: list[int] = []
-    for numbers, length in ((short, SHARED), ([long], len(probe.rows[long]) - DECODED)):
-        prompt = probe.rows[numbers[0]][:length]
-        decoder = PromptDecoder(probe.decoder, prompt, probe.model.device, use_cache=use_cache)
-        hidden.append(decoder.start())
-        tokens.append(probe.starts[numbers[0]] + length - 1)
-        rows = dict.fromkeys(numbers, 0)  # all continue the prompt's only row
-        while active := [n for n in rows if len(probe.rows[n]) > length]:
-            new = [probe.rows[n][length] for n in active]
-            hidden.append(decoder.extend([rows[n] for n in active], new))
-            tokens += [probe.starts[n] + length for n in active]
-            rows = {n: i for i, n in enumerate(active)}
-            length += 1
-    return probe.head(torch.cat(hidden)), tokens

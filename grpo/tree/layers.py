@@ -72,6 +72,7 @@ def tree_forward(decoder: nn.Module, tokens: Tensor, depths: Tensor, layout: Lay
     Returns:
         [L, D].
     """
+    layout.calls.clear()
     output = decoder(
         input_ids=tokens[None],
         # A mask of four dimensions keeps `transformers` from making one; the layout replaces it.
@@ -80,7 +81,6 @@ def tree_forward(decoder: nn.Module, tokens: Tensor, depths: Tensor, layout: Lay
         use_cache=False,
         seq_idx=layout,
     )
-    layout.end_forward()
     hidden: Tensor = output.last_hidden_state
     return hidden[0]
 

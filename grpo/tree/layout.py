@@ -46,24 +46,18 @@ class Layout(ABC):
 
     Attributes:
         chunks: the queries of the attention, cut into pieces.
+        calls: how often each layer was called in this forward pass so far.
     """
 
     chunks: Sequence[Chunk]
 
     def __init__(self) -> None:
-        self._calls: Counter[nn.Module] = Counter()
-        self._calls_per_forward: Counter[nn.Module] = Counter()
+        self.calls: Counter[nn.Module] = Counter()
 
     def call_of(self, layer: nn.Module) -> LayerCall:
         """Name this call of a layer; each call of `prepend_cached` and `taps` is one."""
-        number = self._calls[layer]
-        self._calls[layer] += 1
-        # Recomputed in the backward pass, a layer repeats the calls of the forward pass.
-        return layer, number % (self._calls_per_forward[layer] or number + 1)
-
-    def end_forward(self) -> None:
-        """Count the layers' calls from 0 again."""
-        self._calls_per_forward, self._calls = self._calls, Counter()
+        self.calls[layer] += 1
+        return layer, self.calls[layer]
 
     @abstractmethod
     def prepend_cached(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:

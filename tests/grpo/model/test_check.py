@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from grpo.model import check, limits, probe
+from grpo.model import check, limits, ways
 from grpo.model.check import AdapterCheck, check_model
 from grpo.model.decoding import PromptDecoder
 from grpo.model.forward import SharedPrefix, TreeLayout, recomputed_layers, tree_hidden
@@ -168,13 +168,13 @@ def test_a_layer_called_twice_keeps_both_states():
 def test_a_wrong_difference_that_bfloat16_would_hide_is_noticed(monkeypatch):
     model = round_weights(make("llama"), torch.bfloat16)
     assert check_model(model).mode == "tree"
-    right = probe.tree
+    right = ways.tree
 
     def wrong(some):
         logits, tokens = right(some)
         return logits + 0.003 * torch.sin(torch.arange(logits.shape[-1])), tokens
 
-    monkeypatch.setattr(probe, "tree", wrong)
+    monkeypatch.setattr(ways, "tree", wrong)
     with pytest.warns(UserWarning, match=r"token tree does not give .* nats apart in float32"):
         assert check_model(round_weights(make("llama"), torch.bfloat16)).mode == "padded"
     with pytest.raises(ValueError, match=r"^the token tree does not fit LlamaForCausalLM: it does"):
@@ -183,14 +183,14 @@ def test_a_wrong_difference_that_bfloat16_would_hide_is_noticed(monkeypatch):
 
 @pytest.mark.parametrize("way", ["tree", "shared_prefix", "tree_cache"])
 def test_each_way_of_the_tree_can_rule_it_out(monkeypatch, way):
-    right = getattr(probe, way)
+    right = getattr(ways, way)
 
     def wrong(some):
         logits, tokens = right(some)
         logits[-1, 0] += 0.1
         return logits, tokens
 
-    monkeypatch.setattr(probe, way, wrong)
+    monkeypatch.setattr(ways, way, wrong)
     assert quiet(make("llama")).mode == "padded"
 
 
@@ -203,14 +203,14 @@ def test_states_kept_by_layer_and_not_by_call_are_noticed(monkeypatch):
 
 
 def test_wrong_padded_rows_are_refused(monkeypatch):
-    right = probe.padded
+    right = ways.padded
 
     def wrong(some):
         logits, tokens = right(some)
         logits[3, 0] += 0.01
         return logits, tokens
 
-    monkeypatch.setattr(probe, "padded", wrong)
+    monkeypatch.setattr(ways, "padded", wrong)
     with pytest.raises(ValueError, match=r"^LlamaForCausalLM is not supported: as padded rows it"):
         check_model(make("llama"), "padded")
 
