@@ -52,7 +52,10 @@ class EnvPool:
         """
         async with self._slots:
             if self._closed:
-                raise RuntimeError("the pool is closed")
+                raise RuntimeError(
+                    "cannot lend an environment: the pool was closed, by close() or at the end of "
+                    "its `async with` block; make a new one"
+                )
             idle = self._idle.pop() if self._idle else None
             if idle is not None and fresh:
                 await self._close_env(idle)  # never more than `size` exist

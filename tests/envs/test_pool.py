@@ -107,7 +107,8 @@ async def test_close():
         assert idle.closed
         assert not lent.closed
     assert lent.closed
-    with pytest.raises(RuntimeError, match="closed"):
+    message = r"the pool was closed, by close\(\) or at the end of its `async with` block"
+    with pytest.raises(RuntimeError, match=message):
         await pool.lease().__aenter__()
 
 

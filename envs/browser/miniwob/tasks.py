@@ -46,7 +46,7 @@ def find_task(name: str) -> type:
     """
     bare = name.removeprefix("miniwob.")
     if bare not in tasks():
-        close = difflib.get_close_matches(bare, tasks(), n=5) or sorted(tasks())[:5]
+        close = difflib.get_close_matches(bare[:80], tasks(), n=5) or sorted(tasks())[:5]
         raise TaskError(f"unknown task {name[:80]!r}; close names: {', '.join(close)}")
     return tasks()[bare]
 

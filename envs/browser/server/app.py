@@ -16,6 +16,8 @@ from openenv.core.env_server import (
 )
 
 from envs.browser.actions import InvalidAction, parse_action
+from envs.browser.limits import MAX_REQUEST
+from envs.browser.server.body_limit import BodyLimit
 from envs.browser.server.chromium_pool import ChromiumPool
 from envs.browser.server.session import SessionError
 
@@ -154,6 +156,7 @@ def build_app(pool: ChromiumPool, max_sessions: int) -> FastAPI:
         BrowserGymObservation,
         max_concurrent_envs=max_sessions,
     )
+    app.add_middleware(BodyLimit, limit=MAX_REQUEST)
 
     # Without a WebSocket every request is a session of its own, so a lone step is a mistake.
     @app.exception_handler(SessionError)

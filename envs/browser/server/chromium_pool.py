@@ -17,7 +17,7 @@ from envs.browser.server.chromium import CHROMIUM_ARGS, find_chromium
 from envs.browser.server.session import Session, SessionError
 
 CLOSE_DEADLINE_S = 10.0
-START_DEADLINE_S = 60.0
+START_DEADLINE_S = 30.0
 WATCH_INTERVAL_S = 5.0
 HEARTBEAT_S = 15.0
 """Seconds after which a Chromium that does not report its version counts as hanging."""
@@ -44,8 +44,7 @@ class Slot:
         """Return the Chromium, started if it does not run.
 
         Raises:
-            CDPError: it does not start.
-            TimeoutError: it does not start in time.
+            CDPError: it does not start, or not in time.
         """
         async with self._starting:
             if self._chromium is None or not self._chromium.alive:
@@ -54,8 +53,12 @@ class Slot:
                 root = hasattr(os, "geteuid") and os.geteuid() == 0
                 arguments = [*CHROMIUM_ARGS, *(["--no-sandbox"] if root else [])]
                 chromium = Chromium([find_chromium(), *arguments])
-                async with asyncio.timeout(START_DEADLINE_S):
-                    await chromium.start()
+                try:
+                    async with asyncio.timeout(START_DEADLINE_S):
+                        await chromium.start()
+                except TimeoutError:
+                    path, deadline = chromium.command[0], START_DEADLINE_S
+                    raise CDPError(f"{path} did not respond within {deadline:g} s") from None
                 self._chromium = chromium
             return self._chromium
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
+from envs.browser.foreign_text import one_line
+from envs.browser.limits import MAX_REQUEST
 from envs.browser.miniwob.tasks import tasks
 from envs.browser.server.cdp.chromium import CDPError
 from envs.browser.server.chromium import find_chromium
@@ -31,6 +33,12 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     return parse
 
 
+def _host(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty: 0.0.0.0 is every address")
+    return text
+
+
 def _port(text: str) -> int:
     number = int(text)
     if not 0 <= number < 2**16:
@@ -42,7 +50,7 @@ OPTIONS: dict[str, dict[str, tuple[str | float, Callable[[str], str | float], st
     "address": {
         "--host": (
             "127.0.0.1",
-            str,
+            _host,
             "ADDRESS",
             "IPv4 address to listen on; 0.0.0.0 for access from other machines",
         ),
@@ -78,7 +86,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "grpo serve-env") -> 
         prog: name of the command in its help and errors.
 
     Returns:
-        The exit code: 2 if the server cannot start, with one line on standard error.
+        The exit code, with one line on standard error: 2 if the server cannot start as it was asked
+        to, 1 if Chromium or the HTTP server did not start.
 
     Raises:
         SystemExit: an argument is wrong (code 2), or `--help` was asked for (code 0).
@@ -94,13 +103,12 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "grpo serve-env") -> 
     except (OSError, ModuleNotFoundError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, _exit)
     try:
-        with listener, contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends the server
-            asyncio.run(serve(listener, args))
-    except CDPError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 2
+        with listener, contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+            asyncio.run(serve(listener, args))  # until Ctrl-C or SIGTERM
+    except (CDPError, OSError) as error:
+        print(f"{prog}: {one_line(str(error))}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -111,11 +119,15 @@ async def serve(listener: socket.socket, args: argparse.Namespace) -> None:
         listener: a bound socket.
         args: what the command's parser returned.
     """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    # Until uvicorn has its own handler. One that raises would do so in the middle of anything.
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
     pool = ChromiumPool(args.workers, deadline_s=args.deadline_s, idle_s=args.idle_s)
     try:
         starting = asyncio.create_task(pool.start())
-        await asyncio.to_thread(_import)  # takes seconds, while the browsers start
-        await starting
+        await asyncio.gather(starting, asyncio.to_thread(_import))  # imports take seconds, too
+        signal.signal(signal.SIGTERM, _exit)  # uvicorn raises the signal again when it has stopped
         await _serve(pool, listener, args)
     finally:
         await pool.stop()
@@ -136,6 +148,8 @@ async def _serve(pool: ChromiumPool, listener: socket.socket, args: argparse.Nam
         build_app(pool, args.max_sessions),
         log_level="warning",
         # A trainer's event loop can block for minutes during an update; its client is alive.
+        ws_max_size=MAX_REQUEST,
+        ws_max_queue=4,  # messages that wait; a client sends one at a time
         ws_ping_interval=60.0,
         ws_ping_timeout=1800.0,
         timeout_graceful_shutdown=2,
@@ -144,12 +158,14 @@ async def _serve(pool: ChromiumPool, listener: socket.socket, args: argparse.Nam
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
+    if not server.started:
+        await serving
+        raise OSError("the HTTP server did not start")
     if args.until_stdin_closes:
         # The parent holds the other end: when it dies, however suddenly, this end is readable.
         loop = asyncio.get_running_loop()
         loop.add_reader(sys.stdin, lambda: setattr(server, "should_exit", True))
-    if server.started:
-        print(f"{READY}http://{args.host}:{listener.getsockname()[1]}", flush=True)
+    print(f"{READY}http://{args.host}:{listener.getsockname()[1]}", flush=True)
     await serving
 
 
@@ -182,9 +198,10 @@ def _bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError as error:
+    except (OSError, ValueError, TypeError) as error:  # not a host name: too long, or with a NUL
         listener.close()
-        raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        reason = getattr(error, "strerror", "") or error
+        raise OSError(one_line(f"cannot listen on {host[:80]}:{port}: {reason}")) from error
     return listener
 
 

@@ -18,10 +18,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from envs.base import EnvError
-from envs.browser.server.processes import kill_marked, marked
+from envs.browser.server.processes import kill_marked, last_lines, marked
 
 READY = "browser server ready at "
-LOG_TAIL = 2_000
 
 CLIENT = ("openenv",)
 SERVER = (*CLIENT, "uvicorn", "browsergym", "miniwob")
@@ -63,6 +62,8 @@ class LocalServer:
         self.start_deadline_s = start_deadline_s
         self.url = ""
         self._lock = threading.Lock()
+        self._failed_starts = 0
+        self._start_error: EnvError | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._mark = f"GRPO_BROWSER_SERVER={uuid.uuid4().hex}"
         self._session: int | None = None
@@ -95,16 +96,27 @@ class LocalServer:
             Its address, which changes with each start.
 
         Raises:
-            EnvError: it did not become ready; the message ends with its last output.
+            EnvError: it did not become ready; the message is one line, with the end of its output.
         """
-        return await asyncio.to_thread(self.start)
+        return await asyncio.to_thread(self.start, self._failed_starts)
 
-    def start(self) -> str:
-        """Do the same as `ensure`, but block."""
+    def start(self, failed_starts: int | None = None) -> str:
+        """Do the same as `ensure`, but block.
+
+        Args:
+            failed_starts: number of failed starts when the server was asked for; if one has failed
+                since, while this call waited, its error is this call's as well.
+        """
         with self._lock:
             if not (self.alive and self._responds()):
+                if self._start_error and failed_starts not in (None, self._failed_starts):
+                    raise EnvError(str(self._start_error))
                 self._stop()
-                self._start()
+                try:
+                    self._start()
+                except EnvError as error:
+                    self._failed_starts, self._start_error = self._failed_starts + 1, error
+                    raise
             return self.url
 
     def close(self) -> None:
@@ -159,10 +171,11 @@ class LocalServer:
                     self.url = line.removeprefix(READY)
                     return
             time.sleep(0.05)
-        state = "was not ready in time" if self.alive else "exited at its start"
-        tail = self._log()[-LOG_TAIL:]
+        late = f"was not ready within {self.start_deadline_s:g} s"
+        state = late if self.alive else "exited at its start"
+        output = last_lines(self._log())
         self._stop()
-        raise EnvError(f"the browser server {state}; its last output:\n{tail}")
+        raise EnvError(f"the browser server {state}: {output}")
 
     def _log(self) -> str:
         return (self._folder / "log").read_text(errors="replace") if self._folder else ""

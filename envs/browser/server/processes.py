@@ -1,4 +1,4 @@
-"""Find and kill all processes that one process started, by a mark in their environment."""
+"""Find and kill all processes that one process started, and say why one of them ended."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import signal
 import time
 from pathlib import Path
+
+from envs.browser.foreign_text import one_line
 
 
 def marked(mark: str, session: int | None = None) -> list[int]:
@@ -62,3 +64,17 @@ def kill_marked(mark: str, session: int | None = None, deadline_s: float = 5.0) 
             except ProcessLookupError:
                 continue
         time.sleep(0.01)
+
+
+def last_lines(output: str, count: int = 1) -> str:
+    """Return the lines of a process's output that say why it ended: the last ones, most often.
+
+    Chromium's own log lines say more than the stack trace that follows them.
+
+    Args:
+        output: what it wrote.
+        count: number of lines at most.
+    """
+    lines = [line for line in output.splitlines() if line.strip()]
+    logged = [line for line in lines if ":ERROR:" in line or ":FATAL:" in line]
+    return "\n".join(map(one_line, (logged or lines)[-count:])) or "nothing"

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from envs.browser.server.processes import kill_marked
+from envs.browser.server.processes import kill_marked, last_lines
 
 Handler = Callable[[str, dict[str, Any]], None]
 """Called with each event of a target: (method, parameters)."""
@@ -64,7 +64,7 @@ class Chromium:
         """Start the process and wait until it responds.
 
         Raises:
-            BrowserGone: it exited at its start; the message contains its last output.
+            BrowserGone: it cannot be started, or exited; the message contains its last output.
         """
         loop = asyncio.get_running_loop()
         self._folder = tempfile.mkdtemp(prefix="grpo-chromium-")
@@ -78,22 +78,29 @@ class Chromium:
             if sys.platform == "linux":
                 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
-        with Path(self._folder, "log").open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    *self.command,
-                    f"--user-data-dir={self._folder}/profile",
-                    "--remote-debugging-pipe",
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                preexec_fn=connect_pipes,
-                pass_fds=_PIPES,
-                env=os.environ | {MARK: self._mark, "TMPDIR": self._folder},
-            )
-        os.close(chromium_reads)
-        os.close(chromium_writes)
+        try:
+            with Path(self._folder, "log").open("wb") as log:
+                self.process = subprocess.Popen(
+                    [
+                        *self.command,
+                        f"--user-data-dir={self._folder}/profile",
+                        "--remote-debugging-pipe",
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    preexec_fn=connect_pipes,
+                    pass_fds=_PIPES,
+                    env=os.environ | {MARK: self._mark, "TMPDIR": self._folder},
+                )
+        except OSError as error:
+            for end in (write, read):
+                os.close(end)
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise BrowserGone(f"cannot start {self.command[0]}: {error.strerror}") from error
+        finally:
+            os.close(chromium_reads)
+            os.close(chromium_writes)
         reader = asyncio.StreamReader(limit=MAX_MESSAGE)
         protocol = asyncio.StreamReaderProtocol(reader)
         self._read, _ = await loop.connect_read_pipe(lambda: protocol, os.fdopen(read, "rb"))
@@ -103,11 +110,12 @@ class Chromium:
         try:
             await self.send("Browser.getVersion")
         except BaseException as error:
-            output = Path(self._folder, "log").read_text(errors="replace")[-2000:]
+            output = last_lines(Path(self._folder, "log").read_text(errors="replace"), 3)
             await self.stop()
             if not isinstance(error, BrowserGone):
                 raise
-            raise BrowserGone(f"Chromium exited at its start; its last output:\n{output}") from None
+            path = self.command[0]
+            raise BrowserGone(f"{path} exited at its start; its last output:\n{output}") from None
 
     def send(
         self, method: str, parameters: dict[str, Any] | None = None, *, target: str = ""
@@ -166,8 +174,8 @@ class Chromium:
         try:
             while True:
                 self._receive(json.loads((await reader.readuntil(b"\0"))[:-1]))
-        except (asyncio.IncompleteReadError, OSError):
-            pass  # the pipe is closed: the browser has exited
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError, ValueError):
+            pass  # the pipe is closed: the browser has exited; or what comes is not Chromium's
         finally:
             self.alive = False
             self._fail(BrowserGone("the browser is gone"))

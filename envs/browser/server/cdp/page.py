@@ -156,7 +156,9 @@ class Page:
         elif method == "Page.loadEventFired":
             self._complete = True
         elif method == "Page.javascriptDialogOpening":
-            self.send("Page.handleJavaScriptDialog", accept=False)
+            # As Playwright: leave a page that asks to be left alone, dismiss every other dialog.
+            leave = parameters.get("type") == "beforeunload"
+            self.send("Page.handleJavaScriptDialog", accept=leave)
         elif method == "Fetch.requestPaused":
             self._admit(parameters["requestId"], parameters["request"]["url"])
         elif method == "Inspector.targetCrashed":

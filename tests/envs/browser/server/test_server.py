@@ -122,6 +122,8 @@ def test_children_that_lost_the_mark_are_found():
         (["--max-sessions", "x"], "argument --max-sessions: invalid int value: 'x'"),
         (["--deadline-s", "inf"], "argument --deadline-s: must be greater than 0, got inf"),
         (["--port", "65536"], "argument --port: must be from 0 to 65535, got 65536"),
+        (["--workers", "-3"], "argument --workers: must be greater than 0, got -3"),
+        (["--host", ""], "argument --host: must not be empty: 0.0.0.0 is every address"),
         (["--prot", "8000"], "unrecognized arguments: --prot 8000"),
     ],
 )
@@ -139,6 +141,16 @@ def test_a_busy_port_is_one_line(monkeypatch, capsys):
         assert main(["--port", str(port)]) == 2
     message = f"cannot listen on 127.0.0.1:{port}: Address already in use"
     assert capsys.readouterr().err == f"grpo serve-env: {message}\n"
+
+
+@pytest.mark.parametrize("host", ["999.0.0.1", "a" * 100, "no such host", "\0", "192.0.2.1"])
+def test_a_bad_host_is_one_line(monkeypatch, capsys, host):
+    monkeypatch.setattr(command, "find_chromium", lambda: "chrome")
+    assert main(["--host", host]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("grpo serve-env: cannot listen on ")
+    assert line.count("\n") == 1
+    assert line.strip().isprintable()
 
 
 def test_a_missing_chromium_or_package_is_one_line(monkeypatch, capsys):

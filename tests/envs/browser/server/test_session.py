@@ -244,6 +244,20 @@ async def test_a_page_that_never_settles_is_read_anyway(session):
         assert "button" in (await act(session, "noop()"))["axtree_txt"]
 
 
+async def test_a_page_that_asks_to_be_left_alone_is_left(session):
+    """Chromium asks only after a user's gesture, and the navigation waits for the answer."""
+    await js(
+        session,
+        "addEventListener('beforeunload', event => { event.preventDefault(); "
+        "event.returnValue = 'stay' }); "
+        "document.querySelector('button').onclick = () => {}; 0",
+    )
+    await act(session, CLICK)
+    async with asyncio.timeout(20):
+        assert (await session.reset("click-test", 0))["goal"] == "Click the button."
+    assert (await act(session, CLICK))["reward"] == 1.0
+
+
 async def test_a_dialog_is_dismissed(session):
     await js(session, "document.querySelector('button').onclick = () => { answer = confirm('?') }")
     async with asyncio.timeout(20):
