@@ -15,7 +15,7 @@ from grpo.model.chat_date import DATE_FILE, saved_date
 from grpo.model.full_policy import FullPolicy
 from grpo.model.lora_policy import LoRAPolicy
 from grpo.model.policy import Policy
-from grpo.model.pretrained import check_causal, one_line_reason, read_pretrained, refusing
+from grpo.model.pretrained import one_line_reason, read_pretrained, refusing
 
 if TYPE_CHECKING:
     from grpo.config import Config
@@ -132,7 +132,6 @@ def load_model(name: str, *, device: str, dtype: torch.dtype) -> tuple[Any, Any]
     with refusing(name):
         model, tokenizer = read_pretrained(source, dtype)
         model = model.to(device)
-        check_causal(model)
     if tokenizer.chat_template is None:
         raise ConfigError(
             f"model {name!r} has no chat template: expected an instruction-tuned model"

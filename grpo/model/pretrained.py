@@ -112,27 +112,6 @@ def read_pretrained(source: dict[str, str], dtype: torch.dtype) -> tuple[Any, An
     return model, tokenizer
 
 
-def check_causal(model: Any) -> None:
-    """Check that a model runs, and that no logit depends on a later token.
-
-    Raises:
-        ConfigError: one does, as in an encoder, or a logit is not finite.
-    """
-    rows = model.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(16, device=model.device).view(2, 8) % rows
-    ids[1, :6] = ids[0, :6]
-    with torch.no_grad():
-        logits = model(input_ids=ids).logits
-    if not logits.isfinite().all():
-        raise ConfigError("its logits are not finite")
-    one, other = logits[:, :6]
-    bound = 8 * torch.finfo(logits.dtype).eps * one.abs().max()  # of a mixture of experts
-    if (one - other).abs().max() > bound:
-        raise ConfigError(
-            "its output depends on later tokens: expected a causal language model, got an encoder"
-        )
-
-
 def _check_kind(config: Any) -> None:
     """Check what a model's configuration says, before its weights are read."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING

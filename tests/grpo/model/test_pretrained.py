@@ -296,7 +296,7 @@ def test_an_encoder_whose_files_do_not_say_so(folder, capsys):
     bert.save_pretrained(folder)
     load_model(str(folder), device="cpu", dtype=torch.float32)  # a decoder
     set_config(is_decoder=False)(folder)
-    assert "got an encoder" in rejected(capsys, "--model", str(folder), "--dtype", "float32")
+    assert "does not read its last hidden states" in rejected(capsys, "--model", str(folder), "--dtype", "float32")
 
 
 def test_an_architecture_without_sdpa_uses_eager_attention(folder):
