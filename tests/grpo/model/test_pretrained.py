@@ -296,7 +296,8 @@ def test_an_encoder_whose_files_do_not_say_so(folder, capsys):
     bert.save_pretrained(folder)
     load_model(str(folder), device="cpu", dtype=torch.float32)  # a decoder
     set_config(is_decoder=False)(folder)
-    assert "does not read its last hidden states" in rejected(capsys, "--model", str(folder), "--dtype", "float32")
+    line = rejected(capsys, "--model", str(folder), "--dtype", "float32")
+    assert "its output layer does not read its last hidden states" in line
 
 
 def test_an_architecture_without_sdpa_uses_eager_attention(folder):
