@@ -205,6 +205,51 @@ def test_merged_state_loads_into_a_plain_model_and_changes_nothing(
     assert all(torch.equal(state[name], tensor) for name, tensor in merged_state(model))
 
 
+def test_a_tied_weight_cannot_be_merged_into_a_state(make_model, randomize):
+    model = make_model()
+    apply_lora(model, ["lm_head", "q_proj"], r=2)
+    randomize(model)
+    names = r"model\.embed_tokens\.weight and lm_head\.weight are one tied weight"
+    with pytest.raises(ValueError, match=names):
+        dict(merged_state(model))
+    merge(model)  # in the model itself the two may differ
+    with pytest.raises(ValueError, match=names):
+        dict(merged_state(model))
+    unmerge(model)
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+
+
+def test_an_untied_output_head_is_merged(llama, input_ids, randomize):
+    llama.lm_head.weight = nn.Parameter(llama.lm_head.weight.detach().clone())
+    apply_lora(llama, ["lm_head"], r=2)
+    randomize(llama)
+    adapted = llama(input_ids=input_ids).logits
+    plain = type(llama)(
+        llama.config.__class__(**{**llama.config.to_dict(), "tie_word_embeddings": False})
+    )
+    plain.load_state_dict(dict(merged_state(llama)))
+    torch.testing.assert_close(plain(input_ids=input_ids).logits, adapted, rtol=0, atol=1e-5)
+
+
+def test_two_layers_with_one_weight_cannot_be_merged_into_a_state(randomize):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    apply_lora(model, r=1)
+    with pytest.raises(ValueError, match=r"0\.weight and 1\.weight are one tied weight"):
+        dict(merged_state(model))
+
+
+def test_a_layer_under_two_names_is_merged_under_both(randomize):
+    block = nn.Sequential(nn.Linear(3, 3))
+    model = nn.ModuleDict({"a": block, "b": block})
+    assert apply_lora(model, r=1) == 1
+    randomize(model)
+    state = dict(merged_state(model))
+    assert list(state) == ["a.0.weight", "a.0.bias", "b.0.weight", "b.0.bias"]
+    assert torch.equal(state["a.0.weight"], state["b.0.weight"])
+    assert not torch.equal(state["a.0.weight"], block[0].weight)
+
+
 def test_merge_twice_and_unmerge_unmerged_change_nothing(llama):
     apply_lora(llama, ["q_proj"], r=2)
     first, second = lora_modules(llama).values()
