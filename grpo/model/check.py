@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -60,13 +61,14 @@ def check_model(
     name = type(model).__name__
     model.eval()
     try:
-        head = measure_head(model)
         max_length = length_limit(model)
         rows = make_rows(model, max_length)
         copy = first_layers(model)
         if adapter:
             adapter.perturb(copy)
-        probes = [Probe(copy, measure_head(copy), rows), Probe(model, head, rows)]
+        measured = measure_head(copy)
+        head = replace(measured, layer=model.get_output_embeddings())
+        probes = [Probe(copy, measured, rows), Probe(model, head, rows)]
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # foreign code, called in ways that it may not know

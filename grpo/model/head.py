@@ -21,7 +21,7 @@ SMALL, LARGE = 1e-6, 1e9
 """Logits that a cap leaves as they are, and logits that it cuts off."""
 
 TOLERANCE = 1e-3
-"""Relative; a model that rounds its logits to bfloat16 would need 4e-3, and is refused."""
+"""Relative; a model in bfloat16 may round more: measure a float32 copy."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,16 @@ class OutputHead:
         cap: bound of the logits' absolute value; None without one.
     """
 
-    layer: nn.Module
+    layer: Any
     input_scale: float = 1.0
     scale: float = 1.0
     cap: float | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Map hidden states [*, D] to logits [*, V], in float32 or wider if they are changed."""
-        logits: Tensor = self.layer(hidden if self.input_scale == 1 else hidden * self.input_scale)
+        if self.input_scale != 1:
+            hidden = hidden * self.input_scale
+        logits: Tensor = self.layer(hidden.to(self.layer.weight.dtype))  # some are kept in float32
         if self.scale == 1 and self.cap is None:
             return logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self.scale
@@ -69,11 +71,11 @@ def measure_head(model: Any) -> OutputHead:
     """Measure what a model does between its last hidden states and its logits.
 
     The model's own forward is run with chosen hidden states in place of the decoder's, and with
-    chosen numbers in place of the output layer's: in float64, whatever the model's dtype, or in
-    float32 on a device without float64.
+    chosen numbers in place of the output layer's: in float64, or in float32 on a device
+    without float64.
 
     Args:
-        model: a `transformers` causal language model.
+        model: a `transformers` causal language model in float32 or wider.
 
     Raises:
         ValueError: it does something else than scale and cap.
