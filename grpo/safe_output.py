@@ -92,8 +92,11 @@ def _print_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    text = warnings.formatwarning(message, category, filename, lineno, line)
-    print(printable(text), end="", file=file or sys.stderr)
+    if category is UserWarning:  # for whoever runs the program: the line of code tells them nothing
+        text = f"warning: {one_line(message)}\n"
+    else:
+        text = printable(warnings.formatwarning(message, category, filename, lineno, line))
+    print(text, end="", file=file or sys.stderr)
 
 
 def _escape(char: str) -> str:

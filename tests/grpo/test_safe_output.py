@@ -99,7 +99,8 @@ text = "\x1b[31m \u202e \ud800 ▁"
 
 def program():
     print("▁")
-    warnings.warn(text)
+    warnings.warn(text + "\nand more")
+    warnings.warn(text, RuntimeWarning)
     logging.getLogger("grpo").warning("said: %s", text)
     try:
         raise ValueError(text)
@@ -122,7 +123,9 @@ def test_logs_warnings_and_tracebacks(encoding):
     out, err = (text.decode(encoding) for text in (done.stdout, done.stderr))
     assert out.strip() == ("▁" if encoding == "utf-8" else r"\u2581")
     assert printable(out + err) == out + err
-    for part in ("UserWarning: ", "said: ", "\nValueError: ", "\nZeroDivisionError: "):
+    assert "\nwarning: " + r"\x1b[31m \u202e \ud800 " in "\n" + err
+    assert " and more\n" in err  # in one line
+    for part in ("RuntimeWarning: ", "said: ", "\nValueError: ", "\nZeroDivisionError: "):
         assert part + r"\x1b[31m \u202e \ud800 " in err, err
 
 
