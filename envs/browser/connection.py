@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from envs.browser.foreign_text import brief, one_line
-from envs.browser.limits import MAX_RESPONSE
+from envs.browser.limits import MAX_KEYS, MAX_LISTS, MAX_RESPONSE
 
 RETRY_S = 1.0
 
@@ -105,8 +105,12 @@ def read_message(raw: str | bytes) -> dict[str, Any]:
         ValueError: it is not such a message.
         ServerError: it reports an error of the server.
     """
+    text = raw if isinstance(raw, str) else raw.decode()
+    for mark, limit, name in (("[", MAX_LISTS, "lists"), ('":', MAX_KEYS, "fields")):
+        if text.count(mark) > limit:
+            raise ValueError(f"its response may have {limit} {name}, got {text.count(mark)}")
     try:
-        message = json.loads(raw)
+        message = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"its response is not JSON: {error}") from error
     if not isinstance(message, dict):
@@ -114,8 +118,8 @@ def read_message(raw: str | bytes) -> dict[str, Any]:
     if message.get("type") == "error":
         data = message.get("data")
         reason, code = map(data.get, ("message", "code")) if isinstance(data, dict) else (data, "")
-        text = reason if isinstance(reason, str) else brief(reason)
-        raise ServerError(f"{text} (code: {code})" if isinstance(code, str) and code else text)
+        reason = reason if isinstance(reason, str) else brief(reason)
+        raise ServerError(f"{reason} (code: {code})" if isinstance(code, str) and code else reason)
     return message
 
 

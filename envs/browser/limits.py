@@ -10,9 +10,16 @@ Depth of nesting needs no number of its own. Nothing reads a response deeper tha
 
 from __future__ import annotations
 
-MAX_RESPONSE = 8 * 2**20
-"""Bytes of a server's message. A screenshot of a large window has three million as base64, and the
-most expensive JSON of this size takes half a second to parse."""
+MAX_RESPONSE = 32 * 2**20
+"""Bytes of a server's message. A PNG of a large window has three million as base64, and some
+versions of OpenEnv's own server send pictures as lists of pixels, 23 million."""
+
+MAX_LISTS = 1_000_000
+"""Lists in a message: such a picture has 921,600, one per pixel. `json` takes about half a second
+for them, in which nothing else runs."""
+
+MAX_KEYS = 300_000
+"""Fields in a message, counted as quotes before a colon, which the text of a page has as well."""
 
 MAX_REQUEST = 4 * 2**20
 """Bytes of a request or a message to the server: an action has at most 2,000 characters."""
