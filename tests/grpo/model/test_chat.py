@@ -360,6 +360,9 @@ def test_an_end_of_turn_in_ordinary_text_is_not_a_stop_token(bundled):
     assert chat.end_id == bundled.eos_token_id
     _, ids = chat.demonstration(messages(), "click('12')")
     assert chat.tokenizer.decode(ids) == "click('12')<|im_end|>"
+    end = CHATML.replace("<|im_end|>", "[end]") + "{{ eos_token if not add_generation_prompt }}"
+    _, ids = ChatTemplate(with_source(bundled, end)).demonstration(messages(), "click('12')")
+    assert chat.tokenizer.decode(ids) == "click('12')<|im_end|>"  # [end] is not imitated
     tokenizer = with_source(bundled, CHATML.replace("<|im_end|>", "[end]"))
     tokenizer.eos_token = None
     with pytest.raises(ConfigError, match="no token ends the assistant's turn"):
