@@ -95,7 +95,7 @@ def test_curves_are_metrics_and_drawn(draw):
 
 @pytest.mark.parametrize(
     ("title", "shown"),
-    [(r"$\frac$ for $5", r"$\frac$ for $5"), ("\x1b[31m\nb", r"\x1b[31m b"), ("x" * 200, None)],
+    [(r"$\frac$ for 5", r"$\frac$ for 5"), ("\x1b[31m\nb", r"\x1b[31m b"), ("x" * 200, None)],
 )
 def test_a_title_is_text(draw, title, shown):
     text = draw(rows(2), title=title).get_suptitle()
