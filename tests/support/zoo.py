@@ -115,6 +115,7 @@ WRAPPER: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 MLA = {"num_key_value_heads": 4}  # multi-head latent attention: a key for every head
+PAD_UNUSED = {"pad_token_id": None}  # the family sets the token's embedding to 0 when it loads
 DENSE_THEN_MOE = {"first_k_dense_replace": 1}
 
 
@@ -438,7 +439,7 @@ _TABLE = [
     Architecture("qwen2_moe", {"mlp_only_layers": [0]}, "Qwen1.5-MoE, Qwen2-57B-A14B"),
     Architecture("qwen3_moe", {"mlp_only_layers": [0]}, "Qwen3-30B-A3B"),
     Architecture("solar_open", {}, "Solar Open"),
-    Architecture("youtu", MLA, "Youtu-LLM"),
+    Architecture("youtu", MLA | PAD_UNUSED, "Youtu-LLM"),
     Architecture(
         "zaya",
         {
@@ -546,7 +547,8 @@ _TABLE = [
             "attention_window_size": 8,
             "logits_soft_cap": 5.0,
             "w_init_variance_scale": 1.0,
-        },
+        }
+        | PAD_UNUSED,
         "RecurrentGemma",
     ),
     Architecture("rwkv", {"context_length": 256}, "RWKV-4"),
@@ -631,7 +633,7 @@ _TABLE = [
     Architecture("electra", {"embedding_size": 16}, "ELECTRA"),
     Architecture("big_bird decoder", {"is_decoder": True, "attention_type": "original_full"}),
     Architecture("xlnet", {}, "XLNet"),
-    Architecture("xlm", {"emb_dim": 32, "n_words": VOCABULARY}, "XLM"),
+    Architecture("xlm", {"emb_dim": 32, "n_words": VOCABULARY} | PAD_UNUSED, "XLM"),
     Architecture(
         "reformer",
         {
@@ -717,7 +719,4 @@ def randomize(model: Any, std: float = 0.2) -> Any:
     for tensor in (*model.parameters(), *biases):
         if tensor.is_floating_point():
             tensor += std * torch.randn(tensor.shape, generator=random)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
-            module.weight[module.padding_idx] = 0  # some families set it to 0 when they load
     return model

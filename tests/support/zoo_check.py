@@ -43,6 +43,7 @@ STEPS = (
     *("full", "bfloat16"),
 )
 """The comparisons, each a method of `Check`; "peft" is another, which needs PEFT."""
+WITHOUT_ADAPTER = ("causal", "update", "generator", "full")
 
 Row = tuple[list[int], list[int]]  # a prompt and its completion
 
@@ -192,38 +193,52 @@ class Check:
     def run(self, steps: Sequence[str]) -> Outcome:
         """Load the policy and do the comparisons of these names."""
         try:
-            policy = self.accepted()
+            policy = self.accepted(perturbed=True)
         except ConfigError as error:
-            self.outcome.refused = str(error).replace(str(self.folder / "base"), self.outcome.name)
-            if len(str(error).splitlines()) != 1:
-                self.outcome.faults.append("refused, but not in one line")
-            return self.outcome
+            return self.refused(error, [step for step in steps if step in WITHOUT_ADAPTER])
         except Exception:
             self.crashed("load")
             return self.outcome
+        self.compare_all(policy, steps)
+        return self.outcome
+
+    def accepted(self, **options: Any) -> Policy:
+        """Load the policy; lay out the rows, and compute what is true of them."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            policy = self.load(**options)
+        said = [str(w.message) for w in caught if w.category is UserWarning]
+        outcome = self.outcome
+        outcome.said, outcome.max_length = list(dict.fromkeys(said)), policy.max_length
+        outcome.mode, outcome.use_cache = policy.forward_mode, policy.use_cache
+        self.adapter = policy.adapter() or {}
+        self.truth.merge(self.adapter)
+        self.rows = some_rows(min(LONGEST, policy.max_length))
+        self.batch = as_batch(self.rows)
+        self.expected = self.truth.of_batch(self.batch)
+        return policy
+
+    def compare_all(self, policy: Policy, steps: Sequence[str]) -> None:
+        """Do the comparisons of these names; a traceback is a fault."""
         for step in steps:
             try:
                 getattr(self, step)(policy)
             except Exception:
                 self.crashed(step)
-        return self.outcome
 
-    def accepted(self) -> Policy:
-        """Load the policy; lay out the rows, and compute what is true of them."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            policy = self.load(perturbed=True)
-        said = [str(w.message) for w in caught if w.category is UserWarning]
-        outcome, adapter = self.outcome, policy.adapter()
-        outcome.said, outcome.max_length = list(dict.fromkeys(said)), policy.max_length
-        outcome.mode, outcome.use_cache = policy.forward_mode, policy.use_cache
-        assert adapter is not None
-        self.adapter = adapter
-        self.truth.merge(adapter)
-        self.rows = some_rows(min(LONGEST, policy.max_length))
-        self.batch = as_batch(self.rows)
-        self.expected = self.truth.of_batch(self.batch)
-        return policy
+    def refused(self, error: ConfigError, steps: Sequence[str]) -> Outcome:
+        """Require one line, and look if the model can be trained without an adapter."""
+        outcome = self.outcome
+        outcome.refused = str(error).replace(str(self.folder / "base"), outcome.name)
+        if len(str(error).splitlines()) != 1:
+            outcome.faults.append("refused, but not in one line")
+        try:
+            policy = self.accepted(train="full")
+        except ConfigError:
+            return outcome
+        self.compare_all(policy, steps)
+        outcome.notes.append("`train=full` is exact")
+        return outcome
 
     def crashed(self, where: str) -> None:
         """Add a traceback's last line and place to the faults."""
@@ -421,7 +436,7 @@ class Check:
         try:
             half = self.load(dtype="bfloat16")
         except ConfigError as error:
-            self.outcome.faults.append(f"refused in bfloat16 alone: {error}")
+            self.refused_in_bfloat16(policy, str(error))
             return
         sampled = sample(LocalGenerator(half, max_new_tokens=6), [self.rows[4][0]] * 2, 1.0)
         reported = torch.tensor([x for c in sampled for x in c.logprobs])
@@ -433,13 +448,23 @@ class Check:
         true_update = exact.of_batch(self.batch)[self.batch.completion_mask]
         rows = [(len(c.prompt_ids), [*c.prompt_ids, *c.completion_ids]) for c in sampled]
         true_reported = torch.cat([exact.logprobs(ids)[start:] for start, ids in rows])
-        rounding = float((own - true_update).abs().mean())
+        # Medians: where rounding changes the choice of an expert, single tokens are far off.
+        rounding = float((own - true_update).abs().median())
         for what, gap in (("update", update - true_update), ("sampled", reported - true_reported)):
-            if not (error := float(gap.abs().mean())) < 2 * rounding + 0.01:
+            if not (error := float(gap.abs().median())) < 2 * rounding + 0.01:
                 text = f"{what} in bfloat16: {error:.2g} off, the model itself {rounding:.2g}"
                 self.outcome.faults.append(text)
         if half.forward_mode != policy.forward_mode:
             self.outcome.faults.append(f"forward={half.forward_mode} in bfloat16")
+
+    def refused_in_bfloat16(self, policy: Policy, reason: str) -> None:
+        """Refused in bfloat16 and not in float32: right if the model itself cannot do it."""
+        try:
+            self.read("base", policy, torch.bfloat16)(torch.tensor([[3, 4]]))
+        except RuntimeError:
+            self.outcome.notes.append("float32 alone")
+        else:
+            self.outcome.faults.append(f"refused in bfloat16 alone: {reason}")
 
 
 def sample(generator: LocalGenerator, prompts: list[list[int]], heat: float) -> list[Completion]:
