@@ -168,6 +168,7 @@ def exit_code(program: Callable[[], object], *, hint: Callable[[], str] | None =
         return 2
     except Exception as error:
         from envs.base import EnvError, TaskError
+        from grpo.distributed import PeerError
         from grpo.generators.base import GeneratorError
         from grpo.shutdown import Stopped
         from grpo.training.updater import TrainingError
@@ -176,7 +177,8 @@ def exit_code(program: Callable[[], object], *, hint: Callable[[], str] | None =
             print(f"{error}{hint() if hint else ''}", file=sys.stderr, flush=True)
             sys.stdout.flush()
             os._exit(error.exit_code)  # torch's thread may be in an update that nobody awaits
-        if not isinstance(error, EnvError | TaskError | GeneratorError | TrainingError | OSError):
+        known = EnvError | TaskError | GeneratorError | TrainingError | PeerError | OSError
+        if not isinstance(error, known):
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, TaskError) else 1

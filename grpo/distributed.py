@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,16 @@ from grpo.types import Group
 
 TIMEOUT = timedelta(hours=2)
 """How long to wait for a rank whose pages are slow. A rank that dies ends the others at once."""
+
+
+class PeerError(RuntimeError):
+    """Another rank has failed, so that this one cannot go on."""
+
+
+class _Fault(NamedTuple):
+    """What a rank that has failed gives the others in place of the value that they wait for."""
+
+    text: str
 
 
 class World:
@@ -42,6 +53,7 @@ class World:
         self.world_size = int(environ.get("WORLD_SIZE", 1))
         self.rank = int(environ.get("RANK", 0))
         self.local_rank = int(environ.get("LOCAL_RANK", 0))
+        self._told: BaseException | None = None
         if self.world_size > 1:
             self.use_own_gpu()
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -63,12 +75,34 @@ class World:
         return self.rank == 0
 
     def all_gather(self, value: Any) -> list[Any]:
-        """Return every rank's value, in rank order, on every rank."""
+        """Return every rank's value, in rank order, on every rank.
+
+        Raises:
+            PeerError: another rank has failed.
+        """
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        try:
+            dist.all_gather_object(values, value)
+        except RuntimeError as error:  # gloo's: the process has ended
+            raise PeerError(f"another rank has ended: {' '.join(str(error).split())}") from error
+        for rank, other in enumerate(values):
+            if isinstance(other, _Fault) and rank != self.rank:
+                raise PeerError(f"rank {rank} has failed: {other.text}")
         return values
+
+    def tell(self, error: BaseException) -> None:
+        """Let the other ranks know of an error where they next exchange something.
+
+        They raise `PeerError` there, and can save and end as this one does. Waits for them. Does
+        nothing for an error that came from another rank, or that they have been told.
+        """
+        if self.world_size == 1 or isinstance(error, PeerError) or error is self._told:
+            return
+        self._told = error
+        with suppress(PeerError):  # they have failed as well
+            self.all_gather(_Fault(f"{type(error).__name__}: {error}"))
 
     def all_gather_groups(self, groups: Sequence[Group]) -> tuple[list[Group], range]:
         """Return all ranks' groups in rank order, and the positions of this rank's own.

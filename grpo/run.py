@@ -5,17 +5,18 @@ Reporting is imported when a program runs, so that `grpo.train` is available at 
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envs.pool import EnvPool
+from grpo.blocking import wait_for
 from grpo.distributed import World
 from grpo.errors import ConfigError
+from grpo.files import locked, set_aside
 from grpo.rollouts.agents import Agent, blind_agent, random_agent
 from grpo.rollouts.rollout import Rollouts
 from grpo.runtime import EnvSource, open_runtime
@@ -72,7 +73,7 @@ def train(
     """
     world, shutdown = World(), Shutdown()
     program = run_training(config, env, baselines=baselines, world=world, shutdown=shutdown)
-    return _wait_for(program, world, shutdown)
+    return wait_for(program, world, shutdown)
 
 
 def evaluate(
@@ -84,7 +85,7 @@ def evaluate(
     """
     world, shutdown = World(), Shutdown()
     program = run_evaluation(config, env, baselines=baselines, world=world, shutdown=shutdown)
-    return _wait_for(program, world, shutdown)
+    return wait_for(program, world, shutdown)
 
 
 async def run_training(
@@ -97,13 +98,26 @@ async def run_training(
 ) -> RunResult:
     """Do what `train` does, as a coroutine of the caller's event loop."""
     from grpo.reporting.hub import check_access
+
+    _check_arguments(config, env)
+    world = world or World.single()
+    if config.push_to_hub and world.is_main:
+        check_access(config.push_to_hub)
+    with locked(config.folder) if world.is_main else nullcontext():
+        return await _run_training(config, env, baselines or {}, world, shutdown)
+
+
+async def _run_training(
+    config: Config,
+    env: EnvSource,
+    baselines: Mapping[str, Agent],
+    world: World,
+    shutdown: Shutdown | None,
+) -> RunResult:
     from grpo.reporting.progress import Bars, step_line
     from grpo.reporting.report import TrainingReport
 
-    _check_arguments(config, env)
-    started, world = time.monotonic(), world or World.single()
-    if config.push_to_hub and world.is_main:
-        check_access(config.push_to_hub)
+    started = time.monotonic()
     bars = Bars.for_world(world)
     loading = bars.status(f"{', '.join(config.task)}  loading the model")
     async with open_runtime(config, env, world, shutdown, loading) as runtime:
@@ -116,12 +130,17 @@ async def run_training(
         trainer = Trainer(
             config, policy, runtime.generator, rollouts, runtime.executor, world, runtime.shutdown
         )
-        report = TrainingReport(runtime, bars, trainer.step)
-        if trainer.step:
+        if world.is_main and not trainer.resumed and (earlier := set_aside(config.folder)):
+            bars.console.print(
+                f"the earlier run in {config.folder} is now in {earlier}", soft_wrap=True
+            )
+        trainer.begin()
+        report = TrainingReport(runtime, bars, trainer)
+        if trainer.resumed:
             bars.console.print(f"resuming from step {trainer.step}")
         else:
             with report.timed("eval"):
-                for name, agent in {"random": random_agent, **(baselines or {})}.items():
+                for name, agent in {"random": random_agent, **baselines}.items():
                     await report.evaluate(name, {"sampled": agent})
                 await report.evaluate("untrained", decodings)
                 await report.record_episodes("untrained", "before")
@@ -147,19 +166,28 @@ async def run_training(
             bars.bar("train: steps", config.steps - trainer.step) as on_step,
             bars.bar("  rollouts of the step", per_step) as on_episode,
         ):
-            async for step in trainer.train(on_episode):
-                report.log(step)
-                bars.console.print(step_line(step.step, step.metrics), soft_wrap=True)
-                on_step()
-                on_episode.reset()
+            steps = trainer.train(on_episode)
+            try:
+                async with aclosing(steps):
+                    async for step in steps:
+                        report.log(step)
+                        bars.console.print(step_line(step.step, step.metrics), soft_wrap=True)
+                        on_step()
+                        on_episode.reset()
+            except OSError as error:
+                if not trainer.is_finished:
+                    raise
+                report.failures.append(error)  # of the last files: the rest is still done
         runtime.shutdown.raise_if_requested()  # the step is done, its checkpoint written
 
         with report.timed("eval"):
             if config.blind:
                 blind = {name: blind_agent(agent) for name, agent in decodings.items()}
-                await report.evaluate("blind", blind)
-            await report.evaluate("trained", decodings)
-            await report.record_episodes("trained", "after")
+                with report.part("the blind evaluation"):
+                    await report.evaluate("blind", blind)
+            with report.part("the evaluation"):
+                await report.evaluate("trained", decodings)
+                await report.record_episodes("trained", "after")
     report.finish(trainer)
     return RunResult(report.summary, config.folder, config.folder / policy.weights_dirname)
 
@@ -206,24 +234,3 @@ def _check_arguments(config: object, env: object) -> None:
         raise TypeError(f"config must be a grpo.Config, got {config!r:.80}")
     if not isinstance(env, EnvPool) and not callable(env):
         raise TypeError(f"env must be a pool, a class or a function, got {env!r:.80}")
-
-
-def _wait_for(
-    program: Coroutine[Any, Any, RunResult], world: World, shutdown: Shutdown
-) -> RunResult:
-    """Run a program to its end: in an event loop here, or beside the one that runs already."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        result = asyncio.run(program)
-    else:  # a notebook cell: the program gets a thread, and interrupts arrive in this one
-        with ThreadPoolExecutor(1) as thread:
-            future = thread.submit(asyncio.run, program)
-            while True:
-                try:
-                    result = future.result()
-                    break
-                except KeyboardInterrupt:
-                    shutdown.request_from_thread()
-    world.close()
-    return result

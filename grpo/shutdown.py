@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first finishes the running step, the second ends the program at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first finishes the step, the second ends the program at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: the terminal was closed
 SAME_S = 1.0
 """Signals this close count as one: on Ctrl-C the terminal signals every process, then torchrun."""
 
@@ -38,6 +38,7 @@ class Shutdown:
         self.received: list[signal.Signals] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last = -SAME_S
+        self._handled: list[signal.Signals] = []
         self._deferred = self._cancelled = False
 
     @property
@@ -62,16 +63,16 @@ class Shutdown:
     async def __aenter__(self) -> Shutdown:
         self.raise_if_requested()  # in a thread, before the block
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        self._handles_signals = threading.current_thread() is threading.main_thread()
-        if self._handles_signals:
-            for number in SIGNALS:
+        if threading.current_thread() is threading.main_thread():
+            # A signal that nohup, or a shell, has the program ignore stays ignored.
+            self._handled = [n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
+            for number in self._handled:
                 self._loop.add_signal_handler(number, self.request, number)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._handles_signals:
-            for number in SIGNALS:
-                asyncio.get_running_loop().remove_signal_handler(number)
+        for number in self._handled:
+            asyncio.get_running_loop().remove_signal_handler(number)
         if self._cancelled and self._task is not None and kind is asyncio.CancelledError:
             self._task.uncancel()
             raise Stopped(self.received[0]) from None

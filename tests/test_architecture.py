@@ -27,10 +27,10 @@ BROWSER_SERVER = ("envs/browser/server/", "envs/browser/miniwob/")
 
 # From the bottom to the top: a file may import from its own layer and from those before it.
 LAYERS = (
-    ("grpo.errors", "grpo.safe_output", "grpo.types", "grpo.algorithm", "grpo.tree"),
+    ("grpo.errors", "grpo.files", "grpo.safe_output", "grpo.types", "grpo.algorithm", "grpo.tree"),
     (
         *("grpo.option_values", "grpo.yaml_file", "grpo.config", "grpo.arguments"),
-        *("grpo.distributed", "grpo.shutdown"),
+        *("grpo.distributed", "grpo.shutdown", "grpo.blocking"),
     ),
     ("grpo.model",),
     ("grpo.generators",),

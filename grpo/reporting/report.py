@@ -10,14 +10,14 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envs.base import Task
-from grpo.model.chat_date import save_date
+from grpo.files import read_json, replacing, write_text
 from grpo.reporting.curves import plot_curves
 from grpo.reporting.gallery import record_episode, record_tally, write_gallery
 from grpo.reporting.hub import push_to_hub
@@ -61,7 +61,7 @@ class Report:
             for i in range(config.eval_episodes)
             for name in config.evaluated_tasks
         ]
-        self.summary: dict[str, Any] = json.loads(path.read_text()) if resume else {}
+        self.summary: dict[str, Any] = read_json(path) if resume else {}
         self.summary |= {"task": ",".join(config.task), "model": runtime.policy.name}
         # A resumed run keeps the command that started it.
         self.summary.setdefault("command", command_line(sys.argv))
@@ -90,9 +90,13 @@ class Report:
             decoding: Rollouts(self.runtime.pool, agent, config.max_turns)
             for decoding, agent in decodings.items()
         }
-        with self.bars.bar(f"evaluate {agent_name}", len(tasks) * len(decodings)) as on_episode:
-            own = await evaluate(rollouts, tasks, seed=config.seed, on_episode=on_episode)
         loop = asyncio.get_running_loop()
+        with self.bars.bar(f"evaluate {agent_name}", len(tasks) * len(decodings)) as on_episode:
+            try:
+                own = await evaluate(rollouts, tasks, seed=config.seed, on_episode=on_episode)
+            except Exception as error:
+                await loop.run_in_executor(self.runtime.executor, world.tell, error)
+                raise
         per_rank = await loop.run_in_executor(self.runtime.executor, world.all_gather, own)
         for decoding in decodings:
             outcomes = [outcome for of_rank in per_rank for outcome in of_rank[decoding]]
@@ -132,8 +136,7 @@ class Report:
     def write(self) -> None:
         """Write the JSON file."""
         if self.runtime.world.is_main:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(json.dumps(self.summary, indent=2) + "\n")
+            write_text(self._path, json.dumps(self.summary, indent=2) + "\n")
 
 
 class EvaluationReport(Report):
@@ -157,15 +160,29 @@ class EvaluationReport(Report):
 
 
 class TrainingReport(Report):
-    """The report of a training run: `summary.json`, the metrics of every step, the weights."""
+    """The report of a training run: `summary.json`, the metrics of every step, the curves."""
 
-    def __init__(self, runtime: Runtime, bars: Bars, step: int) -> None:
+    def __init__(self, runtime: Runtime, bars: Bars, trainer: Trainer) -> None:
+        """Open the files, or go on with those of the run that is resumed.
+
+        Args:
+            runtime: what the program runs on.
+            bars: shows the progress.
+            trainer: has loaded its checkpoint, if there is one, and has begun its run.
+        """
         config, path = runtime.config, runtime.config.folder / "summary.json"
-        super().__init__(runtime, bars, path, resume=bool(step) and path.is_file())
+        resume = trainer.resumed and read_json(path).get("run", trainer.run) == trainer.run
+        super().__init__(runtime, bars, path, resume=resume)
+        self.summary["run"] = trainer.run
         self.seconds = {"setup": 0.0, "eval": 0.0}
+        self.failures: list[Exception] = []
         if runtime.world.is_main:
-            self._log = MetricsLog(config.folder, keep_before_step=step + 1, config=config)
-            (config.folder / "config.yaml").write_text(config.to_yaml())
+            first = trainer.step + 1 if trainer.resumed else 0
+            self._log = MetricsLog(
+                config.folder, keep_before_step=first, config=config, run=trainer.run
+            )
+            text = f"# run {trainer.run}\n{config.to_yaml()}"
+            write_text(config.folder / "config.yaml", text)
 
     def log(self, step: TrainingStep) -> None:
         """Log a training step."""
@@ -173,43 +190,72 @@ class TrainingReport(Report):
             self._log.log(step.step, step.metrics)
             self._log.completions(step.step, step.groups, step.advantages)
 
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Do a part of what comes after the training: its failure is shown and kept.
+
+        The parts after it are done all the same, and `finish` raises the first failure.
+        """
+        try:
+            yield
+        except Exception as error:
+            self.failures.append(error)
+            with suppress(OSError):  # a terminal that was closed
+                self.console.print(f"{name} failed: {error}", soft_wrap=True)
+
     def finish(self, trainer: Trainer) -> None:
-        """Save the trained weights, draw the curves, print the summary, upload the run."""
-        config, console = self.runtime.config, self.console
+        """Write the summary, draw the curves, print the tables, upload the run.
+
+        Raises:
+            Exception: the first failure of what came after the training.
+        """
+        config, console, folder = self.runtime.config, self.console, self.runtime.config.folder
         seconds = {k: round(v, 1) for k, v in (self.seconds | trainer.seconds).items()}
         self.summary |= {"steps": trainer.step, "episodes": trainer.episodes, "seconds": seconds}
-        if not self.runtime.world.is_main:
-            return
-        self._log.close()
-        folder, policy = config.folder, self.runtime.policy
-        weights = folder / policy.weights_dirname
-        policy.save(weights)
-        policy.tokenizer.save_pretrained(weights)
-        save_date(weights, policy.chat.date)
-        self.write()
-        steps = read_metrics(folder / "metrics.jsonl")
+        if self.runtime.world.is_main:
+            with self.part("writing summary.json"):
+                self.write()
+            with self.part("closing the logs"):
+                self._log.close()
+            with self.part("drawing curves.png"):
+                self._draw_curves(trainer)
+            with self.part("the summary"):
+                self._print_summary()
+            if config.push_to_hub:
+                with self.part("the upload"):
+                    console.print(push_to_hub(folder, config.push_to_hub), soft_wrap=True)
+        if self.failures:
+            raise self.failures[0]
+
+    def _draw_curves(self, trainer: Trainer) -> None:
+        config, path = self.runtime.config, self.runtime.config.folder / "curves.png"
         title = (
             f"{', '.join(config.task)}: {count(trainer.step, 'step')}, "
             f"{count(trainer.episodes, 'episode')}"
         )
         try:
-            plot_curves(steps, folder / "curves.png", title=title, summary=self.summary)
+            with replacing(path) as unfinished:
+                steps = read_metrics(config.folder / "metrics.jsonl")
+                plot_curves(steps, unfinished, title=title, summary=self.summary)
         except ModuleNotFoundError as error:
-            console.print(f"no curves.png: {error}", soft_wrap=True)
+            self.console.print(f"no curves.png: {error}", soft_wrap=True)
+
+    def _print_summary(self) -> None:
+        config, console, folder = self.runtime.config, self.console, self.runtime.config.folder
+        steps = read_metrics(folder / "metrics.jsonl")
         line = sparkline(steps, ascii_only=console.options.ascii_only)
         console.print(f"\nsuccess while training  {line}\n", soft_wrap=True)
         if "per_task" in self.summary:
             console.print(success_table(self.summary))
         console.print(time_line(self.summary), soft_wrap=True)
+        weights = self.runtime.policy.weights_dirname
         console.print(
-            f"\n{folder}/  {weights.name}, curves.png, media, metrics.jsonl, summary.json",
+            f"\n{folder}/  {weights}, curves.png, media, metrics.jsonl, summary.json",
             soft_wrap=True,
         )
         if config.logger == "tensorboard":
             logdir = shlex.quote(f"{folder}/tensorboard")
             console.print(f"tensorboard --logdir {logdir}", soft_wrap=True)
-        if config.push_to_hub:
-            console.print(push_to_hub(folder, config.push_to_hub), soft_wrap=True)
 
 
 def command_line(argv: Sequence[str]) -> str:

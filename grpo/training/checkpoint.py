@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from grpo.errors import ConfigError
+from grpo.files import replacing, run_id
+from grpo.model.chat_date import save_date
 from grpo.model.policy import Policy
 
 if TYPE_CHECKING:
@@ -45,10 +46,8 @@ def save_checkpoint(config: Config, step: int, policy: Policy, state: dict[str, 
         OSError: it could not be written; the older checkpoints are unchanged.
     """
     folder = config.folder / "checkpoints" / f"step-{step:06d}"
-    unfinished = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
+    with replacing(folder) as unfinished:
+        unfinished.mkdir()
         policy.save(unfinished / policy.weights_dirname)
         buffer = io.BytesIO()  # torch's own writer would hide the disk's error
         torch.save(state, buffer)
@@ -56,19 +55,13 @@ def save_checkpoint(config: Config, step: int, policy: Policy, state: dict[str, 
         files = sorted(path for path in unfinished.rglob("*") if path.is_file())
         manifest = {
             "format": FORMAT,
+            "run": run_id(config.folder),
             "step": step,
             "sha256": {str(path.relative_to(unfinished)): _sha256(path) for path in files},
             "config": config.model_dump(mode="json"),
         }
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        for path in [*unfinished.rglob("*"), unfinished]:
-            _fsync(path)
-    except OSError:
-        shutil.rmtree(unfinished, ignore_errors=True)  # make room on a full disk
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
-    _fsync(folder.parent)
+        text = json.dumps(manifest, indent=2) + "\n"
+        (unfinished / MANIFEST).write_text(text, encoding="utf-8")
     found = checkpoints(config.folder)
     kept = [path for path in found if path.name <= folder.name][-config.keep_checkpoints :]
     for other in found:
@@ -77,15 +70,28 @@ def save_checkpoint(config: Config, step: int, policy: Policy, state: dict[str, 
     return folder
 
 
+def save_weights(policy: Policy, folder: Path) -> None:
+    """Write a policy with its tokenizer, for this and other libraries.
+
+    Raises:
+        OSError: it could not be written; what was in the folder is unchanged.
+    """
+    with replacing(folder) as unfinished:
+        policy.save(unfinished)
+        policy.tokenizer.save_pretrained(unfinished)
+        save_date(unfinished, policy.chat.date)
+
+
 def checkpoints(run: Path) -> list[Path]:
     """List the finished checkpoints of a run, oldest first."""
-    return sorted(path for path in (run / "checkpoints").glob("step-*") if path.suffix != ".tmp")
+    return sorted(path for path in (run / "checkpoints").glob("step-*") if not path.suffix)
 
 
 def load_checkpoint(config: Config, policy: Policy) -> dict[str, Any] | None:
     """Load the newest intact checkpoint's weights into the policy, and return the trainer's state.
 
-    A corrupt checkpoint (a file is missing or changed) is named in a warning and skipped.
+    Checkpoints of another run than the one that the folder belongs to are left alone. A corrupt
+    checkpoint (a file is missing or changed) is named in a warning and skipped.
 
     Returns:
         The state; None if the run has no checkpoint, so that it starts from the beginning.
@@ -93,12 +99,16 @@ def load_checkpoint(config: Config, policy: Policy) -> dict[str, Any] | None:
     Raises:
         ConfigError: every checkpoint is corrupt, or the newest intact one has other settings.
     """
-    found = checkpoints(config.folder)
+    found, run, corrupt = checkpoints(config.folder), run_id(config.folder), 0
     for folder in reversed(found):
         try:
             manifest = _read_manifest(folder)
         except (OSError, ValueError, RecursionError) as error:
             _log.warning("checkpoint %s is corrupt (%s) and is skipped", folder.name, error)
+            corrupt += 1
+            continue
+        if manifest.get("run", "") != run:
+            _log.warning("checkpoint %s belongs to an earlier run and is skipped", folder.name)
             continue
         if mismatch := config_mismatch(manifest, config):
             raise ConfigError(f"cannot resume from {folder.name}: {mismatch}")
@@ -107,9 +117,9 @@ def load_checkpoint(config: Config, policy: Policy) -> dict[str, Any] | None:
         except ValueError as error:
             raise ConfigError(f"cannot resume from {folder.name}: {error}") from error
         return _read_state(folder)
-    if found:
+    if corrupt:
         raise ConfigError(
-            f"cannot resume: all {len(found)} checkpoints in {str(found[0].parent)!r} are corrupt; "
+            f"cannot resume: all {corrupt} checkpoints in {str(found[0].parent)!r} are corrupt; "
             "without --resume the run starts over"
         )
     return None
@@ -185,11 +195,3 @@ def config_mismatch(manifest: dict[str, Any], config: Config) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -51,7 +51,7 @@ METRICS = {
     "update/memory_halvings": "times that micro-batches were halved for lack of memory, so far",
     "checkpoint/failures": "checkpoints that could not be written, so far",
     "seconds/update": "wall time of the update",
-    "seconds/sync": "wall time of giving the generator the new policy",
+    "seconds/sync": "wall time of giving the generator the policy that the step before has left",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -23,15 +23,16 @@ from grpo.algorithm.batch import (
 from grpo.algorithm.credit import CreditRule, turn_advantages
 from grpo.distributed import World
 from grpo.errors import ConfigError
-from grpo.generators.base import Generator, GeneratorError
+from grpo.files import begin_run, run_id
+from grpo.generators.base import Generator
 from grpo.model.policy import Policy
 from grpo.rollouts.rollout import OnEpisode, Rollouts, ignore_episode
 from grpo.rollouts.task_sampler import TaskSampler
 from grpo.shutdown import Shutdown
-from grpo.training.checkpoint import load_checkpoint, save_checkpoint
+from grpo.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from grpo.training.gap import GapMonitor
 from grpo.training.metrics import rollout_metrics
-from grpo.training.updater import TrainingError, Updater
+from grpo.training.updater import Updater
 from grpo.tree.token_tree import count_distinct
 from grpo.types import Group
 
@@ -63,6 +64,9 @@ class Trainer:
 
     Attributes:
         step: training steps done.
+        run: id of the run, as in its files; "" before it has begun.
+        resumed: True if a checkpoint was loaded.
+        is_finished: True once all steps are done.
         episodes: episodes that they were made of, of all ranks.
         seconds: wall time by phase, summed over the steps.
     """
@@ -96,33 +100,47 @@ class Trainer:
         self.task_sampler = TaskSampler(config.task, config.task_sampler, config.seed)
         self.credit = CreditRule(config.credit, config.discount, config.step_weight)
         self.step = self.episodes = self.failed_saves = 0
+        self.run = ""
+        self.is_finished = False
+        self._saved: int | None = None
         self.seconds = {"rollout": 0.0, "generate": 0.0, "env": 0.0, "update": 0.0, "sync": 0.0}
-        if config.resume and (state := load_checkpoint(config, policy)):
+        state = load_checkpoint(config, policy) if config.resume else None
+        self.resumed = state is not None
+        if state is not None:
             self.load_state(state)
+            self.run, self._saved = run_id(config.folder), self.step
         start = (self.step, sum(p.double().sum().item() for p in policy.parameters()))
         if len(set(self.world.all_gather(start))) > 1:
             raise ConfigError("the ranks start from different adapters or checkpoints")
 
-    async def train(self, on_episode: OnEpisode = ignore_episode) -> AsyncIterator[TrainingStep]:
+    async def train(
+        self, on_episode: OnEpisode = ignore_episode
+    ) -> AsyncGenerator[TrainingStep, None]:
         """Roll out, compare within groups, update; until the steps or the minutes are over.
 
         Args:
             on_episode: called after each episode.
 
         Yields:
-            Each step. What was learned is saved before any of the errors is raised.
+            Each step, which is then saved, before the generator has its policy.
 
         Raises:
             EnvError: the environment failed for good.
-            GeneratorError: the generator failed for good.
+            GeneratorError: the generator failed for good, or samples from something else.
             TrainingError: the updates are not finite.
+            PeerError: another rank failed.
+            OSError: all steps are done, but the weights or the last checkpoint cannot be written.
+
+        Whatever is raised, what was learned before it is saved.
         """
         config, started = self.config, time.monotonic()
         ahead: asyncio.Task[tuple[list[Group], dict[str, float]]] | None = None
         try:
             with self.shutdown.deferred():
-                if self.step:
-                    await self.generator.sync()  # with the checkpoint's policy
+                self.begin()
+                synced = self._spent(sync=0.0)
+                if self.resumed:
+                    synced = await self.sync()  # with the checkpoint's policy
                 while not await self.is_over(started):
                     groups, rollout = await (ahead or self.collect(self.step, on_episode))
                     if config.max_staleness and self.step + 1 < config.steps:
@@ -131,29 +149,38 @@ class Trainer:
                         ahead = None
                         await self.generator.sleep()
                     metrics, advantages = await self.in_executor(self.update, groups)
-                    done = time.monotonic()
-                    await self.generator.sync()
-                    metrics |= self._spent(sync=time.monotonic() - done)
-                    self.step += 1
-                    metrics |= rollout | self.failures()
+                    metrics |= rollout | synced | self.failures()
                     yield TrainingStep(self.step, metrics, groups, advantages)
                     if config.save_every and self.step % config.save_every == 0:
                         self.save()
-        except (EnvError, GeneratorError, TrainingError):
+                    synced = await self.sync()
+                self.is_finished = not self.shutdown.requested
+        except (Exception, GeneratorExit) as error:
             self.save()
+            if not isinstance(error, GeneratorExit):
+                await self.in_executor(self.world.tell, error)
             raise
         finally:
             if ahead is not None:
                 ahead.cancel()
                 await asyncio.gather(ahead, return_exceptions=True)  # its sessions are closed
-        self.save(last=True)
+        self.save_results()
 
     async def is_over(self, started: float) -> bool:
-        """Tell whether any rank is to stop before the next step."""
+        """Tell whether any rank is to stop before the next step; a signal of one is one of all."""
         late = self.config.minutes and time.monotonic() - started > self.config.minutes * 60
-        stop = self.shutdown.requested or bool(late)
-        stops = await self.in_executor(self.world.all_gather, stop)
-        return self.step >= self.config.steps or any(stops)
+        own = self.shutdown.received[:1], bool(late)
+        ranks = await self.in_executor(self.world.all_gather, own)
+        received = [signals[0] for signals, _ in ranks if signals]
+        if received and not self.shutdown.requested:
+            self.shutdown.received.append(received[0])
+        return self.step >= self.config.steps or any(late for _, late in ranks) or bool(received)
+
+    async def sync(self) -> dict[str, float]:
+        """Give the generator the policy; return the seconds that it took."""
+        started = time.monotonic()
+        await self.generator.sync()
+        return self._spent(sync=time.monotonic() - started)
 
     async def collect(
         self, step: int, on_episode: OnEpisode = ignore_episode
@@ -174,13 +201,18 @@ class Trainer:
             if not missing:
                 break
             tasks = self.task_sampler.draw(step, count * world.world_size, attempt)
-            groups += await self.rollouts.collect(
-                tasks[count * world.rank :][:missing],
-                config.group_size,
-                [config.seed, step],
-                first=count * (attempt * world.world_size + world.rank),
-                on_episode=on_episode,
-            )
+            try:
+                groups += await self.rollouts.collect(
+                    tasks[count * world.rank :][:missing],
+                    config.group_size,
+                    [config.seed, step],
+                    first=count * (attempt * world.world_size + world.rank),
+                    on_episode=on_episode,
+                )
+            except EnvError as error:
+                if not groups:  # which ends the run, unless another rank has some
+                    break
+                _log.warning("step %d: no group could be replaced: %s", step + 1, error)
         seconds = time.monotonic() - started
         generate = min(seconds, self.generator.busy_seconds - busy)
         return groups, self._spent(rollout=seconds, generate=generate, env=seconds - generate)
@@ -190,9 +222,16 @@ class Trainer:
 
         Returns:
             The update's metrics, and the advantages [E, K] of this rank's E episodes.
+
+        Raises:
+            EnvError: no rank has a group: the infrastructure is broken, not slow.
+            GeneratorError, TrainingError: see `Updater.update`.
         """
         config, started = self.config, time.monotonic()
         played, own = self.world.all_gather_groups(groups)
+        if not played:
+            reason = self.rollouts.last_error
+            raise EnvError(f"no group of the step survived; the last error: {reason}")
         metrics = rollout_metrics(played, self.policy.version)
         used = [True] * len(played)
         if config.max_resamples:  # groups that were replaced by others count for no average
@@ -221,14 +260,30 @@ class Trainer:
         if batch is None:  # no turn has an advantage
             metrics["update/skipped"] = 1.0
         else:
-            metrics |= self.updater.update(batch, self.gap, self.step + 1)
+            version = self.policy.version
+            try:
+                metrics |= self.updater.update(batch, self.gap, self.step + 1)
+            except Exception:
+                if self.policy.version != version:  # some of its passes were done, and stay
+                    self.count(played)
+                raise
             metrics["tokens/rows"] = float(batch.token_mask.sum())
             metrics["tokens/distinct"] = float(count_distinct(batch.rows()))
-        self.task_sampler.observe(played)
-        self.episodes += sum(len(group.episodes) for group in played)
+        self.count(played)
         metrics |= self._spent(update=time.monotonic() - started)
         is_own = (rewards.group_ids >= own.start) & (rewards.group_ids < own.stop)
         return metrics, advantages[is_own]
+
+    def count(self, played: Sequence[Group]) -> None:
+        """Count a step that the policy has learned from, so that no resumed run repeats it."""
+        self.step += 1
+        self.episodes += sum(len(group.episodes) for group in played)
+        self.task_sampler.observe(played)
+
+    def begin(self) -> None:
+        """Give the run's folder to this run, unless it is a resumed one or has begun before."""
+        if self.world.is_main and not self.run:
+            self.run = begin_run(self.config.folder)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds beside the policy."""
@@ -265,23 +320,41 @@ class Trainer:
         torch.set_rng_state(state["random"])
         self.updater.load_state(state)
 
-    def save(self, *, last: bool = False) -> None:
-        """Write a checkpoint, on the main rank.
+    def save(self) -> OSError | None:
+        """Write a checkpoint, on the main rank, unless that of this step is there.
 
         A full disk costs this checkpoint and not the run: the older ones stay.
 
-        Args:
-            last: True to raise the disk's OSError instead of going on.
+        Returns:
+            Why it could not be written.
         """
-        if not self.world.is_main:
-            return
+        if not self.world.is_main or self._saved == self.step:
+            return None
         try:
             save_checkpoint(self.config, self.step, self.policy, self.state())
         except OSError as error:
             self.failed_saves += 1
-            if last:
-                raise
             _log.warning("the checkpoint of step %d could not be saved: %s", self.step, error)
+            return error
+        self._saved = self.step
+        return None
+
+    def save_results(self) -> None:
+        """Write what the run is for, the trained weights, and then the last checkpoint.
+
+        Raises:
+            OSError: one of the two could not be written; the other one is.
+        """
+        failure = None
+        if self.is_finished and self.world.is_main:
+            try:
+                save_weights(self.policy, self.config.folder / self.policy.weights_dirname)
+            except OSError as error:
+                failure = error
+                _log.warning("the trained weights could not be saved: %s", error)
+        failure = self.save() or failure
+        if failure is not None:
+            raise failure
 
     async def in_executor(self, function: Callable[..., Result], *args: Any) -> Result:
         """Run torch's work on its own thread, so that the sessions' connections stay alive."""

@@ -392,13 +392,13 @@ async def test_the_generator_is_told_of_every_update(make_trainer):
 
     trainer.generator.sync = sync
     await run(trainer)
-    assert told == [(0, 1), (1, 2), (2, 3)]
+    assert told == [(1, 1), (2, 2), (3, 3)]  # the step is counted, and saved, before
     resumed = make_trainer(**(WORKS | {"steps": 4}), resume=True)
     told.clear()
     trainer.generator.sync, resumed.generator.sync = None, sync
     trainer = resumed
     await run(resumed)
-    assert told == [(3, 3), (3, 4)]  # of the checkpoint's policy as well
+    assert told == [(3, 3), (4, 4)]  # of the checkpoint's policy as well
 
 
 async def test_groups_of_equal_rewards_are_replaced(make_trainer):

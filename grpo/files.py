@@ -1,0 +1,162 @@
+"""Files of a run: replaced as a whole or not at all, text as UTF-8, and folders of one run each."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from grpo.errors import ConfigError
+
+RUN_FILE = "run.json"
+"""Names the run that the folder's files belong to."""
+
+LOCK_FILE = "run.lock"
+EARLIER = "earlier"
+"""Folder in a run's folder for the runs that were there before."""
+
+FILES = (
+    *("checkpoints", "config.yaml", "metrics.jsonl", "summary.json", "completions.txt"),
+    *("adapter", "model", "curves.png", "media", "tensorboard", "evaluation.json"),
+    *("wandb", "wandb-id", RUN_FILE),
+)
+"""What a run leaves. Checkpoints come first: without them nobody resumes a run that is half moved,
+and the id comes last."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield where to write a file or a folder, which then takes the place of `path`.
+
+    Whoever reads `path`, also after a kill or on a full disk, finds what was there before or all
+    of the new one. (Between two renames of a folder it finds none, and the old one as `.old`.)
+
+    Raises:
+        OSError: it could not be written; the old one is unchanged. The message names the path.
+    """
+    unfinished = path.with_name(f"{path.stem}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(unfinished)
+        yield unfinished
+        for written in [*unfinished.rglob("*"), unfinished]:
+            _fsync(written)
+        if path.is_dir():
+            old = path.with_name(f"{path.name}.old")
+            _remove(old)
+            path.rename(old)
+            unfinished.rename(path)
+            _remove(old)
+        else:
+            unfinished.replace(path)
+        _fsync(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            _remove(unfinished)  # make room on a full disk
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file (see `replacing`).
+
+    Raises:
+        OSError: it could not be written.
+    """
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; {} if the file is missing, cut off, or holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def run_id(folder: Path) -> str:
+    """Return the id of the run that a folder belongs to; "" if it has none."""
+    return str(read_json(folder / RUN_FILE).get("id", ""))
+
+
+def begin_run(folder: Path) -> str:
+    """Give a folder to a new run; return its id."""
+    new = secrets.token_hex(6)
+    write_text(folder / RUN_FILE, json.dumps({"id": new}) + "\n")
+    return new
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move what an earlier run left in a folder to another one inside it.
+
+    Returns:
+        Where it is now; None if there was nothing.
+    """
+    names = [name for name in FILES if (folder / name).exists()]
+    if not {RUN_FILE, "checkpoints", "metrics.jsonl"} & set(names):  # no run's folder
+        return None
+    target = folder / EARLIER / (run_id(folder) or secrets.token_hex(6))
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).rename(target / name)
+    return target
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other programs out of a run's folder for the length of the block.
+
+    The lock ends with the process, however it ends. An empty folder is removed again.
+
+    Raises:
+        ConfigError: another program has the folder, or it cannot be written.
+    """
+    path = folder / LOCK_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ConfigError(f"cannot write to the run's folder {str(folder)!r}: {error}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_current = os.fstat(descriptor).st_ino == path.stat().st_ino
+        except (BlockingIOError, FileNotFoundError):
+            is_current = False
+        if not is_current:
+            raise ConfigError(
+                f"another run is writing to {str(folder)!r}: wait for its end, or give this one "
+                "another folder (--output)"
+            )
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+                folder.rmdir()
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
