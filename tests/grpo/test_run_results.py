@@ -145,6 +145,7 @@ def test_curves_and_uploads_that_fail_come_after_the_rest(plain, monkeypatch, ca
     assert "success while training" in out
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's
 def test_a_disk_that_is_full_for_a_while_costs_no_metrics(tmp_path, full_disk):
     """The lines are written later; what cannot be written is named with its path."""
     log, path = MetricsLog(tmp_path, run="abc"), tmp_path / "metrics.jsonl"
