@@ -75,14 +75,13 @@ async def _open_vllm(config: Config, policy: Policy, world: World) -> Generator:
             memory=config.vllm_memory,
             weight_sync=config.vllm_sync,
             sleep=config.vllm_sleep,
-            seed=config.seed,
+            seed=config.seed + world.rank,  # the ranks sample independently
         )
     from grpo.generators.vllm.servers import VLLMServers
 
     if policy.adapter() is None:
         raise ConfigError(
-            "backend=vllm-server needs train=lora: servers know a version of the policy by its "
-            "adapter; with train=full use backend local or vllm"
+            "backend=vllm-server needs train=lora: with train=full use backend local or vllm"
         )
     urls = config.vllm_url[world.rank :: world.world_size]  # one rank gives a server its policy
     if not urls:
@@ -97,4 +96,5 @@ async def _open_vllm(config: Config, policy: Policy, world: World) -> Generator:
         weight_sync=config.vllm_sync,
         folder=config.vllm_folder,
         deadline_s=config.vllm_deadline,
+        run=str(config.folder),
     )

@@ -53,6 +53,7 @@ def set_environment(device: str, *, server: bool = False) -> None:
     variables = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     if server:  # let adapters and weights be replaced while it runs
         variables |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_SERVER_DEV_MODE": "1"}
+        variables["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # see grpo.generators.vllm.api_server
     else:  # run the engine in this process, not in a child process
         variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if device == "cpu":
@@ -91,7 +92,7 @@ def engine_options(
     options: dict[str, Any] = {
         "model": model,
         "dtype": dtype,
-        "seed": seed,
+        "seed": seed % 2**32,  # vLLM passes it to numpy
         # Any longer, and vLLM takes LongRoPE's long factors for every row; -1 for the model's own
         # limit, or less where the memory is too small.
         "max_model_len": short_rope_length(model_config) or -1,

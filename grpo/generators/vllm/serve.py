@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from grpo.generators.vllm.lease import MIDDLEWARE
 from grpo.generators.vllm.options import engine_options, require_vllm, set_environment
 from grpo.model.bundled import bundled_model_path
 from grpo.model.loading import choose_device
@@ -60,7 +61,8 @@ def server_command(config: Config, *, device: str, model: str, model_config: Any
     )
     address = urlsplit(next(iter(config.vllm_url), ""))
     options |= {"host": address.hostname or "127.0.0.1", "port": address.port or 80}
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    options["middleware"] = MIDDLEWARE
+    command = [sys.executable, "-m", "grpo.generators.vllm.api_server"]
     for name, value in options.items():
         flag = "--" + name.replace("_", "-")
         if isinstance(value, dict):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,7 +14,9 @@ from typing import Any
 
 from grpo.errors import ConfigError
 from grpo.generators.base import Generator, GeneratorError, completion_limit
-from grpo.generators.vllm.client import ServerUnavailable, VLLMClient
+from grpo.generators.vllm.client import VLLMClient
+from grpo.generators.vllm.connection import ServerUnavailable
+from grpo.generators.vllm.lease import Holder
 from grpo.generators.vllm.options import choose_sync
 from grpo.generators.vllm.snapshots import PolicyFolders, PolicySnapshot
 from grpo.model.policy import Policy
@@ -35,7 +39,8 @@ class VLLMServers(Generator):
     request with n samples. A prompt goes to a server that is working on the same prompt, else to
     the one with the least load. `seed` is not used: vLLM cannot seed a request on a CPU.
 
-    An unavailable server is waited for, given the policy again, and asked again.
+    The servers belong to this generator until it is closed: others are refused. An unavailable
+    server is waited for, given the policy again, and asked again.
 
     Attributes:
         busy_seconds: wall time with at least one request in flight.
@@ -51,6 +56,7 @@ class VLLMServers(Generator):
         weight_sync: str = "auto",
         folder: str = "/dev/shm",
         deadline_s: float = 120.0,
+        run: str = "a run",
     ) -> None:
         """Make the clients; they connect at the first request or sync.
 
@@ -61,6 +67,7 @@ class VLLMServers(Generator):
             weight_sync: "adapter", "merged", or "auto" to choose by the policy's device.
             folder: folder through which servers read the policy, at the same path for all.
             deadline_s: seconds that a server may be unavailable, or take for a response.
+            run: names the run to others that ask for its servers.
 
         Raises:
             ConfigError: there is no server.
@@ -71,8 +78,11 @@ class VLLMServers(Generator):
         self.policy, self.max_new_tokens = policy, max_new_tokens
         self._weight_sync = choose_sync(weight_sync, policy.device)
         self.busy_seconds, self.tokens_sampled = 0.0, 0
-        self._clients = [VLLMClient(url, deadline_s) for url in urls]
         self._folders = PolicyFolders(folder)
+        root = self._folders.root
+        name = f"{run} (process {os.getpid()} on {socket.gethostname()})"
+        holder = Holder(root.name, name, str(root))
+        self._clients = [VLLMClient(url, deadline_s, holder) for url in urls]
         self._snapshot: PolicySnapshot | None = None
         self._arrived: dict[_Request, list[asyncio.Future[Completion]]] = defaultdict(list)
         self._tasks: set[asyncio.Task[None]] = set()

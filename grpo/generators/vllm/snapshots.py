@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import secrets
 import shutil
 import tempfile
@@ -10,11 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
 from grpo.generators.base import GeneratorError
+from grpo.generators.vllm.lease import LOCK_FILE, is_abandoned
 from grpo.generators.vllm.options import VERSIONS_KEPT, WeightSync
 
 if TYPE_CHECKING:
     from grpo.model.policy import Policy
+
+
+PREFIX = "grpo-"
 
 
 @dataclass(frozen=True)
@@ -22,8 +30,7 @@ class PolicySnapshot:
     """A version of the policy that servers can load.
 
     Attributes:
-        folder: the adapter; with `weight_sync="merged"` it also holds a folder "merged" with
-            the whole model.
+        folder: the adapter, or with `weight_sync="merged"` the whole model.
         version: `Policy.version`.
         weight_sync: what servers load.
     """
@@ -48,16 +55,28 @@ def new_name(policy: Policy) -> str:
 
 
 class PolicyFolders:
-    """Folders that vLLM reads a policy from, the newest few kept."""
+    """Folders that vLLM reads a policy from, the newest few kept.
+
+    Attributes:
+        root: the folder around them, locked while this process lives.
+    """
 
     def __init__(self, root: str) -> None:
         """Make a folder inside `root`, which is best in memory (/dev/shm).
+
+        Folders there of processes that were killed are removed.
 
         Raises:
             GeneratorError: the folder cannot be made.
         """
         try:
-            self.root = Path(tempfile.mkdtemp(prefix="grpo-", dir=root))
+            for folder in Path(root).glob(f"{PREFIX}*"):
+                if os.path.exists(folder / LOCK_FILE) and is_abandoned(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+            self.root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
+            self._lock = (self.root / "new").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            (self.root / "new").rename(self.root / LOCK_FILE)  # nobody sees it without its lock
         except OSError as error:
             raise GeneratorError(
                 f"cannot make a folder for vLLM in {root!r} (vllm_folder): {error}"
@@ -77,10 +96,12 @@ class PolicyFolders:
         while len(self._written) >= (VERSIONS_KEPT if weight_sync == "adapter" else 1):
             shutil.rmtree(self._written.popleft(), ignore_errors=True)
         try:
-            policy.save(folder)
             if weight_sync == "merged":
-                _save_merged(policy, folder / "merged")
-        except OSError as error:
+                _save_merged(policy, folder)
+            else:
+                policy.save(folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
             raise GeneratorError(f"cannot write {folder} (vllm_folder): {error}") from error
         self._written.append(folder)
         return folder
@@ -88,6 +109,7 @@ class PolicyFolders:
     def remove(self) -> None:
         """Remove all folders."""
         shutil.rmtree(self.root, ignore_errors=True)
+        self._lock.close()
 
 
 def _save_merged(policy: Policy, folder: Path) -> None:

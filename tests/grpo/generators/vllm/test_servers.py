@@ -5,16 +5,22 @@ tests/grpo/generators/vllm/real has the tests against a real server.
 
 import asyncio
 import json
+import multiprocessing
+import os
+import resource
+import signal
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from grpo.config import Config
 from grpo.errors import ConfigError
 from grpo.generators.base import GeneratorError
 from grpo.generators.factory import open_generator
-from grpo.generators.vllm import client as vllm_client
+from grpo.generators.vllm import connection
+from grpo.generators.vllm.lease import LEASE_PATH, RUN_HEADER, RunLease
 from grpo.generators.vllm.options import VERSIONS_KEPT
 from grpo.generators.vllm.serve import server_command
 from grpo.generators.vllm.servers import VLLMServers
@@ -24,11 +30,15 @@ PROMPT = [3, 4, 5]
 
 
 class FakeServer:
-    """A server with as much HTTP as the client needs; its first token names the weights in use."""
+    """A server with as much HTTP as the client needs; its first token names the weights in use.
+
+    `failures` maps a path to the HTTP responses (status, content) that it gives next.
+    """
 
     def __init__(self):
         self.requests, self.port, self.hold = [], 0, None
         self.rejection = ""
+        self.failures = {}
 
     @property
     def url(self):
@@ -36,6 +46,7 @@ class FakeServer:
 
     async def start(self):
         self.adapters, self.weights, self.writers = {}, "base", set()
+        self.application = RunLease(self.answer)
         self.server = await asyncio.start_server(self.serve, "127.0.0.1", self.port)
         self.port = self.server.sockets[0].getsockname()[1]
 
@@ -49,28 +60,52 @@ class FakeServer:
         self.writers.add(writer)
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
-                _, path, _ = head.decode().split(" ", 2)
-                length = [h for h in head.lower().split(b"\r\n") if h.startswith(b"content-length")]
-                body = await reader.readexactly(int(length[0].split(b":")[1])) if length else b"{}"
-                status, response = await self.respond(path, json.loads(body or b"{}"))
-                data = json.dumps(response).encode()
-                writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(data)))
-                writer.write(data)
+                first, *lines = head.decode("latin-1").rstrip().split("\r\n")
+                method, target, _ = first.split(" ", 2)
+                path, _, query = target.partition("?")
+                headers = dict(line.lower().split(": ", 1) for line in lines)
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                scope = {
+                    "type": "http",
+                    "method": method,
+                    "path": path,
+                    "query_string": query.encode(),
+                    "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
+                    "body": json.loads(body or b"{}"),
+                }
+
+                async def send(event):
+                    if status := event.get("status"):
+                        lines = [b"%s: %s" % header for header in event["headers"]]
+                        writer.write(b"\r\n".join([b"HTTP/1.1 %d X" % status, *lines, b"", b""]))
+                    else:
+                        writer.write(event["body"])
+
+                await self.application(scope, None, send)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the client disconnected, or `die` was called
         finally:
             self.writers.discard(writer)
             writer.close()
 
+    async def answer(self, scope, receive, send):
+        status, response = await self.respond(scope["path"], scope["body"])
+        data = json.dumps(response).encode()
+        headers = [(b"content-length", b"%d" % len(data))]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": data})
+
     async def respond(self, path, body):
         self.requests.append((path, body))
+        if self.failures.get(path):
+            return self.failures[path].pop(0)
         if path == "/health":
             return 200, {}
         if path == "/v1/models":
             return 200, {"data": [{"id": name} for name in ["base", *self.adapters]]}
         if path == "/v1/load_lora_adapter":
             if self.rejection:
-                return 400, {"error": self.rejection}
+                return 500, {"error": self.rejection}  # as vLLM does
             assert Path(body["lora_path"], "adapter_model.safetensors").is_file()
             self.adapters[body["lora_name"]] = body["lora_path"]
         if path == "/v1/unload_lora_adapter":
@@ -78,7 +113,7 @@ class FakeServer:
         if path == "/collective_rpc":
             folder = Path(body["kwargs"]["weights_path"])
             assert (folder / "model.safetensors").is_file()
-            self.weights = folder.parent.name
+            self.weights = folder.name
         if path == "/reset_prefix_cache":
             return 200, {"success": True}
         if path == "/v1/completions":
@@ -114,7 +149,7 @@ async def fake_servers(number=1):
 @pytest.fixture
 def open_generator_on(make_policy, tmp_path, monkeypatch):
     """A function that opens a generator on servers, with a tiny policy."""
-    monkeypatch.setattr(vllm_client, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(connection, "POLL_SECONDS", 0.01)
 
     @asynccontextmanager
     async def opened(servers, weight_sync="adapter", **options):
@@ -161,13 +196,14 @@ async def test_each_sync_uses_a_new_name(open_generator_on, weight_sync):
             (completion,) = await ask(generator, PROMPT)
             assert completion.completion_ids[0] == 10 + version
             assert completion.policy_version == version
-        loaded = [
-            body["lora_name"]
+        folders = [
+            body.get("lora_path") or body["kwargs"]["weights_path"]
             for path, body in server.requests
-            if path.endswith("load_lora_adapter") and "lora_path" in body
+            if "lora_path" in body or path == "/collective_rpc"
         ]
-        assert len(set(loaded)) == 3
-        assert list(server.adapters) == loaded[1:]  # requests for the previous one may be in flight
+        assert len(set(folders)) == 3
+        # Requests for the previous adapter may be in flight.
+        assert list(server.adapters.values()) == (folders[1:] if weight_sync == "adapter" else [])
     assert server.adapters == {}
 
 
@@ -246,16 +282,20 @@ async def test_a_cancelled_request_closes_its_connection(open_generator_on):
         assert generator._clients[0].load == 0
 
 
-async def test_rejections_say_what_to_do(open_generator_on):
+async def test_rejections_say_what_to_do_at_once(open_generator_on):
     async with fake_servers() as [server], open_generator_on([server]) as generator:
         server.rejection = "expected target modules in {'q_proj'} but received ['conv']"
         with pytest.raises(
             ConfigError, match=r"not support LoRA on all of lora_target_modules.*'conv'"
         ):
             await generator.sync()
-        server.rejection = "no memory"
-        with pytest.raises(GeneratorError, match=r"HTTP 400: .*no memory.*grpo serve-vllm"):
+        server.rejection = "Call to add_lora failed: LoRA rank 64 is greater than max_lora_rank 16."
+        with pytest.raises(ConfigError, match=r"smaller rank than lora_r: .*64 is greater.*16"):
             await generator.sync()
+        server.rejection = "no memory"
+        with pytest.raises(GeneratorError, match=r"HTTP 500: .*no memory.*grpo serve-vllm"):
+            await generator.sync()
+        assert server.count("/v1/load_lora_adapter") == 3
         server.rejection = ""
         with pytest.raises(ValueError, match="prompt of 1 to"):
             await generator.generate([], seed=0)
@@ -289,7 +329,8 @@ def test_the_server_command_has_the_options_of_the_run():
     config = Config(dtype="float32", lora_r=12, vllm_url="http://127.0.0.1:8123", vllm_memory=0.5)
     command = server_command(config, device="cpu", model="m", model_config=Lfm2Config())
     text = " ".join(command)
-    for part in ("--model m", "--port 8123", "--max-lora-rank 16", "--enable-lora",
+    for part in ("--middleware grpo.generators.vllm.lease.RunLease",
+                 "--model m", "--port 8123", "--max-lora-rank 16", "--enable-lora",
                  "--logprobs-mode processed_logprobs", "--generation-config vllm",
                  '{"custom_ops": ["all", "-rotary_embedding"]}',
                  "--kv-cache-memory-bytes 536870912"):  # fmt: skip
@@ -297,3 +338,155 @@ def test_the_server_command_has_the_options_of_the_run():
     gpu = server_command(config, device="cuda", model="m", model_config=LlamaConfig())
     assert "--gpu-memory-utilization 0.5" in " ".join(gpu)
     assert "--enforce-eager" not in gpu
+
+
+@pytest.mark.parametrize(
+    ("path", "weight_sync"),
+    [("/v1/completions", "adapter"), ("/v1/completions", "merged"), ("/collective_rpc", "merged")],
+)
+async def test_an_internal_error_is_repeated_thrice_and_told(open_generator_on, path, weight_sync):
+    failure = (500, {"error": "CUDA error: an illegal memory access"})
+    async with fake_servers() as [server], open_generator_on([server], weight_sync) as generator:
+        server.failures = {path: [failure] * 2}
+        (completion,) = await ask(generator, PROMPT)
+        assert completion.completion_ids[0] == 10
+        server.failures = {path: [failure] * 3}
+        generator.policy.version += 1
+        call = generator.sync() if path == "/collective_rpc" else ask(generator, PROMPT)
+        with pytest.raises(GeneratorError, match=r"HTTP 500: .*illegal memory access") as error:
+            await call
+        assert "unavailable" not in str(error.value)
+        assert server.count("/health") >= 5
+
+
+async def test_an_internal_error_of_a_dying_server_is_waited_for(open_generator_on, caplog):
+    async with fake_servers() as [server], open_generator_on([server]) as generator:
+        await generator.sync()
+        server.failures = {
+            "/v1/completions": [(500, {"error": "EngineCore died"})],
+            "/health": [(503, {})] * 3,
+        }
+        (completion,) = await ask(generator, PROMPT)
+        assert completion.completion_ids[0] == 10
+        assert server.count("/health") > 3
+        assert "HTTP 500 from /v1/completions: " in caplog.text
+        assert "EngineCore died" in caplog.text
+        server.failures = {
+            "/v1/completions": [(500, {"error": "EngineCore died"})] * 100,
+            "/health": [(503, {})] * 100,
+        }
+        generator._clients[0].deadline_s = 0.1
+        with pytest.raises(GeneratorError, match="has been unavailable"):
+            await ask(generator, PROMPT)
+
+
+@pytest.mark.parametrize("weight_sync", ["adapter", "merged"])
+async def test_a_second_run_on_a_server_is_refused(
+    open_generator_on, make_policy, tmp_path, weight_sync
+):
+    async with fake_servers() as [server]:
+        async with open_generator_on([server], weight_sync, run="runs/first") as first:
+            await first.sync()
+            weights, adapters = server.weights, dict(server.adapters)
+            second = VLLMServers(
+                make_policy(double=False), [server.url], folder=str(tmp_path), weight_sync="merged"
+            )
+            for _ in range(2):
+                with pytest.raises(
+                    GeneratorError,
+                    match=rf"belongs to another run, runs/first \(process {os.getpid()} on .*"
+                    r"End that run or restart the server.*--vllm-url",
+                ):
+                    await second.sync()
+            await second.close()
+            assert (server.weights, server.adapters) == (weights, adapters)
+            assert (await ask(first, PROMPT))[0].completion_ids[0] == 10
+        async with open_generator_on([server], weight_sync) as third:  # the first gave it back
+            await third.sync()
+
+
+async def test_requests_of_others_are_refused_while_a_run_has_the_server(open_generator_on):
+    body = {"method": "reload_weights", "kwargs": {"weights_path": "/somewhere"}}
+    async with fake_servers() as [server], httpx.AsyncClient(base_url=server.url) as other:
+        assert (await other.post("/v1/completions", json={"n": 1})).is_success
+        async with open_generator_on([server], "merged") as generator:
+            await generator.sync()
+            weights = server.weights
+            for headers in ({}, {RUN_HEADER: "grpo-other"}):
+                for response in (
+                    await other.post("/collective_rpc", json=body, headers=headers),
+                    await other.delete(LEASE_PATH, headers=headers),
+                ):
+                    assert response.status_code == 409
+                    assert "a run (process" in response.json()["holder"]
+            assert (await other.get("/v1/models")).is_success
+            assert server.weights == weights
+        assert (await other.post(LEASE_PATH)).status_code == 409  # names no run
+
+
+@pytest.mark.parametrize("weight_sync", ["adapter", "merged"])
+async def test_a_run_whose_server_another_one_took_ends(
+    open_generator_on, make_policy, weight_sync
+):
+    async with fake_servers() as [server], open_generator_on([server], weight_sync) as generator:
+        await generator.sync()
+        await server.die()
+        await server.start()
+        taken = {"name": "runs/other", "folder": str(generator._folders.root)}
+        async with httpx.AsyncClient(base_url=server.url) as other:
+            headers = {RUN_HEADER: "grpo-other"}
+            assert (await other.post(LEASE_PATH, params=taken, headers=headers)).is_success
+        for call in (lambda: ask(generator, PROMPT), generator.sync):
+            with pytest.raises(GeneratorError, match="belongs to another run, runs/other"):
+                await call()
+
+
+def hold_a_folder(root, pipe):
+    folders = PolicyFolders(root)
+    pipe.send(str(folders.root))
+    signal.pause()
+
+
+async def test_a_killed_run_leaves_neither_a_lease_nor_a_folder(open_generator_on, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=hold_a_folder, args=(str(tmp_path), there))
+    process.start()
+    folder = Path(here.recv())
+    async with fake_servers() as [server], httpx.AsyncClient(base_url=server.url) as other:
+        lease = {"name": "runs/killed", "folder": str(folder)}
+        await other.post(LEASE_PATH, params=lease, headers={RUN_HEADER: folder.name})
+        alive = PolicyFolders(str(tmp_path))
+        assert folder.exists()
+        alive.remove()
+        process.kill()
+        process.join()
+        async with open_generator_on([server]) as generator:
+            assert not folder.exists()
+            assert (await ask(generator, PROMPT))[0].completion_ids[0] == 10
+
+
+async def test_a_server_without_a_lease_is_refused(open_generator_on):
+    async with fake_servers() as [server], open_generator_on([server]) as generator:
+        server.application = server.answer
+        server.failures = {LEASE_PATH: [(404, {"detail": "Not Found"})]}
+        with pytest.raises(GeneratorError, match=r"keeps no lease.*grpo serve-vllm"):
+            await generator.sync()
+
+
+@pytest.mark.parametrize("weight_sync", ["adapter", "merged"])
+async def test_a_full_folder_is_one_line(open_generator_on, tmp_path, weight_sync):
+    async with fake_servers() as [server], open_generator_on([server], weight_sync) as generator:
+        await generator.sync()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        try:
+            with pytest.raises(
+                GeneratorError, match=rf"cannot write {tmp_path}.*vllm_folder.*large"
+            ):
+                await generator.sync()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        (completion,) = await ask(generator, PROMPT)  # with the older weights
+        assert completion.completion_ids[0] == 10
+        await generator.sync()

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -12,9 +11,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from grpo.errors import ConfigError
 from grpo.generators.base import GeneratorError
 from grpo.generators.sync_check import check_sync
 from grpo.generators.vllm.servers import VLLMServers
+from tests.support.processes import alive, descendants
 
 ROOT = Path(__file__).resolve().parents[5]
 PROMPT = [*range(300, 440)]
@@ -30,9 +31,9 @@ class Server:
             self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
         self.model, self.log = model, log
 
-    def start(self):
+    def start(self, *options):
         command = [sys.executable, "-m", "grpo", "serve-vllm", "--model", str(self.model)]
-        command += ["--dtype", "float32", "--device", "cpu", "--vllm-url", self.url]
+        command += ["--dtype", "float32", "--device", "cpu", "--vllm-url", self.url, *options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -50,9 +51,15 @@ class Server:
         raise AssertionError(self.log.read_text(errors="replace")[-2000:])
 
     def kill(self):
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # the process group includes its engine
+        """Kill the server alone; its engine must end with it."""
+        engine = descendants(self.process.pid)
+        assert engine or self.process.poll() is not None
+        self.process.kill()
         self.process.wait()
+        end = time.monotonic() + 10
+        while alive(engine):
+            assert time.monotonic() < end
+            time.sleep(0.05)
 
     async def until_running(self, number):
         """Wait until the server reports this number of running requests."""
@@ -130,6 +137,24 @@ async def test_merged_weights_reach_the_server(server, policy):
     await generator.close()
 
 
+async def test_a_server_belongs_to_one_run(server, policy, changed, difference):
+    first = VLLMServers(policy, [server.url], max_new_tokens=8, weight_sync="merged", run="runs/a")
+    with changed(policy):
+        await first.sync()
+    second = VLLMServers(policy, [server.url], max_new_tokens=8, weight_sync="merged")
+    with pytest.raises(GeneratorError, match=r"belongs to another run, runs/a \(process"):
+        await check_sync(policy, second)
+    await second.close()
+    reload = {"method": "reload_weights", "kwargs": {"weights_path": policy.name}}
+    assert httpx.post(f"{server.url}/collective_rpc", json=reload).status_code == 409
+    with changed(policy):
+        assert difference(policy, [await first.generate(PROMPT, seed=0)]) < BOUND
+    await first.close()
+    third = VLLMServers(policy, [server.url], max_new_tokens=8, weight_sync="merged")
+    assert (await check_sync(policy, third)).gap < BOUND
+    await third.close()
+
+
 async def test_waiting_for_a_server_ends_at_the_deadline(server, policy):
     generator = VLLMServers(policy, [server.url], weight_sync="adapter", deadline_s=2)
     await generator.sync()
@@ -138,4 +163,15 @@ async def test_waiting_for_a_server_ends_at_the_deadline(server, policy):
         GeneratorError, match=rf"{server.url} has been unavailable for 2 s.*grpo serve-vllm"
     ):
         await generator.generate(PROMPT, seed=0)
+    await generator.close()
+
+
+async def test_a_server_for_smaller_adapters_is_refused_at_once(server, make_policy):
+    server.start("--lora-r", "1")
+    server.wait()
+    generator = VLLMServers(make_policy("lfm2"), [server.url], weight_sync="adapter")
+    with pytest.raises(
+        ConfigError, match=r"smaller rank than lora_r: .*greater than max_lora_rank"
+    ):
+        await generator.sync()
     await generator.close()
