@@ -2,7 +2,8 @@
 
 Weights that never reach the generator cause no error: rollouts continue with an older policy and
 the reward does not improve. So the trained weights are changed for a moment, and the
-log-probabilities that the generator reports must follow.
+log-probabilities that the generator reports must follow. The generator sleeps meanwhile, as it does
+during an update.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ async def check_sync(
         )
     with changed_weights(policy) as change:
         shift = max(0.1, 5 * bound)
+        await generator.sleep()  # as before each update
         await run(_change_until, policy, change, before, temperature, shift)
         await generator.sync()
         during = await _sample(policy, generator, temperature)
@@ -112,6 +114,7 @@ async def check_sync(
             f"{changed_shift:.2g} from the ones before. The change did not reach the generator, "
             "or not in every module: try the other --vllm-sync (adapter or merged)"
         )
+    await generator.sleep()
     await generator.sync()
     after = await run(differs, await _sample(policy, generator, temperature))
     if not after <= bound:

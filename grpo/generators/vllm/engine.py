@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from grpo.errors import ConfigError
 from grpo.generators.base import Generator, GeneratorError, completion_limit
 from grpo.generators.vllm.engine_thread import EngineThread, Request
-from grpo.generators.vllm.engine_weights import EngineWeights, adapter_config
+from grpo.generators.vllm.engine_weights import (
+    EngineWeights,
+    adapter_config,
+    keep_process_group,
+)
 from grpo.generators.vllm.options import (
     choose_sync,
     engine_options,
@@ -87,7 +91,10 @@ class VLLMEngine(Generator):
                 seed=seed,
                 sleep=sleep,
             )
-            engine = LLMEngine.from_engine_args(EngineArgs(**options, disable_log_stats=True))
+            vllm_config = EngineArgs(**options).create_engine_config()
+            vllm_config.device_config.device = policy.device  # or vLLM takes the first GPU
+            with keep_process_group():
+                engine = LLMEngine.from_vllm_config(vllm_config, disable_log_stats=True)
             return EngineWeights(engine, policy, self.weight_sync, adapter)
 
         self._thread = EngineThread(make_weights)

@@ -6,9 +6,12 @@ import json
 import tempfile
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor
 
 from grpo.errors import ConfigError
@@ -24,6 +27,27 @@ def adapter_config(policy: Policy) -> dict[str, Any]:
         policy.save(folder)
         config: dict[str, Any] = json.loads(Path(folder, "adapter_config.json").read_text())
     return config
+
+
+@contextmanager
+def keep_process_group() -> Iterator[None]:
+    """Within this context vLLM does not destroy the process group that the ranks train in.
+
+    vLLM uses a default group that it finds, and destroys it when an engine shuts down. Its engine
+    has one process, so it never communicates in that group.
+    """
+    destroy, default = dist.destroy_process_group, dist.group.WORLD
+
+    def destroy_another(group: Any = None) -> None:
+        if group not in (None, default):
+            destroy(group)
+
+    if default is not None:
+        dist.destroy_process_group = destroy_another
+    try:
+        yield
+    finally:
+        dist.destroy_process_group = destroy
 
 
 class EngineWeights:
@@ -86,7 +110,8 @@ class EngineWeights:
 
     def close(self) -> None:
         """Shut the engine down and remove the files written for it."""
-        self.engine.engine_core.shutdown()
+        with keep_process_group():
+            self.engine.engine_core.shutdown()
         if self._folders:
             self._folders.remove()
 

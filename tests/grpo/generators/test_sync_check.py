@@ -82,6 +82,22 @@ async def test_a_cache_of_older_weights_is_caught(policy):
         await check_sync(policy, Stale(policy))
 
 
+async def test_a_generator_that_does_not_wake_up_whole_is_caught(policy):
+    class Forgetful(SeparateGenerator):
+        asleep = False
+
+        async def sleep(self):
+            self.asleep = True
+
+        async def sync(self):
+            await super().sync()
+            if self.asleep:
+                self.policy.model.get_input_embeddings().weight.data.zero_()
+
+    with pytest.raises(GeneratorError, match="does not follow the trained weights"):
+        await check_sync(policy, Forgetful(policy))
+
+
 async def test_another_model_is_caught(policy):
     def noisy(own, trained):
         own.load_state_dict({k: v + 0.02 * torch.randn(v.shape) for k, v in trained.items()})

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 
 import pytest
+import torch.distributed as dist
 
 from grpo.errors import ConfigError
 from grpo.generators.base import GeneratorError
@@ -140,6 +141,19 @@ async def test_a_module_without_lora_support_is_named(tiny, monkeypatch):
     monkeypatch.undo()
     await tiny.sync()  # the engine still works
     assert len(await sample(tiny)) == 4
+
+
+async def test_the_default_process_group_outlives_the_engine(make_policy, tmp_path):
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0)
+    try:
+        engine = VLLMEngine(make_policy("lfm2"), max_new_tokens=8)
+        await engine.close()
+        dist.barrier()
+        other = dist.new_group()
+        dist.destroy_process_group(other)
+    finally:
+        dist.destroy_process_group()
+    assert not dist.is_initialized()
 
 
 async def test_a_failed_engine_fails_all_requests(make_policy, monkeypatch):
