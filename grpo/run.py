@@ -16,7 +16,7 @@ from envs.pool import EnvPool
 from grpo.blocking import wait_for
 from grpo.distributed import World
 from grpo.errors import ConfigError
-from grpo.files import locked, set_aside
+from grpo.files import locked, set_aside, writable
 from grpo.rollouts.agents import Agent, blind_agent, random_agent
 from grpo.rollouts.rollout import Rollouts
 from grpo.runtime import EnvSource, open_runtime
@@ -99,7 +99,7 @@ async def run_training(
     """Do what `train` does, as a coroutine of the caller's event loop."""
     from grpo.reporting.hub import check_access
 
-    _check_arguments(config, env)
+    _check_arguments(config, env, baselines)
     world = world or World.single()
     if config.push_to_hub and world.is_main:
         check_access(config.push_to_hub)
@@ -134,7 +134,7 @@ async def _run_training(
             bars.console.print(
                 f"the earlier run in {config.folder} is now in {earlier}", soft_wrap=True
             )
-        trainer.begin()
+        trainer.saver.begin()
         report = TrainingReport(runtime, bars, trainer)
         if trainer.resumed:
             bars.console.print(f"resuming from step {trainer.step}")
@@ -204,33 +204,36 @@ async def run_evaluation(
     from grpo.reporting.progress import Bars
     from grpo.reporting.report import EvaluationReport
 
-    _check_arguments(config, env)
+    _check_arguments(config, env, baselines)
     if not config.eval_episodes:
         raise ConfigError("eval_episodes must be at least 1 to evaluate, got 0")
     started, world = time.monotonic(), world or World.single()
     bars = Bars.for_world(world)
     loading = bars.status(f"{', '.join(config.task)}  loading the model")
-    async with open_runtime(config, env, world, shutdown, loading) as runtime:
-        report = EvaluationReport(runtime, bars)
-        report.seconds["setup"] = time.monotonic() - started
-        agents: dict[str, Mapping[str, Agent]] = {"random": {"sampled": random_agent}}
-        agents |= {name: {"sampled": agent} for name, agent in (baselines or {}).items()}
-        if config.blind:
-            agents["blind"] = {name: blind_agent(a) for name, a in runtime.decodings.items()}
-        agents["policy"] = runtime.decodings
-        for name, decodings in agents.items():
-            with report.timed(name):
-                await report.evaluate(name, decodings)
-        with report.timed("media"):
-            await report.record_episodes("policy", "evaluation")
+    with writable(config.folder) if world.is_main else nullcontext():
+        async with open_runtime(config, env, world, shutdown, loading) as runtime:
+            report = EvaluationReport(runtime, bars)
+            report.seconds["setup"] = time.monotonic() - started
+            agents: dict[str, Mapping[str, Agent]] = {"random": {"sampled": random_agent}}
+            agents |= {name: {"sampled": agent} for name, agent in (baselines or {}).items()}
+            if config.blind:
+                agents["blind"] = {name: blind_agent(a) for name, a in runtime.decodings.items()}
+            agents["policy"] = runtime.decodings
+            for name, decodings in agents.items():
+                with report.timed(name):
+                    await report.evaluate(name, decodings)
+            with report.timed("media"):
+                await report.record_episodes("policy", "evaluation")
     report.finish()
     return RunResult(report.summary, config.folder)
 
 
-def _check_arguments(config: object, env: object) -> None:
+def _check_arguments(config: object, env: object, baselines: object) -> None:
     from grpo.config import Config
 
     if not isinstance(config, Config):
         raise TypeError(f"config must be a grpo.Config, got {config!r:.80}")
     if not isinstance(env, EnvPool) and not callable(env):
         raise TypeError(f"env must be a pool, a class or a function, got {env!r:.80}")
+    if not isinstance(baselines, Mapping | None):
+        raise TypeError(f"baselines must map names to agents, got {baselines!r:.80}")

@@ -171,17 +171,18 @@ class TrainingReport(Report):
             trainer: has loaded its checkpoint, if there is one, and has begun its run.
         """
         config, path = runtime.config, runtime.config.folder / "summary.json"
-        resume = trainer.resumed and read_json(path).get("run", trainer.run) == trainer.run
+        run = trainer.saver.run
+        resume = trainer.resumed and read_json(path).get("run", run) == run
         super().__init__(runtime, bars, path, resume=resume)
-        self.summary["run"] = trainer.run
+        self.summary["run"] = trainer.saver.run
         self.seconds = {"setup": 0.0, "eval": 0.0}
         self.failures: list[Exception] = []
         if runtime.world.is_main:
             first = trainer.step + 1 if trainer.resumed else 0
             self._log = MetricsLog(
-                config.folder, keep_before_step=first, config=config, run=trainer.run
+                config.folder, keep_before_step=first, config=config, run=trainer.saver.run
             )
-            text = f"# run {trainer.run}\n{config.to_yaml()}"
+            text = f"# run {trainer.saver.run}\n{config.to_yaml()}"
             write_text(config.folder / "config.yaml", text)
 
     def log(self, step: TrainingStep) -> None:

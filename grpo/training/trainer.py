@@ -23,15 +23,14 @@ from grpo.algorithm.batch import (
 from grpo.algorithm.credit import CreditRule, turn_advantages
 from grpo.distributed import World
 from grpo.errors import ConfigError
-from grpo.files import begin_run, run_id
 from grpo.generators.base import Generator
 from grpo.model.policy import Policy
 from grpo.rollouts.rollout import OnEpisode, Rollouts, ignore_episode
 from grpo.rollouts.task_sampler import TaskSampler
 from grpo.shutdown import Shutdown
-from grpo.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from grpo.training.gap import GapMonitor
 from grpo.training.metrics import rollout_metrics
+from grpo.training.saver import Saver
 from grpo.training.updater import Updater
 from grpo.tree.token_tree import count_distinct
 from grpo.types import Group
@@ -64,7 +63,7 @@ class Trainer:
 
     Attributes:
         step: training steps done.
-        run: id of the run, as in its files; "" before it has begun.
+        saver: writes the checkpoints and the trained weights.
         resumed: True if a checkpoint was loaded.
         is_finished: True once all steps are done.
         episodes: episodes that they were made of, of all ranks.
@@ -99,16 +98,14 @@ class Trainer:
         self.gap = GapMonitor(config, policy, quiet=not self.world.is_main)
         self.task_sampler = TaskSampler(config.task, config.task_sampler, config.seed)
         self.credit = CreditRule(config.credit, config.discount, config.step_weight)
-        self.step = self.episodes = self.failed_saves = 0
-        self.run = ""
+        self.saver = Saver(config, policy, self.world)
+        self.step = self.episodes = 0
         self.is_finished = False
-        self._saved: int | None = None
         self.seconds = {"rollout": 0.0, "generate": 0.0, "env": 0.0, "update": 0.0, "sync": 0.0}
-        state = load_checkpoint(config, policy) if config.resume else None
+        state = self.saver.load()
         self.resumed = state is not None
         if state is not None:
             self.load_state(state)
-            self.run, self._saved = run_id(config.folder), self.step
         start = (self.step, sum(p.double().sum().item() for p in policy.parameters()))
         if len(set(self.world.all_gather(start))) > 1:
             raise ConfigError("the ranks start from different adapters or checkpoints")
@@ -137,7 +134,7 @@ class Trainer:
         ahead: asyncio.Task[tuple[list[Group], dict[str, float]]] | None = None
         try:
             with self.shutdown.deferred():
-                self.begin()
+                self.saver.begin()
                 synced = self._spent(sync=0.0)
                 if self.resumed:
                     synced = await self.sync()  # with the checkpoint's policy
@@ -164,7 +161,10 @@ class Trainer:
             if ahead is not None:
                 ahead.cancel()
                 await asyncio.gather(ahead, return_exceptions=True)  # its sessions are closed
-        self.save_results()
+        unsaved = [self.saver.save_weights()] if self.is_finished else []
+        unsaved.append(self.save())
+        for failure in filter(None, unsaved):
+            raise failure
 
     async def is_over(self, started: float) -> bool:
         """Tell whether any rank is to stop before the next step; a signal of one is one of all."""
@@ -280,11 +280,6 @@ class Trainer:
         self.episodes += sum(len(group.episodes) for group in played)
         self.task_sampler.observe(played)
 
-    def begin(self) -> None:
-        """Give the run's folder to this run, unless it is a resumed one or has begun before."""
-        if self.world.is_main and not self.run:
-            self.run = begin_run(self.config.folder)
-
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds beside the policy."""
         return {
@@ -321,40 +316,8 @@ class Trainer:
         self.updater.load_state(state)
 
     def save(self) -> OSError | None:
-        """Write a checkpoint, on the main rank, unless that of this step is there.
-
-        A full disk costs this checkpoint and not the run: the older ones stay.
-
-        Returns:
-            Why it could not be written.
-        """
-        if not self.world.is_main or self._saved == self.step:
-            return None
-        try:
-            save_checkpoint(self.config, self.step, self.policy, self.state())
-        except OSError as error:
-            self.failed_saves += 1
-            _log.warning("the checkpoint of step %d could not be saved: %s", self.step, error)
-            return error
-        self._saved = self.step
-        return None
-
-    def save_results(self) -> None:
-        """Write what the run is for, the trained weights, and then the last checkpoint.
-
-        Raises:
-            OSError: one of the two could not be written; the other one is.
-        """
-        failure = None
-        if self.is_finished and self.world.is_main:
-            try:
-                save_weights(self.policy, self.config.folder / self.policy.weights_dirname)
-            except OSError as error:
-                failure = error
-                _log.warning("the trained weights could not be saved: %s", error)
-        failure = self.save() or failure
-        if failure is not None:
-            raise failure
+        """Write a checkpoint (see `Saver.save`)."""
+        return self.saver.save(self.step, self.state)
 
     async def in_executor(self, function: Callable[..., Result], *args: Any) -> Result:
         """Run torch's work on its own thread, so that the sessions' connections stay alive."""
@@ -369,7 +332,7 @@ class Trainer:
             "env/episodes_dropped": float(counters["episodes_dropped"]),
             "env/groups_dropped": float(counters["groups_dropped"]),
             "update/memory_halvings": float(self.updater.halvings),
-            "checkpoint/failures": float(self.failed_saves),
+            "checkpoint/failures": float(self.saver.failures),
         }
 
     def _spent(self, **seconds: float) -> dict[str, float]:

@@ -228,7 +228,7 @@ async def test_a_full_disk_costs_checkpoints_and_is_an_error_at_the_end(
     full_disk(20_000)  # less than the weights
     with pytest.raises(OSError, match="cannot write"):
         await run(trainer)
-    assert trainer.failed_saves == 3  # the last one ends the run
+    assert trainer.saver.failures == 3  # the last one ends the run
 
 
 async def test_the_sync_check_changes_the_weights_and_restores_them(make_full):

@@ -1,0 +1,88 @@
+"""What a run learned goes to its folder: checkpoints on the way, the trained weights at its end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from grpo.distributed import World
+from grpo.files import begin_run, run_id
+from grpo.model.policy import Policy
+from grpo.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
+
+if TYPE_CHECKING:
+    from grpo.config import Config
+
+_log = logging.getLogger(__name__)
+
+
+class Saver:
+    """Saves a policy and its trainer's state, on the main rank.
+
+    Attributes:
+        run: id of the run, as in its files; "" before it has begun.
+        failures: checkpoints that could not be written.
+    """
+
+    def __init__(self, config: Config, policy: Policy, world: World) -> None:
+        """Make the saver of a run.
+
+        Args:
+            config: of the run; everything goes to its folder.
+            policy: the policy that is trained.
+            world: the processes that train together.
+        """
+        self.config, self.policy, self.world = config, policy, world
+        self.run, self.failures = "", 0
+        self._saved: int | None = None  # the step whose checkpoint is there
+
+    def load(self) -> dict[str, Any] | None:
+        """Load the newest checkpoint, if the run is to be resumed and has one.
+
+        Raises:
+            ConfigError: see `grpo.training.checkpoint.load_checkpoint`.
+        """
+        state = load_checkpoint(self.config, self.policy) if self.config.resume else None
+        if state is not None:
+            self.run, self._saved = run_id(self.config.folder), state["step"]
+        return state
+
+    def begin(self) -> None:
+        """Give the folder to this run, unless it is a resumed one or has begun before."""
+        if self.world.is_main and not self.run:
+            self.run = begin_run(self.config.folder)
+
+    def save(self, step: int, state: Callable[[], dict[str, Any]]) -> OSError | None:
+        """Write a checkpoint, unless that of this step is there.
+
+        A full disk costs this checkpoint and not the run: the older ones stay.
+
+        Args:
+            step: training steps done.
+            state: returns the trainer's state.
+
+        Returns:
+            Why it could not be written.
+        """
+        if not self.world.is_main or self._saved == step:
+            return None
+        try:
+            save_checkpoint(self.config, step, self.policy, state())
+        except OSError as error:
+            self.failures += 1
+            _log.warning("the checkpoint of step %d could not be saved: %s", step, error)
+            return error
+        self._saved = step
+        return None
+
+    def save_weights(self) -> OSError | None:
+        """Write what the run is for, the trained weights; return why they could not be written."""
+        if not self.world.is_main:
+            return None
+        try:
+            save_weights(self.policy, self.config.folder / self.policy.weights_dirname)
+        except OSError as error:
+            _log.warning("the trained weights could not be saved: %s", error)
+            return error
+        return None
