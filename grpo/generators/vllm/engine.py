@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import torch.distributed as dist
+
 from grpo.errors import ConfigError
 from grpo.generators.base import Generator, GeneratorError, completion_limit
 from grpo.generators.vllm.engine_thread import EngineThread, Request
@@ -93,9 +95,10 @@ class VLLMEngine(Generator):
             )
             vllm_config = EngineArgs(**options).create_engine_config()
             vllm_config.device_config.device = policy.device  # or vLLM takes the first GPU
-            with keep_process_group():
+            group = dist.group.WORLD
+            with keep_process_group(group):
                 engine = LLMEngine.from_vllm_config(vllm_config, disable_log_stats=True)
-            return EngineWeights(engine, policy, self.weight_sync, adapter)
+            return EngineWeights(engine, policy, self.weight_sync, adapter, group)
 
         self._thread = EngineThread(make_weights)
         limit = self._thread.weights.engine.model_config.max_model_len

@@ -30,19 +30,22 @@ def adapter_config(policy: Policy) -> dict[str, Any]:
 
 
 @contextmanager
-def keep_process_group() -> Iterator[None]:
+def keep_process_group(kept: Any) -> Iterator[None]:
     """Within this context vLLM does not destroy the process group that the ranks train in.
 
-    vLLM uses a default group that it finds, and destroys it when an engine shuts down. Its engine
-    has one process, so it never communicates in that group.
-    """
-    destroy, default = dist.destroy_process_group, dist.group.WORLD
+    An engine uses the default group that it finds, or makes one, and destroys it when it shuts
+    down. Since an engine here is one process, it never communicates in that group.
 
-    def destroy_another(group: Any = None) -> None:
-        if group not in (None, default):
+    Args:
+        kept: the default group as it was before the engine; None if there was none.
+    """
+    destroy = dist.destroy_process_group
+
+    def destroy_another(group: dist.ProcessGroup | None = None) -> None:
+        if (group or dist.group.WORLD) is not kept:
             destroy(group)
 
-    if default is not None:
+    if kept is not None:
         dist.destroy_process_group = destroy_another
     try:
         yield
@@ -54,7 +57,12 @@ class EngineWeights:
     """Gives an engine the policy's weights, as an adapter or merged."""
 
     def __init__(
-        self, engine: Any, policy: Policy, weight_sync: WeightSync, adapter: dict[str, Any]
+        self,
+        engine: Any,
+        policy: Policy,
+        weight_sync: WeightSync,
+        adapter: dict[str, Any],
+        process_group: Any = None,
     ) -> None:
         """Prepare the engine for updates.
 
@@ -63,7 +71,9 @@ class EngineWeights:
             policy: the source of the weights.
             weight_sync: give the adapter alone, or the weights with it merged in.
             adapter: the result of `adapter_config`; not used by "merged".
+            process_group: the default group as it was before the engine (`keep_process_group`).
         """
+        self._process_group = process_group
         self.engine, self.policy, self.weight_sync = engine, policy, weight_sync
         self._count = 0
         self._memory: AdapterMemory | None = None
@@ -110,7 +120,7 @@ class EngineWeights:
 
     def close(self) -> None:
         """Shut the engine down and remove the files written for it."""
-        with keep_process_group():
+        with keep_process_group(self._process_group):
             self.engine.engine_core.shutdown()
         if self._folders:
             self._folders.remove()

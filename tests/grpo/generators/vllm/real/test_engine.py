@@ -4,7 +4,6 @@ import asyncio
 from collections import Counter
 
 import pytest
-import torch.distributed as dist
 
 from grpo.errors import ConfigError
 from grpo.generators.base import GeneratorError
@@ -143,19 +142,6 @@ async def test_a_module_without_lora_support_is_named(tiny, monkeypatch):
     assert len(await sample(tiny)) == 4
 
 
-async def test_the_default_process_group_outlives_the_engine(make_policy, tmp_path):
-    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0)
-    try:
-        engine = VLLMEngine(make_policy("lfm2"), max_new_tokens=8)
-        await engine.close()
-        dist.barrier()
-        other = dist.new_group()
-        dist.destroy_process_group(other)
-    finally:
-        dist.destroy_process_group()
-    assert not dist.is_initialized()
-
-
 async def test_a_failed_engine_fails_all_requests(make_policy, monkeypatch):
     engine = VLLMEngine(make_policy("lfm2"), max_new_tokens=8, weight_sync="adapter")
     monkeypatch.setattr(
@@ -206,7 +192,7 @@ async def test_adapters_are_passed_as_files_where_memory_is_not_supported(
     with changed(engine.policy):
         await engine.sync()
         assert difference(engine.policy, await sample(engine)) < BOUND
-    assert len(list(root.iterdir())) == 2
+    assert len(list(root.glob("policy-*"))) == 2
     await engine.close()
     assert not root.exists()
 

@@ -6,10 +6,31 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
+from grpo.generators.vllm.engine import VLLMEngine
 from grpo.reporting.loggers import read_metrics
 
 ROOT = Path(__file__).resolve().parents[5]
+
+
+async def test_an_engine_destroys_no_process_group_but_its_own(make_policy, tmp_path):
+    policy = make_policy("lfm2")
+    alone = VLLMEngine(policy, max_new_tokens=8)
+    assert dist.is_initialized()
+    await alone.close()
+    assert not dist.is_initialized()
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        engine = VLLMEngine(policy, max_new_tokens=8)
+        await engine.close()
+        dist.barrier()
+        dist.destroy_process_group(dist.new_group())
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
+    assert not dist.is_initialized()
 
 
 @pytest.mark.parametrize("weight_sync", ["adapter", "merged"])
