@@ -30,8 +30,12 @@ class EnvPool:
     """
 
     def __init__(self, factory: Callable[[], Env | Awaitable[Env]], size: int):
+        if not isinstance(size, int):
+            raise TypeError(f"size must be an integer, got {size!r}")
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
+        if not callable(factory):
+            raise TypeError(f"factory must be a class or a function, got {factory!r:.80}")
         self.size = size
         self.created = 0
         self.discarded = 0

@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from grpo.config import Config, field_extra, unknown_option
 from grpo.errors import ConfigError
-from grpo.option_values import Names, split_names
+from grpo.option_values import Names, short
 from grpo.yaml_file import read_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -37,7 +37,7 @@ def read_config(
     arguments, others = parser.parse_known_args(_join_negative_numbers(argv))
     for other in others:
         if not other.startswith("--"):
-            raise ConfigError(f"unexpected argument {other!r}")
+            raise ConfigError(f"unexpected argument {short(other)}")
         typed = other.partition("=")[0]
         raise ConfigError(unknown_option(typed[2:].replace("-", "_"), typed=typed, spell=_flag))
     given = vars(arguments)
@@ -50,7 +50,7 @@ def read_config(
         if "task" in given:  # instead of all tasks of the run
             given.setdefault("held_out_tasks", "")
     if path is None:
-        path = own_config(split_names(given.get("task", "click-test")))
+        path = own_config(Config(task=given.get("task", "click-test")).task)
     config = Config() if path is None else Config.from_mapping(read_yaml(path), str(path))
     return config.replace(**given)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from grpo.arguments import Parser, read_config
 from grpo.errors import ConfigError
+from grpo.option_values import short
 from grpo.safe_output import one_line, protect_output
 
 if TYPE_CHECKING:
@@ -56,7 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (_, text) in commands.items():
         subparsers.add_parser(name, help=text, add_help=False)
     chosen: list[str] = []
-    code = exit_code(lambda: chosen.append(parser.parse_args(argv[:1]).command))
+
+    def choose() -> None:
+        if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
+            raise ConfigError(
+                f"expected one of {', '.join(commands)} before options, got {short(argv[0])}"
+            )
+        chosen.append(parser.parse_args(argv[:1]).command)
+
+    code = exit_code(choose)
     return commands[chosen[0]][0](argv[1:]) if chosen else code
 
 
@@ -140,7 +149,7 @@ def push(argv: Sequence[str]) -> int:
         from grpo.reporting.hub import push_to_hub
 
         if not is_hub_id(arguments.repo_id):
-            raise ConfigError(f"expected a hub id, user/name, got {arguments.repo_id!r}")
+            raise ConfigError(f"expected a hub id, user/name, got {short(arguments.repo_id)}")
         print(one_line(push_to_hub(arguments.folder, arguments.repo_id)))
 
     return exit_code(program)
@@ -188,16 +197,21 @@ def _browser_pool(config: Config) -> BrowserPool:
     """Make the pool of a program's browser sessions.
 
     Raises:
-        ConfigError: a package or Chromium is not installed.
+        ConfigError: a package or Chromium is not installed, or torchrun's variables are wrong.
+        TaskError: the server that is started here does not have one of the tasks.
     """
+    from envs.browser.miniwob.tasks import find_task
     from envs.browser.pool import BrowserPool
     from envs.browser.server.chromium import find_chromium
     from envs.browser.server.local import CLIENT, SERVER, check_packages
+    from grpo.distributed import ranks_of
 
     try:  # before a model is loaded
         check_packages(CLIENT if config.env_url else SERVER)
         if not config.env_url:
             find_chromium()
+            for name in config.evaluated_tasks:
+                find_task(name)
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
-    return BrowserPool(config, rank=int(os.environ.get("RANK", 0)))  # torchrun's
+    return BrowserPool(config, rank=ranks_of(os.environ).rank)

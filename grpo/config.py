@@ -53,6 +53,9 @@ MAX = 10_000_000
 
 DAY_S = 86_400
 
+MAX_FOLDER_NAME = 200
+"""Bytes; file systems take 255, and files are written beside it under longer names."""
+
 
 def option(
     default: Any,
@@ -438,8 +441,20 @@ class Config(BaseModel):
 
     @property
     def folder(self) -> Path:
-        """The folder of the run's files."""
-        return Path(self.output or f"runs/{'+'.join(self.task)}")
+        """The folder of the run's files.
+
+        Raises:
+            ConfigError: output is empty, and a folder cannot have the tasks' names for its name.
+        """
+        if self.output:
+            return Path(self.output)
+        name = "+".join(self.task)
+        if "/" in name or name in (".", "..") or len(name.encode()) > MAX_FOLDER_NAME:
+            raise ConfigError(
+                "output must name the run's folder: runs/<task> is not possible with task="
+                f"{short(name)}"
+            )
+        return Path("runs", name)
 
     @classmethod
     def resumable(cls) -> set[str]:

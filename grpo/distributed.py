@@ -8,6 +8,7 @@ the gradients.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from grpo.errors import ConfigError
 from grpo.types import Group
 
 TIMEOUT = timedelta(hours=2)
@@ -26,6 +28,35 @@ TIMEOUT = timedelta(hours=2)
 
 class PeerError(RuntimeError):
     """Another rank has failed, so that this one cannot go on."""
+
+
+class Ranks(NamedTuple):
+    """Which of how many processes this is; see `World`."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+
+def ranks_of(environ: Mapping[str, str]) -> Ranks:
+    """Read the variables that torchrun sets; without them the process is alone.
+
+    Raises:
+        ConfigError: one is missing or not valid.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    given = {name: environ.get(name, default) for name, default in zip(names, "010", strict=True)}
+    said = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    if not all(re.fullmatch("[0-9]{1,9}", value) for value in given.values()):
+        raise ConfigError(f"torchrun's variables must be numbers, got {said}")
+    ranks = Ranks(*map(int, given.values()))
+    if not ranks.rank < ranks.world_size:
+        raise ConfigError(f"RANK must be below WORLD_SIZE, got {said}")
+    if ranks.world_size > 1:
+        needed = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+        if missing := [name for name in needed if not environ.get(name)]:
+            raise ConfigError(f"WORLD_SIZE above 1 needs {', '.join(missing)}: start with torchrun")
+    return ranks
 
 
 class _Fault(NamedTuple):
@@ -48,16 +79,22 @@ class World:
 
         Args:
             environ: holds torchrun's RANK, WORLD_SIZE and LOCAL_RANK; None for `os.environ`.
+
+        Raises:
+            ConfigError: one of these is not valid.
+            PeerError: the processes do not find each other.
         """
         environ = os.environ if environ is None else environ
-        self.world_size = int(environ.get("WORLD_SIZE", 1))
-        self.rank = int(environ.get("RANK", 0))
-        self.local_rank = int(environ.get("LOCAL_RANK", 0))
+        self.rank, self.world_size, self.local_rank = ranks_of(environ)
         self._told: BaseException | None = None
         if self.world_size > 1:
             self.use_own_gpu()
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=TIMEOUT)
+            try:
+                dist.init_process_group(backend, timeout=TIMEOUT)
+            except (RuntimeError, ValueError) as error:  # of a socket, or an address that is none
+                reason = " ".join(str(error).split())
+                raise PeerError(f"the ranks do not find each other: {reason}") from error
 
     @classmethod
     def single(cls) -> World:

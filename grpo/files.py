@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -125,7 +126,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise ConfigError(f"cannot write to the run's folder {str(folder)!r}: {error}") from error
+        raise _cannot_write(folder, error) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,6 +146,31 @@ def locked(folder: Path) -> Iterator[None]:
                 folder.rmdir()
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Make a folder, and check that it can be written, before the block; leave none empty after it.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _cannot_write(folder: Path, error: OSError) -> ConfigError:
+    is_other = isinstance(error, FileExistsError | NotADirectoryError)
+    reason = "it is not a folder, or inside a file" if is_other else error.strerror
+    return ConfigError(f"cannot write to the run's folder {str(folder)!r}: {reason}")
 
 
 def _remove(path: Path) -> None:

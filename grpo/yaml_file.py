@@ -6,7 +6,9 @@ YAML 1.1 has more: aliases, which can make a short file fill the memory; tags, w
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,11 @@ for _kind in _PLAIN:
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_plain)
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe without a writer would be waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _refuse(problem: str, where: Any) -> None:
     raise yaml.constructor.ConstructorError(None, None, problem, where.start_mark)
 
@@ -72,10 +79,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: the file cannot be read, holds something else, or something ambiguous.
     """
     try:
-        with Path(path).open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ConfigError(f"config {str(path)!r} must be at most {MAX_BYTES} bytes long")
+        with open(path, "rb", opener=_open_at_once) as file:
+            is_file = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            content = file.read(MAX_BYTES + 1) if is_file else b""
+        if not is_file or len(content) > MAX_BYTES:
+            raise ConfigError(
+                f"config {str(path)!r} must be a regular file of at most {MAX_BYTES} bytes"
+            )
         options = yaml.load(content.decode(), _Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         if isinstance(error, ConfigError):

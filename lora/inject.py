@@ -50,6 +50,12 @@ def apply_lora(
         ValueError: a target matches no `nn.Linear` or one that cannot have LoRA, or the model
             already has LoRA layers. The model is unchanged.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(target_modules, Sequence):
+        raise TypeError(
+            f"target_modules must be 'all-linear' or a list of names, got {target_modules!r:.80}"
+        )
     if lora_modules(model):
         raise ValueError("apply_lora: the model already has LoRA layers")
     linears = linear_modules(model)

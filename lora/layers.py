@@ -53,6 +53,8 @@ class LoRALinear(nn.Module):
             ValueError: `r`, `alpha` or `dropout` is out of range.
         """
         super().__init__()
+        if not isinstance(r, int):
+            raise TypeError(f"r must be an integer, got {r!r}")
         if r < 1:
             raise ValueError(f"r must be at least 1, got {r}")
         if not 0 < alpha < math.inf:

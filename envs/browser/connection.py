@@ -184,5 +184,6 @@ async def _open_socket(url: str, headers: Mapping[str, str] | None, deadline_s: 
             if status not in _STARTING or time.monotonic() + RETRY_S >= end:
                 raise ConnectionError(_refusal(status, error.response.headers)) from error
         except (OSError, InvalidHandshake) as error:
-            raise ConnectionError(f"no connection: {error}") from error
+            reason = str(error) or type(error).__name__  # TLS that ends in the middle has no text
+            raise ConnectionError(f"no connection: {reason}") from error
         await asyncio.sleep(RETRY_S)

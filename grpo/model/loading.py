@@ -177,7 +177,9 @@ def find_adapter(name: str) -> Path:
 
     expected = "expected a folder with adapter_config.json, or a hub id such as 'user/name'"
     if Path(name).exists() or not is_hub_id(name):  # `runs/name` is not looked for on the hub
-        raise ConfigError(f"no adapter at {name!r}: {expected}")
+        is_run = Path(name, "config.yaml").is_file()
+        hint = "; got a run without one: has it finished?" if is_run else ""
+        raise ConfigError(f"no adapter at {name!r}: {expected}{hint}")
     from huggingface_hub import constants, snapshot_download
 
     files = ["adapter_config.json", "adapter_model.safetensors"]

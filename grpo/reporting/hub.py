@@ -62,7 +62,15 @@ def push_to_hub(folder: str | Path, repo_id: str) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi
 
     folder = Path(folder)
-    contents = _contents(folder, repo_id)
+    try:
+        contents = _contents(folder, repo_id)
+    except ConfigError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"no finished run in {folder}: its files are not as grpo train writes them "
+            f"({type(error).__name__}: {error})"
+        ) from error
     try:
         api = HfApi()
         url = api.create_repo(repo_id, exist_ok=True)

@@ -148,9 +148,9 @@ def _config(folder: Path) -> Config:
 def _summary(folder: Path) -> dict[str, Any]:
     try:
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"no finished run in {folder}: {error}") from error
-    if "steps" not in summary:
+    if not isinstance(summary, dict) or "steps" not in summary:
         raise ConfigError(
             f"no finished run in {folder}: its summary.json was written before training"
         )

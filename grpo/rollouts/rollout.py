@@ -114,6 +114,10 @@ class Rollouts:
     counters: Counter[str] = field(default_factory=Counter)
     last_error: str = ""
 
+    def __post_init__(self) -> None:
+        if self.max_turns < 1:
+            raise ValueError(f"max_turns must be at least 1, got {self.max_turns}")
+
     async def episode(
         self,
         task: Task,

@@ -170,8 +170,9 @@ def run_folder(tmp_path):
     folder = tmp_path / "a run"
     (folder / "adapter").mkdir(parents=True)
     config = Config(
-        task="a,b", held_out_tasks="h", output=str(folder), steps=7, eval_episodes=5, resume=True
-    )
+        task="click-link,click-tab", held_out_tasks="click-test", output=str(folder),
+        steps=7, eval_episodes=5, resume=True,
+    )  # fmt: skip
     (folder / "config.yaml").write_text(config.to_yaml())
     return folder
 
@@ -184,8 +185,10 @@ def test_a_runs_folder_as_adapter_of_an_evaluation(read, run_folder):
     assert got == run.replace(**of_run)
     got = read("--adapter", str(run_folder), "--eval-episodes", "9", "--task", "c", of_run=True)
     assert got == run.replace(**of_run, eval_episodes=9, task="c", held_out_tasks="")
-    got = read("--adapter", str(run_folder), "--task", "h", of_run=True)  # held out in training
-    assert got == run.replace(**of_run, task="h", held_out_tasks="")
+    got = read(
+        "--adapter", str(run_folder), "--task", "click-test", of_run=True
+    )  # held out in training
+    assert got == run.replace(**of_run, task="click-test", held_out_tasks="")
     got = read("--adapter", str(run_folder), "--output", "elsewhere", of_run=True)
     assert got == run.replace(adapter=of_run["adapter"], output="elsewhere")
 
@@ -376,7 +379,8 @@ def test_subcommands_start_programs_on_browsers(monkeypatch, run_folder, command
     config, _, baselines = started[1]
     assert list(baselines) == ["oracle"]
     adapter = run_folder / "adapter" if command == "eval" else run_folder
-    assert (config.adapter, config.task == ("a", "b")) == (str(adapter), command == "eval")
+    assert config.adapter == str(adapter)
+    assert (len(config.task) == 2) == (command == "eval")
 
 
 def test_push_rejects_a_folder_or_an_id_that_is_none(capsys, tmp_path):

@@ -25,7 +25,16 @@ WRONG = [
 ]
 ZERO = {
     *("seed", "max_prompt_tokens", "valid_action_bonus", "sampling_threads", "steps", "minutes"),
-    *("max_logp_difference", "step_weight", "epsilon_low", "epsilon_high", "delta", "beta"),
+    *(
+        "gap_warning",
+        "gap_stop",
+        "max_logp_difference",
+        "step_weight",
+        "epsilon_low",
+        "epsilon_high",
+        "delta",
+        "beta",
+    ),
     *("max_staleness", "warm_start_steps", "max_resamples", "warmup_steps", "max_grad_norm"),
     *("eval_episodes", "save_every", "log_completions"),
 }

@@ -101,13 +101,13 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "grpo serve-env") -> 
         find_chromium()
         listener = _bind(args.host, args.port)
     except (OSError, ModuleNotFoundError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     try:
         with listener, contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
             asyncio.run(serve(listener, args))  # until Ctrl-C or SIGTERM
     except (CDPError, OSError) as error:
-        print(f"{prog}: {one_line(str(error))}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 1
     return 0
 
@@ -171,7 +171,7 @@ async def _serve(pool: ChromiumPool, listener: socket.socket, args: argparse.Nam
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")  # one line, without the usage
+        self.exit(2, f"error: {message}\n")  # one line, without the usage
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

@@ -116,7 +116,7 @@ def test_a_chromium_that_does_not_start_is_one_line(tmp_path, script, message):
     process = serve(path, 1.5)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (1, "")
-    assert err.startswith("grpo serve-env: ")
+    assert err.startswith("error: ")
     assert err.endswith(f"{message}\n")
     assert path in err
     assert err.count("\n") == 1

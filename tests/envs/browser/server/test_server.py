@@ -131,7 +131,7 @@ def test_a_wrong_argument_is_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as exit:
         main(arguments)
     assert exit.value.code == 2
-    assert capsys.readouterr().err == f"grpo serve-env: {message}\n"
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_a_busy_port_is_one_line(monkeypatch, capsys):
@@ -140,7 +140,7 @@ def test_a_busy_port_is_one_line(monkeypatch, capsys):
         port = other.getsockname()[1]
         assert main(["--port", str(port)]) == 2
     message = f"cannot listen on 127.0.0.1:{port}: Address already in use"
-    assert capsys.readouterr().err == f"grpo serve-env: {message}\n"
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 @pytest.mark.parametrize("host", ["999.0.0.1", "a" * 100, "no such host", "\0", "192.0.2.1"])
@@ -148,7 +148,7 @@ def test_a_bad_host_is_one_line(monkeypatch, capsys, host):
     monkeypatch.setattr(command, "find_chromium", lambda: "chrome")
     assert main(["--host", host]) == 2
     line = capsys.readouterr().err
-    assert line.startswith("grpo serve-env: cannot listen on ")
+    assert line.startswith("error: cannot listen on ")
     assert line.count("\n") == 1
     assert line.strip().isprintable()
 
@@ -157,11 +157,11 @@ def test_a_missing_chromium_or_package_is_one_line(monkeypatch, capsys):
     monkeypatch.setenv("GRPO_CHROMIUM", "/nowhere/chrome")
     assert main([]) == 2
     message = "GRPO_CHROMIUM must be an executable file, got '/nowhere/chrome'"
-    assert capsys.readouterr().err == f"grpo serve-env: {message}\n"
+    assert capsys.readouterr().err == f"error: {message}\n"
     monkeypatch.setattr(command, "SERVER", ("uvicorn", "opennev"))
     assert main([]) == 2
     message = f"browser tasks need opennev: {local.INSTALL}"
-    assert capsys.readouterr().err == f"grpo serve-env: {message}\n"
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_the_help_groups_the_options(capsys):
