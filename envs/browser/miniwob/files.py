@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 
@@ -12,7 +12,8 @@ def miniwob_url() -> str:
     Raises:
         ModuleNotFoundError: the package is not installed.
     """
-    spec = importlib.util.find_spec("miniwob")  # not imported: it would import selenium
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("MiniWoB's pages are missing: run `make setup`")
-    return (Path(spec.origin).parent / "html" / "miniwob").as_uri() + "/"
+    try:  # not by the module's name: beside a script `miniwob.py` that would be the script
+        package = distribution("miniwob").locate_file("miniwob")
+    except PackageNotFoundError as error:
+        raise ModuleNotFoundError("MiniWoB's pages are missing: run `make setup`") from error
+    return (Path(str(package)) / "html" / "miniwob").as_uri() + "/"
