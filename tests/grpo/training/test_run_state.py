@@ -160,15 +160,15 @@ async def test_a_new_run_that_was_killed_is_not_continued_as_the_old_one(make_tr
     steps = new.train()
     await anext(steps)  # killed before its first checkpoint
     assert saved(new) == ["step-000003"]
-    assert new.run == run_id(new.config.folder) != old.run
+    assert new.saver.run == run_id(new.config.folder) != old.saver.run
     resumed = make_trainer(steps=5, resume=True, **WORKS)
     assert (resumed.resumed, resumed.step) == (False, 0)
     assert "step-000003 belongs to an earlier run" in caplog.text
     await run(resumed)
     manifest = resumed.config.folder / "checkpoints" / "step-000005" / "manifest.json"
-    assert json.loads(manifest.read_text())["run"] == resumed.run == run_id(resumed.config.folder)
+    assert json.loads(manifest.read_text())["run"] == resumed.saver.run == run_id(resumed.config.folder)
     again = make_trainer(steps=6, resume=True, **WORKS)
-    assert (again.step, again.run) == (5, resumed.run)
+    assert (again.step, again.saver.run) == (5, resumed.saver.run)
 
 
 async def test_a_replacement_that_cannot_be_played_costs_a_group(make_trainer, caplog):
