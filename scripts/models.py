@@ -53,7 +53,7 @@ so a model that is not listed here is exact or refused as well.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check the architectures; write the page if none is named. Return 1 if a number is wrong."""
+    """Check the architectures; write the page if all are checked and none is wrong, else return 1."""
     from tests.support.zoo import ZOO
 
     parser = argparse.ArgumentParser(
@@ -71,9 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for outcome in pool.map(_check, arguments.names or ZOO):
             outcomes.append(outcome)
             print(row(outcome), *outcome.faults, sep="\n    FAULT ", flush=True)
+    if any(outcome.faults for outcome in outcomes):
+        return 1
     if not arguments.names:
         arguments.write.write_text(page(outcomes))
-    return int(any(outcome.faults for outcome in outcomes))
+    return 0
 
 
 def _check(name: str) -> Outcome:
