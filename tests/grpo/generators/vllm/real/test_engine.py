@@ -2,8 +2,10 @@
 
 import asyncio
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from grpo.errors import ConfigError
 from grpo.generators.base import GeneratorError
@@ -195,6 +197,18 @@ async def test_adapters_are_passed_as_files_where_memory_is_not_supported(
     assert len(list(root.glob("policy-*"))) == 2
     await engine.close()
     assert not root.exists()
+
+
+def test_an_engine_is_placed_on_the_gpu_of_its_policy(tiny):
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    vllm_config = tiny._thread.weights.engine.vllm_config
+    assert vllm_config.device_config.device == tiny.policy.device
+    executor = UniProcExecutor.__new__(UniProcExecutor)
+    executor.vllm_config = SimpleNamespace(device_config=SimpleNamespace())
+    executor.vllm_config.device_config.device = torch.device("cuda:3")
+    _, _, local_rank = executor._distributed_args()
+    assert local_rank == 3
 
 
 async def test_invalid_options_and_requests(tiny):
