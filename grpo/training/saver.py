@@ -76,13 +76,24 @@ class Saver:
         self._saved = step
         return None
 
-    def save_weights(self) -> OSError | None:
-        """Write what the run is for, the trained weights; return why they could not be written."""
-        if not self.world.is_main:
-            return None
-        try:
-            save_weights(self.policy, self.config.folder / self.policy.weights_dirname)
-        except OSError as error:
-            _log.warning("the trained weights could not be saved: %s", error)
-            return error
-        return None
+    def finish(self, step: int, state: Callable[[], dict[str, Any]], *, learned: bool) -> None:
+        """Write what the run is for, the trained weights, and then its last checkpoint.
+
+        Args:
+            step: training steps done.
+            state: returns the trainer's state.
+            learned: False for a run that was stopped: its weights are in the checkpoint alone.
+
+        Raises:
+            OSError: one of the two could not be written; the other one is.
+        """
+        failure: OSError | None = None
+        if learned and self.world.is_main:
+            try:
+                save_weights(self.policy, self.config.folder / self.policy.weights_dirname)
+            except OSError as error:
+                failure = error
+                _log.warning("the trained weights could not be saved: %s", error)
+        failure = self.save(step, state) or failure
+        if failure is not None:
+            raise failure

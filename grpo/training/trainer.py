@@ -149,11 +149,11 @@ class Trainer:
                     metrics |= rollout | synced | self.failures()
                     yield TrainingStep(self.step, metrics, groups, advantages)
                     if config.save_every and self.step % config.save_every == 0:
-                        self.save()
+                        self.saver.save(self.step, self.state)
                     synced = await self.sync()
                 self.is_finished = not self.shutdown.requested
         except (Exception, GeneratorExit) as error:
-            self.save()
+            self.saver.save(self.step, self.state)
             if not isinstance(error, GeneratorExit):
                 await self.in_executor(self.world.tell, error)
             raise
@@ -161,10 +161,7 @@ class Trainer:
             if ahead is not None:
                 ahead.cancel()
                 await asyncio.gather(ahead, return_exceptions=True)  # its sessions are closed
-        unsaved = [self.saver.save_weights()] if self.is_finished else []
-        unsaved.append(self.save())
-        for failure in filter(None, unsaved):
-            raise failure
+        self.saver.finish(self.step, self.state, learned=self.is_finished)
 
     async def is_over(self, started: float) -> bool:
         """Tell whether any rank is to stop before the next step; a signal of one is one of all."""
@@ -314,10 +311,6 @@ class Trainer:
         self.task_sampler.load_state(state["tasks"])
         torch.set_rng_state(state["random"])
         self.updater.load_state(state)
-
-    def save(self) -> OSError | None:
-        """Write a checkpoint (see `Saver.save`)."""
-        return self.saver.save(self.step, self.state)
 
     async def in_executor(self, function: Callable[..., Result], *args: Any) -> Result:
         """Run torch's work on its own thread, so that the sessions' connections stay alive."""
