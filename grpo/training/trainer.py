@@ -14,12 +14,7 @@ import torch
 from torch import Tensor
 
 from envs.base import EnvError
-from grpo.algorithm.batch import (
-    RewardTensors,
-    has_learning_signal,
-    make_batch,
-    reward_tensors,
-)
+from grpo.algorithm.batch import RewardTensors, has_learning_signal, make_batch, reward_tensors
 from grpo.algorithm.credit import CreditRule, turn_advantages
 from grpo.distributed import World
 from grpo.errors import ConfigError

@@ -624,7 +624,8 @@ async def test_a_resumed_run_keeps_the_date(bundled, executor, tmp_path):
 
     first = make_tiny(tokenizer)
     first.chat.date = DAY
-    start(first).save()
+    trainer = start(first)
+    trainer.saver.save(trainer.step, trainer.state)
     resumed = make_tiny(tokenizer)
     assert resumed.chat.prompt(messages()) != first.chat.prompt(messages())
     start(resumed)
