@@ -53,7 +53,7 @@ so a model that is not listed here is exact or refused as well.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check the architectures; write the page if all are checked and none is wrong, else return 1."""
+    """Check the architectures; write the page if all of them are right. Return 1 if one is not."""
     from tests.support.zoo import ZOO
 
     parser = argparse.ArgumentParser(
