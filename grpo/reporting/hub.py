@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 
 from grpo.errors import ConfigError
-from grpo.reporting.model_card import base_model, model_card, trained_weights
+from grpo.reporting.model_card import base_model, model_card, read_object, trained_weights
 
 RECORDS = ("config.yaml", "summary.json", "metrics.jsonl", "completions.txt", "curves.png")
 """Files of a run that are uploaded beside its card, its weights and its pictures."""
@@ -94,7 +94,7 @@ def _contents(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
         **{str(path.relative_to(folder)): path for path in files if path.is_file()},
     }
     if weights.name == "adapter":  # its config names the base model's folder here
-        config = json.loads((weights / "adapter_config.json").read_text())
+        config = read_object(folder, "adapter/adapter_config.json")
         config["base_model_name_or_path"] = base_model(folder)
         contents["adapter_config.json"] = (json.dumps(config, indent=2) + "\n").encode()
     return contents

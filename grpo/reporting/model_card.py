@@ -145,12 +145,25 @@ def _config(folder: Path) -> Config:
     return Config.from_yaml(folder / "config.yaml")
 
 
-def _summary(folder: Path) -> dict[str, Any]:
+def read_object(folder: Path, name: str, *keys: str) -> dict[str, Any]:
+    """Read a file of a finished run that holds a JSON object with these keys.
+
+    Raises:
+        ConfigError: there is no such file, or it holds something else.
+    """
     try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+        read = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"no finished run in {folder}: {error}") from error
-    if not isinstance(summary, dict) or "steps" not in summary:
+        raise ConfigError(f"no finished run in {folder}: {name}: {error}") from error
+    missing = [key for key in keys if not isinstance(read, dict) or key not in read]
+    if missing:
+        raise ConfigError(f"no finished run in {folder}: {name} lacks {', '.join(missing)}")
+    return dict(read)
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    summary = read_object(folder, "summary.json", "task")
+    if "steps" not in summary:
         raise ConfigError(
             f"no finished run in {folder}: its summary.json was written before training"
         )
@@ -217,6 +230,6 @@ def _loading(folder: Path, repo_id: str, base: str) -> str:
     words |= {"shell_base": shlex.quote(base), "shell_task": shlex.quote(task)}
     if weights.name == "model":
         return _FULL.format(**words)
-    r = json.loads((weights / "adapter_config.json").read_text())["r"]
+    r = read_object(folder, "adapter/adapter_config.json", "r")["r"]
     model_option = f" --model {shlex.quote(base)}" if config.model else ""
     return _LORA.format(**words, rank=max_lora_rank(r), model_option=model_option)

@@ -118,7 +118,7 @@ class VLLMClient:
             self._loaded = [loaded for loaded in self._loaded if loaded != snapshot]
             raise ServerUnavailable(f"it does not have {snapshot.name}")
         self._connection.require_success(response)
-        choices: list[dict[str, Any]] = response.json()["choices"]
+        choices: list[dict[str, Any]] = self._connection.field(response, "choices")
         return choices
 
     async def close(self) -> None:
@@ -157,12 +157,12 @@ class VLLMClient:
             )
         self._connection.require_success(response)
         self._has_lease = True
-        if response.json().get("is_new"):
+        if self._connection.field(response, "is_new"):
             self._loaded.clear()
 
     async def _load_adapter(self, snapshot: PolicySnapshot) -> None:
         models = await self._connection.require("GET", "/v1/models")
-        if snapshot.name in {model["id"] for model in models.json()["data"]}:
+        if snapshot.name in {model["id"] for model in self._connection.field(models, "data")}:
             return  # an earlier attempt lost its response alone
         body = {"lora_name": snapshot.name, "lora_path": str(snapshot.folder)}
         response = await self._connection.request(
@@ -193,7 +193,7 @@ class VLLMClient:
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
         await self._connection.require("POST", "/collective_rpc", json=body)
         reset = await self._connection.require("POST", "/reset_prefix_cache", json={})
-        if not reset.json()["success"]:
+        if not self._connection.field(reset, "success"):
             raise GeneratorError(
                 f"vLLM at {self.url} kept the prefix cache of the older weights: it still has "
                 "requests in flight, which vllm_sync=merged does not allow"

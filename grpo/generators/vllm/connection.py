@@ -96,6 +96,21 @@ class ServerConnection:
                 f"{reason(response)}. Was it started by grpo serve-vllm, with this run's options?"
             )
 
+    def field(self, response: httpx.Response, name: str) -> Any:
+        """Return a field of a response, which must be a JSON object with it.
+
+        Raises:
+            GeneratorError: it is not: this is no server of vLLM's.
+        """
+        try:
+            return response.json()[name]
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            path = response.request.url.path
+            raise GeneratorError(
+                f"vLLM at {self.url} responds to {path} without {name!r}: "
+                f"{reason(response)[:200]}. Is this a server that grpo serve-vllm started?"
+            ) from error
+
     async def check_health(self) -> None:
         """Check that the server responds and that its engine works.
 
@@ -113,7 +128,7 @@ class ServerConnection:
     async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             response = await self._client.request(method, path, **options)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise ServerUnavailable(f"{type(error).__name__} {error}".strip()) from error
         if response.status_code in (502, 503, 504):
             raise ServerUnavailable(f"HTTP {response.status_code} from {path}: {reason(response)}")
