@@ -107,6 +107,11 @@ VISION: dict[str, Any] = {key: SIZES[key] for key in ("hidden_size", "intermedia
     "projection_dim": 32,
     "num_position_embeddings": 16,
     "deepstack_visual_indexes": [],
+    "base_channels": 32,
+    "channel_multiplier": [1],
+    "attn_resolutions": [],
+    "num_res_blocks": 1,
+    "codebook_size": 16,
 }
 WRAPPER: dict[str, Any] = {
     "image_token_id": VOCABULARY - 1,
