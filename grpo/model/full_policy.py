@@ -50,6 +50,13 @@ class FullPolicy(Policy):
         Raises:
             ValueError: the model does not support the forward pass.
         """
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+        if type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # the text part of a larger model
+            raise ValueError(
+                f"train=full needs a model that can be loaded again: transformers would not load "
+                f"a saved {type(model).__name__} of type {model.config.model_type!r}; use train=lora"
+            )
         plan = check_model(model, forward, activation_checkpointing=activation_checkpointing)
         super().__init__(model, tokenizer, plan, activation_checkpointing=activation_checkpointing)
         model.requires_grad_(True)

@@ -21,7 +21,7 @@ from grpo.model.head import OutputHead, find_decoder
 from grpo.model.limits import probe_length, special_ids
 from grpo.tree.token_tree import build_tree
 
-ROUNDING = 8
+ROUNDING = 20
 """How many times the effect of one rounding error a correct forward pass may differ."""
 
 SHARED, DECODED = 5, 3
@@ -124,6 +124,10 @@ def first_layers(model: Any) -> Any:
     Where the layers are not found, all of the model is copied.
     """
     decoder = find_decoder(model)
+    for module in model.modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_leaf:  # state of the last call
+                setattr(module, key, value.detach())  # a gradient's history cannot be copied
     count = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
     stacks = [
         (name, layers)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig
 
 from grpo.model import check, limits, ways
 from grpo.model.check import AdapterCheck, check_model
 from grpo.model.decoding import PromptDecoder
 from grpo.model.forward import SharedPrefix, TreeLayout, recomputed_layers, tree_hidden
+from grpo.model.full_policy import FullPolicy
 from grpo.model.head import measure_head
 from grpo.model.limits import length_limit, probe_length, short_rope_length, special_ids
 from grpo.model.lora_policy import LoRAPolicy
@@ -303,9 +305,7 @@ def test_a_gradient_that_recomputation_changes_is_refused(monkeypatch):
 
     assert quiet(make("llama"), activation_checkpointing=True).mode == "tree"
     monkeypatch.setattr(check, "recomputed_layers", wrong)
-    with pytest.raises(
-        ValueError, match=r"^activation_checkpointing does not fit Llama"
-    ):
+    with pytest.raises(ValueError, match=r"^activation_checkpointing does not fit Llama"):
         quiet(make("llama"), activation_checkpointing=True)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="has no layers that can be recomputed"):
@@ -337,6 +337,29 @@ def test_the_float32_copy_has_a_layer_of_each_kind(name, layers):
     assert len(copy.model.layers) == layers
     assert {p.dtype for p in copy.parameters()} == {torch.float32}
     assert len(model.model.layers) == model.config.num_hidden_layers
+
+
+def test_a_model_that_keeps_states_of_its_last_call():
+    model = make("llama")
+    model.model.state = model(torch.tensor([ROW])).logits  # with the history of its gradient
+    assert check_model(model).mode == "tree"
+
+
+def test_full_training_needs_a_model_that_can_be_loaded_again(tokenizer):
+    with pytest.raises(ValueError, match=r"^train=full needs a model that can be loaded again"):
+        FullPolicy(make_text_part("mllama_text_model"), tokenizer)
+
+
+def make_text_part(model_type):
+    """Make a Llama whose configuration names a type that is no causal language model's."""
+
+    class TextConfig(LlamaConfig):
+        pass
+
+    TextConfig.model_type = model_type
+    model = make("llama")
+    model.config.__class__ = TextConfig
+    return model
 
 
 def test_not_all_layers_of_a_deep_model_are_copied():
