@@ -49,13 +49,13 @@ def replacing(path: Path) -> Iterator[Path]:
         for written in [*unfinished.rglob("*"), unfinished]:
             _fsync(written)
         if path.is_dir():
-            old = path.with_name(f"{path.name}.old")
-            _remove(old)
-            path.rename(old)
+            old = _move_away(path)
             unfinished.rename(path)
             _remove(old)
         else:
             unfinished.replace(path)
+            if path.is_dir():  # a kill between these renames has left the old one
+                _remove(_old_name(path))
         _fsync(path.parent)
     except OSError as error:
         with suppress(OSError):
@@ -63,6 +63,17 @@ def replacing(path: Path) -> Iterator[Path]:
         if error.filename is None and error.errno is not None:
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder with its files: whoever finds it, also after a kill, finds all of it.
+
+    What is left after a kill is named `<folder>.old`.
+
+    Raises:
+        OSError: it could not be removed.
+    """
+    _remove(_move_away(folder))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -171,6 +182,16 @@ def _cannot_write(folder: Path, error: OSError) -> ConfigError:
     is_other = isinstance(error, FileExistsError | NotADirectoryError)
     reason = "it is not a folder, or inside a file" if is_other else error.strerror
     return ConfigError(f"cannot write to the run's folder {str(folder)!r}: {reason}")
+
+
+def _move_away(folder: Path) -> Path:
+    old = _old_name(folder)
+    _remove(old)
+    return folder.rename(old)
+
+
+def _old_name(path: Path) -> Path:
+    return path.with_name(f"{path.name}.old")
 
 
 def _remove(path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from grpo.errors import ConfigError
-from grpo.files import replacing, run_id
+from grpo.files import remove, replacing, run_id
 from grpo.model.chat_date import save_date
 from grpo.model.policy import Policy
 
@@ -62,12 +62,30 @@ def save_checkpoint(config: Config, step: int, policy: Policy, state: dict[str, 
         }
         text = json.dumps(manifest, indent=2) + "\n"
         (unfinished / MANIFEST).write_text(text, encoding="utf-8")
-    found = checkpoints(config.folder)
-    kept = [path for path in found if path.name <= folder.name][-config.keep_checkpoints :]
-    for other in found:
-        if other not in kept:
-            shutil.rmtree(other)
+    for later in checkpoints(config.folder):
+        if later.name > folder.name:
+            remove(later)
+    prune(config.folder, step, config.keep_checkpoints)
     return folder
+
+
+def prune(run: Path, step: int, keep: int) -> None:
+    """Remove the checkpoints before the newest ones, and what a kill has left unfinished.
+
+    Args:
+        run: the run's folder.
+        step: checkpoints of later steps stay, and do not count.
+        keep: how many stay up to that step.
+
+    Raises:
+        OSError: one could not be removed.
+    """
+    name = f"step-{step:06d}"
+    for older in [path for path in checkpoints(run) if path.name <= name][:-keep]:
+        remove(older)
+    for suffix in (".tmp", ".old"):  # half written, half removed
+        for left in (run / "checkpoints").glob(f"step-*{suffix}"):
+            shutil.rmtree(left)
 
 
 def save_weights(policy: Policy, folder: Path) -> None:

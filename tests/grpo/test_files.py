@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from grpo.files import (
     begin_run,
     locked,
     read_json,
+    remove,
     replacing,
     run_id,
     set_aside,
@@ -128,3 +130,53 @@ def test_an_earlier_run_is_set_aside_and_nothing_else(tmp_path):
     assert second != first
     assert json.loads((tmp_path / "run.json").read_text())["id"] == second
     assert set_aside(tmp_path) == tmp_path / "earlier" / second
+
+
+@contextmanager
+def killed_before(number):
+    """End the block before the number-th of the operations by which folders move and go."""
+    left = [number]
+
+    def counted(function):
+        def call(*args, **options):
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+            return function(*args, **options)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", counted(Path.rename))
+        patch.setattr(os, "unlink", counted(os.unlink))
+        patch.setattr(os, "rmdir", counted(os.rmdir))
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+def fill(folder, names):
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text(name)
+
+
+@pytest.mark.parametrize("number", range(1, 7))
+def test_a_folder_that_is_removed_is_whole_or_gone(tmp_path, number):
+    folder = tmp_path / "step-1"
+    fill(folder, "abc")
+    with killed_before(number):
+        remove(folder)
+    assert not folder.exists() or len(list(folder.iterdir())) == 3
+    assert folder.exists() == (number <= 2)  # the first looks for what an earlier kill has left
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_a_folder_that_is_replaced_again_after_a_kill_leaves_nothing_over(tmp_path, number):
+    folder = tmp_path / "adapter"
+    fill(folder, "abc")
+    with killed_before(number), replacing(folder) as new:
+        fill(new, "xy")
+    with replacing(folder) as new:
+        fill(new, "xy")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert sorted(path.name for path in folder.iterdir()) == ["x", "y"]

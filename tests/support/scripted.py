@@ -83,7 +83,9 @@ async def run(
             pool = EnvPool(env, config.env_sessions)
             rollouts = Rollouts(pool, agent, config.max_turns, config.valid_action_bonus)
             trainer = Trainer(config, policy, generator, rollouts, executor, world, shutdown)
-            trainer.task_sampler = OnePage([TASK.name])
+            one_page = OnePage([TASK.name])
+            one_page.load_state(trainer.task_sampler.state())  # that of a checkpoint, perhaps
+            trainer.task_sampler = one_page
             if world.is_main:
                 log = MetricsLog(config.folder, keep_before_step=trainer.step + 1)
             async for step in trainer.train():
