@@ -7,12 +7,22 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from grpo.distributed import World
+from grpo.errors import ConfigError
 from grpo.files import begin_run, run_id
 from grpo.model.policy import Policy
-from grpo.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from grpo.training.checkpoint import (
+    STATE_FILE,
+    load_checkpoint,
+    prune,
+    save_checkpoint,
+    save_weights,
+)
 
 if TYPE_CHECKING:
     from grpo.config import Config
+
+_STATE = {"step": int, "groups": int, "episodes": int, "version": int, "seconds": dict}
+"""What the trainer's state must have, whoever wrote it; `restore` notices the rest."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,21 +47,47 @@ class Saver:
         self.run, self.failures = "", 0
         self._saved: int | None = None  # the step whose checkpoint is there
 
-    def load(self) -> dict[str, Any] | None:
+    def load(self, restore: Callable[[dict[str, Any]], None]) -> bool:
         """Load the newest checkpoint, if the run is to be resumed and has one.
 
+        Args:
+            restore: takes the trainer's state.
+
+        Returns:
+            True if there was one.
+
         Raises:
-            ConfigError: see `grpo.training.checkpoint.load_checkpoint`.
+            ConfigError: see `grpo.training.checkpoint.load_checkpoint`; or the state is not one.
         """
         state = load_checkpoint(self.config, self.policy) if self.config.resume else None
-        if state is not None:
-            self.run, self._saved = run_id(self.config.folder), state["step"]
-        return state
+        if state is None:
+            return False
+        wrong = [key for key, kind in _STATE.items() if not isinstance(state.get(key), kind)]
+        if wrong or state["step"] < 0:
+            raise ConfigError(
+                f"cannot resume: {STATE_FILE} holds no valid {(wrong or ['step'])[0]}"
+            )
+        try:
+            restore(state)
+        except ConfigError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise ConfigError(f"cannot resume: {STATE_FILE} cannot be used: {reason}") from error
+        self.run, self._saved = run_id(self.config.folder), state["step"]
+        return True
 
     def begin(self) -> None:
-        """Give the folder to this run, unless it is a resumed one or has begun before."""
-        if self.world.is_main and not self.run:
+        """Give the folder to this run; where it has it already, remove what a kill has left."""
+        if not self.world.is_main:
+            return
+        if not self.run:
             self.run = begin_run(self.config.folder)
+        elif self._saved is not None:
+            try:
+                prune(self.config.folder, self._saved, self.config.keep_checkpoints)
+            except OSError as error:
+                _log.warning("an old checkpoint could not be removed: %s", error)
 
     def save(self, step: int, state: Callable[[], dict[str, Any]]) -> OSError | None:
         """Write a checkpoint, unless that of this step is there.

@@ -97,10 +97,7 @@ class Trainer:
         self.step = self.episodes = 0
         self.is_finished = False
         self.seconds = {"rollout": 0.0, "generate": 0.0, "env": 0.0, "update": 0.0, "sync": 0.0}
-        state = self.saver.load()
-        self.resumed = state is not None
-        if state is not None:
-            self.load_state(state)
+        self.resumed = self.saver.load(self.load_state)
         start = (self.step, sum(p.double().sum().item() for p in policy.parameters()))
         if len(set(self.world.all_gather(start))) > 1:
             raise ConfigError("the ranks start from different adapters or checkpoints")

@@ -6,6 +6,8 @@ infrastructure), and a part of the line. `{name}` is a path of `place` or an add
 model and real files and sockets. Rows of single options are in `test_config_values.py`.
 """
 
+import hashlib
+import json
 import os
 import shlex
 import shutil
@@ -344,6 +346,35 @@ def test_a_checkpoint_that_is_corrupt(refused, place, tmp_path, change):
     copy = resumed_run(place, tmp_path, change)
     command = f"train --config {copy}/config.yaml --output {copy} --resume"
     refused(f"{command} --env-url http://{{dead}}", 2, "cannot resume: all 1 checkpoints in ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"step": "x"}, "trainer.pt holds no valid step"),
+        ({"step": -1}, "trainer.pt holds no valid step"),
+        ({"seconds": 3}, "trainer.pt holds no valid seconds"),
+        ({"random": torch.zeros(3)}, "trainer.pt cannot be used: TypeError: RNG state must be"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "cannot be used: ValueError: "),
+        ({"optimizer": 3}, "trainer.pt cannot be used: "),
+        ({"tasks": {}}, "trainer.pt cannot be used: KeyError: 'seeds'"),
+        ({"failures": 3}, "trainer.pt cannot be used: "),
+        ({"scheduler": None}, "trainer.pt cannot be used: "),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_another_program_wrote(refused, place, tmp_path, changes, part):
+    def change(folder):
+        state = torch.load(folder / "trainer.pt", weights_only=True)
+        torch.save(state | changes, folder / "trainer.pt")
+        manifest = json.loads((folder / "manifest.json").read_text())
+        digest = hashlib.sha256((folder / "trainer.pt").read_bytes()).hexdigest()
+        manifest["sha256"]["trainer.pt"] = digest
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    copy = resumed_run(place, tmp_path, change)
+    command = f"train --config {copy}/config.yaml --output {copy} --resume"
+    refused(f"{command} --env-url http://{{dead}}", 2, part)
 
 
 PLAYED = "no group of the step survived; the last error: browser server "
