@@ -1,6 +1,6 @@
 """Robustness of whole runs: kills and resumes, memory, several ranks, faults in the browser.
 
-    python -m benchmarks.runs kills    # kill one run 50 times, resume it: is the end the same?
+    python -m benchmarks.runs kills    # 200 kills, each run resumed: is its end the same?
     python -m benchmarks.runs soak     # 500 steps: do memory or open files grow?
     python -m benchmarks.runs ranks    # 2 ranks beside 1 with twice the groups: same? how fast?
     python -m benchmarks.runs browser  # click-test, alone and while every process is killed in turn
@@ -31,79 +31,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.kills import kills
+from benchmarks.kills import table as rows_table
 from grpo.config import Config
 from grpo.distributed import World
 from grpo.reporting.loggers import read_metrics
-from lora.checkpoint import WEIGHTS_NAME
 from tests.support.processes import alive, children, chromiums, descendants
 from tests.support.scripted import SETTINGS, run
 
 ROOT = Path(__file__).resolve().parent.parent
-
-CLOCKS = ("time", "seconds/")
-"""Prefixes of the metrics that differ between equal runs."""
-
-
-def kills(folder: Path, count: int, steps: int, seed: int = 0) -> dict[str, Any]:
-    """Kill a run at random moments and resume it each time; compare with an undisturbed run.
-
-    Each attempt is a fork of this process, where everything is imported already, so most of it
-    is training. It is killed after at most `2 * length / count` seconds, where `length` is the
-    duration of the undisturbed run: the attempts together last about `length`.
-    """
-    undisturbed = Config(**SETTINGS, output=str(folder / "whole"), steps=steps, save_every=3)
-    killed = undisturbed.replace(output=str(folder / "killed"), resume=True)
-    began = time.monotonic()
-    run_in_fork(undisturbed)
-    length = time.monotonic() - began
-    moments = random.Random(seed)
-    deaths = sum(
-        not run_in_fork(killed, after=moments.uniform(0, 2 * length / count)) for _ in range(count)
-    )
-    run_in_fork(killed)
-    return {
-        "kills": deaths,
-        "adapter_equal": same_file(undisturbed, killed, f"adapter/{WEIGHTS_NAME}"),
-        "metrics_equal": metrics(undisturbed.folder) == metrics(killed.folder),
-        "steps": len(metrics(killed.folder)),
-    }
-
-
-def run_in_fork(config: Config, after: float | None = None) -> bool:
-    """Run in a fork, which is killed after that many seconds; return True if it finished.
-
-    Raises:
-        RuntimeError: the run failed.
-    """
-    pid = os.fork()
-    if not pid:
-        code = 1
-        try:
-            torch.set_num_threads(1)
-            asyncio.run(run(config, World.single()))
-            code = 0
-        finally:
-            os._exit(code)  # skips the parent's exit handlers
-    if after is not None:
-        time.sleep(after)
-        os.kill(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        return False
-    if os.WEXITSTATUS(status):
-        raise RuntimeError(f"a run ended with exit code {os.WEXITSTATUS(status)}")
-    return True
-
-
-def metrics(folder: Path) -> list[dict[str, float]]:
-    """Read the metrics of every step, without clock times."""
-    lines = read_metrics(folder / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if not k.startswith(CLOCKS)} for line in lines]
-
-
-def same_file(one: Config, other: Config, name: str) -> bool:
-    """Return True if two runs wrote the same bytes."""
-    return (one.folder / name).read_bytes() == (other.folder / name).read_bytes()
 
 
 def soak(folder: Path, steps: int) -> dict[str, Any]:
@@ -215,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("benchmark", choices=("kills", "soak", "ranks", "browser"))
-    parser.add_argument("--kills", type=int, default=50, help="kills: how many")
+    parser.add_argument("--kills", type=int, default=200, help="kills: how many")
     steps_help = "training steps (kills 300, soak 500, ranks 20, browser 7)"
     parser.add_argument("--steps", type=int, help=steps_help)
     parser.add_argument("--group-size", type=int, default=8, help="ranks: episodes per group")
@@ -232,12 +168,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         result = benchmarks[arguments.benchmark](Path(folder))
     result["load"] = os.getloadavg()[0]
+    console = Console(stderr=arguments.json)
+    if "rows" in result:
+        console.print(rows_table(result["rows"]))
     table = Table(title=arguments.benchmark)
     table.add_column("figure")
     table.add_column("value", justify="right")
     for name, value in result.items():
-        table.add_row(name, f"{value:.3g}" if isinstance(value, float) else str(value))
-    Console(stderr=arguments.json).print(table)
+        if name != "rows":
+            table.add_row(name, f"{value:.3g}" if isinstance(value, float) else str(value))
+    console.print(table)
     if arguments.json:
         print(json.dumps(result))
     return 0

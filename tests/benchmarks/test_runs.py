@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,8 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.runs import metrics
+from benchmarks.kill_points import Point
+from benchmarks.kills import PARTS, TORN, choose
+from benchmarks.run_files import differences, metrics
 from grpo.reporting.loggers import read_metrics
 from grpo.training.checkpoint import checkpoints
 from tests.support.processes import alive, children
@@ -29,11 +34,62 @@ def measure(name, *options):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_killed_and_resumed_run_equals_an_undisturbed_one():
-    result = measure("kills", "--kills", "8", "--steps", "60")
-    assert (result["kills"], result["steps"]) == (8, 60)
-    assert result["adapter_equal"]
-    assert result["metrics_equal"]
+def test_killed_and_resumed_runs_equal_undisturbed_ones():
+    """One kill of each part of a run, and a few at random moments."""
+    result = measure("kills", "--kills", str(len(PARTS) + 2), "--steps", "30")
+    assert [row["different"] for row in result["rows"]] == [[], []]
+    assert [row["part"] for row in result["rows"]] == ["random moment", "every part"]
+    assert result["rows"][1]["kills"] == len(PARTS)
+    assert result["equal"]
+
+
+def write_run(folder, **loss):
+    """Write some files of a run of two steps."""
+    checkpoint = folder / "checkpoints" / "step-000002"
+    checkpoint.mkdir(parents=True)
+    torch.save(
+        {"step": 2, "seconds": {"sync": 1.0}, "adam": torch.zeros(2)}, checkpoint / "trainer.pt"
+    )
+    lines = [{"step": 1, "time": 5.0, "loss": 0.1}, {"step": 2, "time": 6.0, "loss": 0.2} | loss]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "summary.json").write_text('{"run": "a", "episodes": 32}')
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+
+
+def test_what_is_called_equal(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    write_run(one)
+    write_run(other, time=7.0)
+    (other / "summary.json").write_text('{"episodes": 32, "run": "b"}')
+    (other / "earlier" / "a").mkdir(parents=True)
+    assert differences(one, other) == []
+    (other / "adapter" / "adapter_model.safetensors").write_bytes(b"weightS")
+    (other / "summary.json").write_text('{"run": "b", "episodes": 48}')
+    state = {"step": 2, "seconds": {"sync": 2.0}, "adam": torch.tensor([0.0, -0.0])}
+    torch.save(state, other / "checkpoints" / "step-000002" / "trainer.pt")
+    (other / "adapter.tmp").mkdir()
+    assert differences(one, other) == [
+        "adapter/adapter_model.safetensors",
+        "checkpoints/step-000002/trainer.pt",
+        "summary.json",
+        "adapter.tmp left over",
+    ]
+    assert "adapter.tmp missing" in differences(other, one)
+    shutil.rmtree(other)
+    write_run(other, loss=0.25)
+    assert differences(one, other) == ["metrics.jsonl"]
+
+
+def test_points_are_chosen_from_each_place_in_the_order_of_the_run():
+    points = [Point("save", f"step {i}", k, "write x") for i in (1, 2) for k in range(1, 30 * i)]
+    points.insert(0, Point("start", "", 1, "os.mkdir run"))
+    chosen = choose(points, "save", 40, random.Random(0))
+    assert [points.index(point) for point in chosen] == sorted({*map(points.index, chosen)})
+    assert len(chosen) == 40
+    assert 15 <= sum(point.place == "step 1" for point in chosen) <= 25
+    assert choose(points, "start", 3, random.Random(0)) == points[:1]
+    assert all(point.torn for point in choose(points, TORN, 5, random.Random(0)))
 
 
 def test_two_ranks_equal_one_with_twice_the_groups():
@@ -126,7 +182,7 @@ def test_two_torchruns_train_together_as_two_machines_would(tmp_path):
     for torchrun in torchruns:
         _, errors = torchrun.communicate(timeout=120)
         assert torchrun.returncode == 0, errors
-    one, two = (metrics(tmp_path / name) for name in ("one", "two"))
+    one, two = (metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     for a, b in zip(one, two, strict=True):
         assert a["reward"] == b["reward"]
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)

@@ -1,12 +1,15 @@
 import hashlib
 import json
+import os
 
 import pytest
 import torch
 
 from grpo.config import Config
+from grpo.distributed import World
 from grpo.errors import ConfigError
 from grpo.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from grpo.training.saver import Saver
 
 
 @pytest.fixture
@@ -40,6 +43,56 @@ def test_the_newest_checkpoints_are_kept(policy, config):
         save_checkpoint(config, step, policy, {"step": step})
     assert names(config) == ["step-000010", "step-000011"]
     assert load_checkpoint(config, policy)["step"] == 11
+
+
+STATE = {"step": 0, "groups": 1, "episodes": 0, "version": 0, "seconds": {}}
+
+
+def killed_while_removing(monkeypatch, config, policy, step):
+    """Save a step; the removal of an older checkpoint ends after its first file."""
+    unlink, calls = os.unlink, []
+
+    def kill(*args, dir_fd=None):
+        calls.extend([args] if dir_fd else [])  # of rmtree
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        unlink(*args, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", kill)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(config, step, policy, STATE | {"step": step})
+    monkeypatch.setattr(os, "unlink", unlink)
+
+
+def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_half_of_it(
+    policy, config, monkeypatch
+):
+    for step in (1, 2):
+        save_checkpoint(config, step, policy, {"step": step})
+    killed_while_removing(monkeypatch, config, policy, 3)
+    assert names(config) == ["step-000002", "step-000003"]
+    save_checkpoint(config, 4, policy, {"step": 4})
+    found = sorted(path.name for path in (config.folder / "checkpoints").iterdir())
+    assert found == names(config) == ["step-000003", "step-000004"]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_resumed_run_removes_what_a_kill_has_left(policy, config, monkeypatch, keep):
+    """Also where it saves no other checkpoint: that of its last step is there."""
+    config = config.replace(keep_checkpoints=keep, resume=True)
+    saver = Saver(config, policy, World.single())
+    saver.begin()
+    for step in range(1, keep + 1):
+        save_checkpoint(config, step, policy, STATE | {"step": step})
+    killed_while_removing(monkeypatch, config, policy, keep + 1)
+    folder = config.folder / "checkpoints"
+    (folder / "step-000009.tmp").mkdir()
+    assert len(list(folder.iterdir())) == keep + 2
+    resumed = Saver(config, policy, World.single())
+    assert resumed.load(lambda state: None)
+    resumed.begin()
+    assert sorted(path.name for path in folder.iterdir()) == names(config)
+    assert len(names(config)) == keep
 
 
 def test_a_second_checkpoint_of_a_step_replaces_the_first(policy, config):
@@ -186,7 +239,7 @@ def test_a_full_disk_leaves_the_older_checkpoints_intact(policy, config, full_di
     for size in (100, 3000, 20_000):  # in the adapter's config, in its weights, in the state
         full_disk(size)
         with pytest.raises(OSError, match="too large"):
-            save_checkpoint(config, 2, policy, state | {"step": 2})
+            save_checkpoint(config, 2, policy, STATE | {"step": 2})
         assert [path.name for path in (config.folder / "checkpoints").iterdir()] == ["step-000001"]
     assert load_checkpoint(config, policy)["step"] == 1
 
