@@ -53,15 +53,15 @@ class Point(NamedTuple):
         place: which one, e.g. "step 2".
         number: of the point in that place, from 1.
         what: what comes after it: an operation and the name of its file, or a call.
-        torn: bytes of that write, or of the next longer one, after which the kill comes; 0 for
-            a kill before it.
+        cut: bytes of that write, or of the next longer one, after which the kill comes; 0 for a
+            kill before it.
     """
 
     kind: str
     place: str
     number: int
     what: str = ""
-    torn: int = 0
+    cut: int = 0
 
 
 class Watch:
@@ -89,12 +89,12 @@ class Watch:
         self._counts[phase] += 1
         point = Point(*phase, self._counts[phase], what)
         if self.target is not None and self.target[:3] == point[:3]:
-            if not self.target.torn:
+            if not self.target.cut:
                 os.kill(os.getpid(), signal.SIGKILL)
             # The kernel ends a process that makes a file larger; Python ignores its signal.
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size + self.target.torn,) * 2)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + self.target.cut,) * 2)
         self.passed.append(point)
 
     @contextmanager
@@ -207,7 +207,7 @@ def install(watch: Watch) -> None:
         return opened
 
     original_update, original_fsync, original_open = Updater.update, os.fsync, io.open
-    Updater.update, os.fsync = update, fsync  # type: ignore[method-assign]
+    Updater.update, os.fsync = update, fsync  # type: ignore[method-assign, assignment]
     io.open = builtins.open = open_file
     sys.addaudithook(watch.audit)
     phases(grpo.run, "set_aside", lambda _: ("start", "earlier run"))

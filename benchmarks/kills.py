@@ -51,12 +51,11 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "keep_checkpoints 1": {"keep_checkpoints": 1},
     "save_every 0, learnability": {"save_every": 0, "task_sampler": "learnability"},
 }
-TORN = "torn write"
+CUT = "cut write"
 """A kill in the middle of a write, in any part of the run. The other parts are kinds of points."""
 
+PARTS = ("save", "start", "evaluation", "training", "results", "upload", CUT, "warm start")
 EVERY = "every part"
-
-PARTS = ("save", "start", "evaluation", "training", "results", "upload", TORN, "warm start")
 
 
 @dataclass
@@ -115,7 +114,7 @@ def kills(folder: Path, count: int, steps: int) -> dict[str, Any]:
 
 def plan() -> list[tuple[str, str]]:
     """Return the pairs of a configuration and a part of a run that it has."""
-    parts = ((name, part) for part in (*PARTS, EVERY) for name in CONFIGURATIONS)
+    parts = ((name, part) for part in PARTS for name in CONFIGURATIONS)
     return [pair for pair in parts if pair[1] != "warm start" or pair[0] == "warm start"]
 
 
@@ -136,7 +135,6 @@ class _Bench:
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder, self.config = folder, config
-        self._points: dict[str, list[Point]] = {}
 
     def at_random(self, count: int, steps: int) -> Row:
         """Kill a run of many steps, without evaluations, at random moments.
@@ -281,18 +279,18 @@ def choose(points: Sequence[Point], part: str, count: int, chance: random.Random
     if part == EVERY:
         parts = [PARTS[i % len(PARTS)] for i in range(count)]
         chosen = [point for each in parts for point in choose(points, each, 1, chance)]
-        return sorted(chosen, key=lambda point: points.index(point._replace(torn=0)))
+        return sorted(chosen, key=lambda point: points.index(point._replace(cut=0)))
     places: dict[tuple[str, str], list[Point]] = defaultdict(list)
     for point in points:
-        if part == point.kind or (part == TORN and point.what.startswith("write ")):
+        if part == point.kind or (part == CUT and point.what.startswith("write ")):
             places[point.kind, point.place].append(point)
     chosen = []
     while len(chosen) < count and any(places.values()):
         place = chance.choice([name for name, left in places.items() if left])
         chosen.append(places[place].pop(chance.randrange(len(places[place]))))
     chosen.sort(key=points.index)
-    if part == TORN:
-        return [point._replace(torn=chance.choice((1, 10, 100, 1000))) for point in chosen]
+    if part == CUT:
+        return [point._replace(cut=chance.choice((1, 10, 100, 1000))) for point in chosen]
     return chosen
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks.kill_points import Point
-from benchmarks.kills import PARTS, TORN, choose
+from benchmarks.kills import CUT, PARTS, choose
 from benchmarks.run_files import differences, metrics
 from grpo.reporting.loggers import read_metrics
 from grpo.training.checkpoint import checkpoints
@@ -89,7 +89,7 @@ def test_points_are_chosen_from_each_place_in_the_order_of_the_run():
     assert len(chosen) == 40
     assert 15 <= sum(point.place == "step 1" for point in chosen) <= 25
     assert choose(points, "start", 3, random.Random(0)) == points[:1]
-    assert all(point.torn for point in choose(points, TORN, 5, random.Random(0)))
+    assert all(point.cut for point in choose(points, CUT, 5, random.Random(0)))
 
 
 def test_two_ranks_equal_one_with_twice_the_groups():
