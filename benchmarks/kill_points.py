@@ -210,7 +210,6 @@ def install(watch: Watch) -> None:
     Updater.update, os.fsync = update, fsync  # type: ignore[method-assign, assignment]
     io.open = builtins.open = open_file
     sys.addaudithook(watch.audit)
-    phases(grpo.run, "set_aside", lambda _: ("start", "earlier run"))
     phases(grpo.run, "warm_start", lambda *_, **__: ("warm start", "episodes"))
     phases(Updater, "update", lambda self, batch, gap=None, step=0: (
         ("training", f"update {step}") if step else ("warm start", "updates")
