@@ -162,15 +162,15 @@ def test_a_disk_that_is_full_for_a_while_costs_no_metrics(tmp_path, full_disk):
     assert sum(f"cannot write {path}: " in message for message in messages) == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [b"", b"\xff{"])
 @pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "completions.txt", "run.json"])
-def test_files_that_a_kill_has_cut_off_do_not_stop_a_resumed_run(config, name, content):
-    grpo.train(config, ScriptedEnv)
-    (config.folder / name).write_bytes(content)
-    result = grpo.train(config.replace(steps=3, resume=True), ScriptedEnv)
+def test_files_that_a_kill_has_cut_off_do_not_stop_a_resumed_run(plain, name, content):
+    grpo.train(plain, ScriptedEnv)
+    (plain.folder / name).write_bytes(content)
+    result = grpo.train(plain.replace(steps=3, resume=True), ScriptedEnv)
     assert result.summary["steps"] == 3
     assert result.metrics[-1]["step"] == 3
-    assert json.loads((config.folder / name).read_text()) if name == "summary.json" else True
+    assert json.loads((plain.folder / name).read_text()) if name == "summary.json" else True
 
 
 def test_every_file_names_its_run(plain):

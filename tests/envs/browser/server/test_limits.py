@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from envs.base import EnvError
 from envs.browser.limits import MAX_REQUEST
+from envs.browser.server import chromium_pool, command
 from envs.browser.server.local import LocalServer
 from envs.browser.server.processes import last_lines
 
@@ -111,11 +112,13 @@ def serve(path, deadline_s):
     ],
     ids=["exits", "exits silently", "garbage", "hangs", "no interpreter", "no program"],
 )
-def test_a_chromium_that_does_not_start_is_one_line(tmp_path, script, message):
+def test_a_chromium_that_does_not_start_is_one_line(tmp_path, monkeypatch, capsys, script, message):
     path = chromium(tmp_path, script)
-    process = serve(path, 1.5)
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (1, "")
+    monkeypatch.setenv("GRPO_CHROMIUM", path)
+    monkeypatch.setattr(chromium_pool, "START_DEADLINE_S", 1.5)
+    assert command.main([]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
     assert err.startswith("error: ")
     assert err.endswith(f"{message}\n")
     assert path in err
