@@ -204,8 +204,13 @@ class _Bench:
             self._torchrun(row, whole)
         points = _read_points(whole.folder, rank)
         killed = whole.replace(output=self._output(f"two ranks, {rank}"), resume=True)
-        parts = ["save", "evaluation", "training", "results"] if rank == 0 else ["training"]
-        chosen = [choose(points, parts[i % len(parts)], 1, chance)[0] for i in range(count)]
+        parts = ["evaluation", "training", "save", "results"] if rank == 0 else ["training"]
+        chosen: list[Point] = []
+        for i in range(count):  # another step each: the ranks that are left save what they can
+            part, step = parts[i % len(parts)], f" {i % whole.steps + 1}"
+            has_step = part in ("training", "save")
+            among = [point for point in points if point.place.endswith(step) or not has_step]
+            chosen += choose(among, part, 1, chance)
         for point in [*sorted(chosen, key=points.index), None]:
             self._torchrun(row, killed, rank, point)
         row.different += differences(whole.folder.parent, killed.folder.parent)
