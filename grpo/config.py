@@ -151,7 +151,7 @@ class Config(BaseModel):
         4096,
         "maximum number of distinct tokens in the local generator's cache",
         ge=1,
-        le=1_000_000,
+        le=32_768,
         resumable=True,
     )
     sampling_threads: int = _generator(

@@ -59,7 +59,7 @@ def check_model(
         ValueError: nothing, or not the wanted forward pass, gives the model's numbers.
     """
     name = type(model).__name__
-    model.eval()
+    check_weights_stay(model)
     try:
         max_length = length_limit(model)
         rows = make_rows(model, max_length)
@@ -84,6 +84,28 @@ def check_model(
     if activation_checkpointing and (fault := _gradient_fault(probes[0], mode)):
         raise ValueError(f"activation_checkpointing does not fit {name}: {fault}")
     return ForwardPlan(mode, use_cache, conv_width, head, max_length)
+
+
+def check_weights_stay(model: Any) -> None:
+    """Check that a forward pass leaves the weights as they are (RWKV's first one divides some).
+
+    Args:
+        model: a `transformers` causal language model; not called before, or this may come too late.
+
+    Raises:
+        ValueError: it changes them, or fails.
+    """
+    name = type(model).__name__
+    before = [p._version for p in model.eval().parameters()]
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.ones(1, 2, dtype=torch.long, device=model.device))
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # foreign code, called in ways that it may not know
+        raise ValueError(f"{name} is not supported: {describe(error)}") from error
+    if [p._version for p in model.parameters()] != before:
+        raise ValueError(f"{name} is not supported: its own forward pass changes its weights")
 
 
 def _choose(

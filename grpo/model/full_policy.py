@@ -54,8 +54,9 @@ class FullPolicy(Policy):
 
         if type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # the text part of a larger model
             raise ValueError(
-                f"train=full needs a model that can be loaded again: transformers would not load "
-                f"a saved {type(model).__name__} of type {model.config.model_type!r}; use train=lora"
+                f"train=full needs a model that can be loaded again: a saved "
+                f"{type(model).__name__} has the type {model.config.model_type!r}, which "
+                "transformers does not load; use train=lora"
             )
         plan = check_model(model, forward, activation_checkpointing=activation_checkpointing)
         super().__init__(model, tokenizer, plan, activation_checkpointing=activation_checkpointing)
@@ -113,7 +114,8 @@ class FullPolicy(Policy):
         for name, p in self.model.named_parameters(remove_duplicate=False):
             state[name] = self._masters[p].detach()  # tied weights stay one tensor, written once
         try:
-            self.model.save_pretrained(folder, state_dict=state)
+            with quiet_transformers():
+                self.model.save_pretrained(folder, state_dict=state)
             self.tokenizer.save_pretrained(folder)
         except SafetensorError as error:
             raise OSError(f"cannot write {folder}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 
 from grpo.model.head import find_decoder
 
-LIMIT_NAMES = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length")
+LIMIT_NAMES = (
+    *("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length"),
+    "max_target_positions",
+)
 UNLIMITED = 2**20
 """Tokens of a model that names no limit, as recurrent ones."""
 
@@ -19,6 +23,10 @@ LENGTH_NAMES = re.compile("window|chunk|block_size|topk|original_max_position")
 
 LONGEST_PROBE = 264
 """Tokens; a row of the check is longer than each such length below that."""
+
+WINDOW_NAMES = re.compile("^(?!max_).*(window|attention_chunk_size)")
+SHORT_WINDOW = 12
+"""Tokens; windows that no row of the check would leave are made this short in the copy."""
 
 
 def length_limit(model: Any) -> int:
@@ -55,6 +63,28 @@ def probe_length(model: Any, shortest: int) -> int:
     values = model.config.get_text_config().to_dict().items()
     lengths = [v for k, v in values if isinstance(v, int) and LENGTH_NAMES.search(k)]
     return max([shortest, *(n + 8 for n in lengths if n + 8 <= LONGEST_PROBE)])
+
+
+def shorten_windows(model: Any, configs: Iterable[Any]) -> None:
+    """Make the windows of a copy so short that rows of the check leave them.
+
+    Whoever ignores a window of thousands of tokens, or follows one that the model ignores, computes
+    the same numbers until a row is longer than that.
+
+    Args:
+        model: a copy; its modules are changed.
+        configs: its configurations, which are changed as well.
+    """
+    long: set[int] = set()
+    for config in configs:
+        for name, value in config.to_dict().items():
+            if isinstance(value, int) and value + 8 > LONGEST_PROBE and WINDOW_NAMES.match(name):
+                long.add(value)
+                setattr(config, name, SHORT_WINDOW)
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, int) and value in long and re.search("window|chunk", name):
+                setattr(module, name, SHORT_WINDOW)
 
 
 def special_ids(model: Any) -> set[int]:

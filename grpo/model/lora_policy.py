@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo.errors import ConfigError
-from grpo.model.check import AdapterCheck, check_model
+from grpo.model.check import AdapterCheck, check_model, check_weights_stay
 from grpo.model.forward import ForwardMode
 from grpo.model.policy import Policy
 from lora import (
@@ -70,7 +70,7 @@ class LoRAPolicy(Policy):
         Raises:
             ValueError: the model does not fit the adapter, or not the forward pass.
         """
-        model.eval()
+        check_weights_stay(model)
         names, share = unreached(model)
         if names:
             warnings.warn(

@@ -18,8 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from grpo.model.head import OutputHead, find_decoder
-from grpo.model.limits import probe_length, special_ids
+from grpo.model.limits import probe_length, shorten_windows, special_ids
 from grpo.tree.token_tree import build_tree
+
+MOST_ROUNDING = 0.5
+"""Nats in float32; where rounding explains more, the check could not tell right from wrong."""
 
 ROUNDING = 20
 """How many times the effect of one rounding error a correct forward pass may differ."""
@@ -47,7 +50,7 @@ class Probe:
         """Compute the model's own log-probabilities.
 
         Raises:
-            ValueError: they are not finite, or depend on later tokens.
+            ValueError: they are not finite, or depend on later tokens or on rounding.
         """
         self.model, self.head, self.rows = model, head, rows
         self.decoder = find_decoder(model)
@@ -60,6 +63,10 @@ class Probe:
         self.noise = self._distance(noisy, self.all_tokens[self.starts[-1] :])
         if not math.isfinite(self.noise):
             raise ValueError("its logits are not finite")
+        if model.dtype.itemsize >= 4 and ROUNDING * self.noise > MOST_ROUNDING:
+            raise ValueError(
+                f"a rounding error changes its log-probabilities by {self.noise:.2g} nats"
+            )
         self._require_causal()
 
     def fault(self, compute: Callable[[Probe], Logits]) -> str:
@@ -121,7 +128,7 @@ def make_rows(model: Any, max_length: int) -> list[list[int]]:
 def first_layers(model: Any) -> Any:
     """Copy a model with enough layers to have one of each kind, in float32 or wider.
 
-    Where the layers are not found, all of the model is copied.
+    Where the layers are not found, all of the model is copied. Long windows are short in the copy.
     """
     decoder = find_decoder(model)
     for module in model.modules():
@@ -135,14 +142,14 @@ def first_layers(model: Any) -> Any:
         if isinstance(layers, nn.ModuleList) and len(layers) == count
     ]
     if len(stacks) != 1:
-        return _widened(copy.deepcopy(model))
+        return _copied(model)
     [(name, layers)] = stacks
     kinds: dict[Any, int] = {}
     for n, layer in enumerate(layers):
         kinds.setdefault(_kind(layer), n)
     try:
         setattr(decoder, name, layers[: max(1, *kinds.values()) + 1])
-        return _widened(copy.deepcopy(model))
+        return _copied(model)
     finally:
         setattr(decoder, name, layers)
 
@@ -157,7 +164,9 @@ def _kind(layer: nn.Module) -> Any:
     return tuple((name, type(m), *settings(m)) for name, m in layer.named_modules())
 
 
-def _widened(model: Any) -> Any:
+def _copied(model: Any) -> Any:
+    model = copy.deepcopy(model)
+    shorten_windows(model, _configs(model))
     narrow = (p for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize < 4)
     return model.float() if any(True for _ in narrow) else model
 

@@ -46,6 +46,11 @@ class GapMonitor:
         self._keeps_weights = policy.adapter() is not None
         self._earlier: tuple[int, list[Tensor] | None] | None = None  # version and weights
         self._since = 0
+        if config.max_staleness and not self._keeps_weights and not quiet:
+            _log.warning(
+                "max_staleness with train=full: the gap to the generator is not measured for "
+                "rollouts of the step before, so nothing ends a run whose updates do not reach it"
+            )
 
     def keep_policy(self) -> None:
         """Keep the policy as it is before an update, if rollouts by it may still come."""

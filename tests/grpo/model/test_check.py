@@ -339,6 +339,45 @@ def test_the_float32_copy_has_a_layer_of_each_kind(name, layers):
     assert len(model.model.layers) == model.config.num_hidden_layers
 
 
+LONG = {"max_position_embeddings": 600, "sliding_window": 300}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "mode", "use_cache"),
+    [
+        ("llama", {}, "tree", True),
+        ("llama", LONG, "padded", False),  # the cache follows a window that the model ignores
+        ("mistral", LONG | {"use_sliding_window": False}, "padded", True),  # an unknown key
+        ("mistral window", LONG, "padded", True),
+        ("gemma2", LONG, "padded", True),
+    ],
+)
+def test_windows_longer_than_the_rows_of_the_check(name, changes, mode, use_cache):
+    model = changed(name, **changes)
+    plan = quiet(model)
+    assert (plan.mode, plan.use_cache) == (mode, use_cache)
+    assert getattr(model.config, "sliding_window", None) in (None, changes.get("sliding_window"))
+
+
+def test_a_model_whose_forward_changes_its_weights_is_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"^RwkvForCausalLM is not supported: its own forward"):
+        LoRAPolicy(changed("rwkv", num_hidden_layers=8), tokenizer)
+    model = make("llama")
+
+    @torch.no_grad()
+    def change(*_):
+        model.lm_head.weight.mul_(1.0001)
+
+    model.register_forward_pre_hook(change)
+    with pytest.raises(ValueError, match=r"^LlamaForCausalLM is not supported: its own forward"):
+        FullPolicy(model, tokenizer)
+
+
+def test_numbers_that_rounding_decides_are_refused():
+    with pytest.raises(ValueError, match=r"a rounding error changes its log-probabilities by"):
+        check_model(changed("granite", logits_scaling=1e-6))
+
+
 def test_a_model_that_keeps_states_of_its_last_call():
     model = make("llama")
     model.model.state = model(torch.tensor([ROW])).logits  # with the history of its gradient
