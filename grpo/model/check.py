@@ -99,7 +99,8 @@ def check_weights_stay(model: Any) -> None:
     before = [p._version for p in model.eval().parameters()]
     try:
         with torch.no_grad():
-            model(input_ids=torch.ones(1, 2, dtype=torch.long, device=model.device))
+            ids = torch.ones(1, 2, dtype=torch.long, device=model.device)
+            model(input_ids=ids, use_cache=False)
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # foreign code, called in ways that it may not know
