@@ -15,11 +15,13 @@ from typing import Any
 
 from envs.base import Message
 from grpo.errors import ConfigError
-from grpo.model.chat_layout import LAYOUTS, MARKERS, PROBE, Layout, shows_every_marker
+from grpo.model.chat_layout import LAYOUTS, MARKERS, PROBE, Layout, first_lost, shows_probe
 from grpo.model.control_tokens import ControlTokens
 from grpo.types import Completion
 
 ENOUGH_FOR_REASONING = 256  # tokens; below, a model that reasons first rarely comes to an answer
+_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What an expression of a template can raise."""
 
 _log = logging.getLogger(__name__)
 
@@ -73,9 +75,9 @@ class ChatTemplate:
         """Return the tokens of a chat that the assistant continues.
 
         Raises:
-            ConfigError: the template refuses the messages.
+            ConfigError: the template refuses the messages, loses one or changes its text.
         """
-        return self._control.encode(self._render(messages, to_continue=True))
+        return self._control.encode(self._render_whole(messages))
 
     def demonstration(self, messages: Sequence[Message], text: str) -> tuple[list[int], list[int]]:
         """Return the tokens of a prompt, and those of an answer to imitate.
@@ -84,9 +86,10 @@ class ChatTemplate:
         less the prompt's, up to and including the token that ends the turn.
 
         Raises:
-            ConfigError: the template does not show the answer as a continuation of the prompt.
+            ConfigError: the template does not show the messages as they are, or the answer as a
+                continuation of the prompt.
         """
-        prompt = self._render(messages, to_continue=True)
+        prompt = self._render_whole(messages)
         answer: Message = {"role": "assistant", "content": text}
         chat = self._render([*messages, answer], to_continue=False)
         prompt_ids = self._control.encode(prompt)
@@ -164,6 +167,17 @@ class ChatTemplate:
             return answer.strip() if finished else text
         return text
 
+    def _render_whole(self, messages: Sequence[Message]) -> str:
+        """Return the text of a chat to continue, if every message is in it as it is."""
+        rendered = self._render(messages, to_continue=True)
+        lost = first_lost(rendered, self.layout.join(self._control.escape_all(messages)))
+        if lost is None:
+            return rendered
+        raise ConfigError(
+            f"the chat template of {self.name!r} loses or changes a message of {len(messages)}: "
+            f"{lost['role']} {lost['content']!r:.60}"
+        )
+
     def _render(self, messages: Sequence[Message], *, to_continue: bool, **options: Any) -> str:
         """Return the text of a chat, the messages' control tokens escaped.
 
@@ -172,24 +186,15 @@ class ChatTemplate:
         """
         import jinja2
 
-        escaped = [{**m, "content": self._control.escape(m["content"])} for m in messages]
         today = date.fromisoformat(self.date)
         try:
             text: str = self.tokenizer.apply_chat_template(
-                self.layout.arrange(escaped),
+                self.layout.arrange(self._control.escape_all(messages)),
                 tokenize=False,
                 add_generation_prompt=to_continue,
                 **{"strftime_now": today.strftime} | self.options | options,
             )
-        except (  # what an expression of a template can raise
-            jinja2.TemplateError,
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except (jinja2.TemplateError, *_ERRORS) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             roles = ", ".join(m["role"] for m in messages)
             raise ConfigError(
@@ -203,19 +208,19 @@ class ChatTemplate:
         for layout in LAYOUTS:
             self.layout = layout
             try:
-                text = self._render(PROBE, to_continue=True)
+                texts = [self._render(chat, to_continue=True) for chat in (PROBE, PROBE[:2])]
             except ConfigError as error:
                 refusal = refusal or str(error)
                 continue
-            if shows_every_marker(text, layout):
+            if shows_probe(texts, layout.join(self._control.escape_all(PROBE))):
                 if layout != LAYOUTS[0]:
                     _log.warning("the chat template of %r takes %s", self.name, layout)
                 return layout
-        raise ConfigError(
-            refusal
-            or f"the chat template of {self.name!r} loses messages of system, user, assistant, "
-            "user, or changes their order"
-        )
+            refusal = refusal or (
+                f"the chat template of {self.name!r} loses messages of system, user, assistant, "
+                "user, or changes their text or order"
+            )
+        raise ConfigError(refusal)
 
     def _find_turn_end(self) -> tuple[str, str, int | None]:
         """Return what follows the assistant's last message, its part up to the end token, and that.

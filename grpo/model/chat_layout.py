@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 
 from envs.base import Message
 
-MARKERS = tuple(f"PROBE-{i}-OF-THE-CHAT-TEMPLATE" for i in range(4))
+_TEXT = """Probe {0} of the chat template: <b>Bold</b> & "this", 'that' [1]
+  button 'Indented' [{0}]{1}
+\tlink 'https://a.example/?b=1&c=%20' [3]
+
+End of probe {0}"""
+_PAGE = "".join(f"\n    button 'Number {n}' [{n}]" for n in range(200))
+MARKERS = tuple(_TEXT.format(i, _PAGE if i == 1 else "") for i in range(4))
+"""Texts as pages have them, one of them long: some templates cut, escape or reformat texts."""
+_SWITCHES = re.compile(r"/(?:no_)?think")
 PROBE: tuple[Message, ...] = tuple(
     {"role": role, "content": marker}
     for role, marker in zip(("system", "user", "assistant", "user"), MARKERS, strict=True)
@@ -32,9 +40,13 @@ class Layout(NamedTuple):
         merged = ["the system message merged into the first user message"] * self.merged
         return " and ".join([*merged, *["contents as lists of text parts"] * self.as_list])
 
+    def join(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Return the messages that the template shows, their contents still texts."""
+        return merge_roles(messages) if self.merged else messages
+
     def arrange(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """Return the messages as the template takes them."""
-        arranged = merge_roles(messages) if self.merged else messages
+        arranged = self.join(messages)
         if not self.as_list:
             return [dict(message) for message in arranged]
         return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in arranged]
@@ -57,12 +69,30 @@ def merge_roles(messages: Sequence[Message]) -> list[Message]:
     return merged
 
 
-def shows_every_marker(rendered: str, layout: Layout) -> bool:
-    """Tell whether every message of the probe chat is in a rendered text once, and in order.
+def first_lost(rendered: str, messages: Sequence[Message]) -> Message | None:
+    """Return the first message whose text is not in a rendered chat, after those before it.
 
-    A list of parts that is printed as such, in brackets and quotes, does not count.
+    White space at the ends of a text does not count, nor do the switches of a model's reasoning,
+    which templates take out.
     """
-    places = [rendered.find(marker) for marker in MARKERS]
-    once = all(rendered.count(marker) == 1 for marker in MARKERS)
-    printed = layout.as_list and re.search(rf"""["']{MARKERS[2]}["']""", rendered)
-    return once and places == sorted(places) and not printed
+    rendered, place = _SWITCHES.sub("", rendered), 0
+    for message in messages:
+        text = _SWITCHES.sub("", message["content"]).strip()
+        place = rendered.find(text, place)
+        if place < 0:
+            return message
+        place += len(text)
+    return None
+
+
+def shows_probe(rendered: Sequence[str], probe: Sequence[Message]) -> bool:
+    """Tell whether the probe chat is shown once and in order, and its first two messages alone.
+
+    Args:
+        rendered: the whole probe chat, and its system and first user message alone.
+        probe: the whole chat as it is given to the template.
+    """
+    whole, start = rendered
+    once = all(whole.count(message["content"]) == 1 for message in probe)
+    alone = probe[: len(probe) - 2]  # without the assistant and the last user
+    return once and first_lost(whole, probe) is None and first_lost(start, alone) is None

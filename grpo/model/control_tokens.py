@@ -9,22 +9,28 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable
+import string
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from typing import Any
 
+from envs.base import Message
 from grpo.errors import ConfigError
 
 REASONING = ("<think>", "</think>")
 """Templates look for these in messages; in some tokenizers they are ordinary text."""
 
+_SAMPLE = " ".join(string.digits + string.ascii_letters + string.punctuation)
+_SURROGATES = re.compile("[\ud800-\udfff]")  # half a character, which no tokenizer takes
+
 
 class ControlTokens:
     """The tokens of a tokenizer that mean something to the model beside their text.
 
-    These are all added tokens, special or not, except runs of white space.
+    These are the special tokens, and other added tokens that look like markup (`<think>`,
+    `[INST]`). Runs of white space and added words are ordinary text.
 
     Attributes:
         pattern: finds the control tokens in what a template has rendered.
@@ -34,7 +40,8 @@ class ControlTokens:
         """Collect the control tokens.
 
         Raises:
-            ConfigError: the tokenizer is not one of the `tokenizers` library.
+            ConfigError: the tokenizer is not one of the `tokenizers` library, or cannot tokenize
+                ordinary text without its control tokens.
         """
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise ConfigError(
@@ -42,17 +49,29 @@ class ControlTokens:
                 f"library (tokenizer.json), got {type(tokenizer).__name__}"
             )
         self._tokenizer = tokenizer
-        added = tokenizer.added_tokens_decoder.items()
-        self._ids = {token.content: i for i, token in added if token.content.strip()}
+        added = tokenizer.added_tokens_decoder
+        self._ids = {token.content: i for i, token in added.items() if _is_control(token)}
         self._counted = set(self._ids.values()) - {tokenizer.unk_token_id}
-        # Texts stand in for one another under names that nobody who writes a page can know.
-        self._secret = secrets.token_hex(8)
+        # Texts stand in for one another under names that nobody who writes a page can know, in
+        # private characters, which no added token contains and no normalizer has a rule for.
+        used = {character for token in added.values() for character in token.content}
+        private = (c for c in map(chr, range(0x10FFFD, 0x100000, -1)) if c not in used)
+        self._edge, *digits = islice(private, 17)
+        self._digits = str.maketrans("0123456789abcdef", "".join(digits))
+        self._secret = secrets.token_hex(8).translate(self._digits)
         self._texts = [*self._ids, *(text for text in REASONING if text not in self._ids)]
-        self._names = {text: self._name("text", i) for i, text in enumerate(self._texts)}
-        self._token_names = {text: self._name("token", i) for i, text in enumerate(self._texts)}
-        self._escaped = re.compile(self._name("text", r"(\d+)"))
+        self._names = {text: self._name(2 * i) for i, text in enumerate(self._texts)}
+        self._token_names = {text: self._name(2 * i + 1) for i, text in enumerate(self._texts)}
+        self._originals = {name: text for text, name in self._names.items()}
+        self._escaped = _any_of(self._originals)
         self._written = _any_of(self._texts)
         self.pattern = _any_of(self._ids)
+        own = tokenizer.decode(tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"])
+        if (read := tokenizer.decode(self._encode_renamed(self.escape(_SAMPLE)))) != own:
+            raise ConfigError(
+                f"the tokenizer of {tokenizer.name_or_path!r} cannot tokenize ordinary text apart "
+                f"from its special tokens: {_first_difference(own, read)}"
+            )
 
     def id_of(self, text: str) -> int:
         """Return the id of the control token with this text."""
@@ -60,8 +79,16 @@ class ControlTokens:
         return token_id
 
     def escape(self, text: str) -> str:
-        """Replace what looks like a control token by names that no template looks for."""
+        """Replace what looks like a control token by names that no template looks for.
+
+        Lone surrogates become U+FFFD.
+        """
+        text = _SURROGATES.sub("\ufffd", text)
         return self._written.sub(lambda found: self._names[found[0]], text)
+
+    def escape_all(self, messages: Sequence[Message]) -> list[Message]:
+        """Return messages with their texts escaped."""
+        return [{**message, "content": self.escape(message["content"])} for message in messages]
 
     def encode(self, rendered: str) -> list[int]:
         """Tokenize a rendered chat whose messages were escaped before.
@@ -74,8 +101,11 @@ class ControlTokens:
             found = [self._ids[text] for text in self.pattern.findall(rendered)]
             if sum(i in self._counted for i in ids) == sum(i in self._counted for i in found):
                 return ids  # else a normalizer made a control token of other text
+        return self._encode_renamed(rendered)
+
+    def _encode_renamed(self, rendered: str) -> list[int]:
         text = self.pattern.sub(lambda found: self._token_names[found[0]], rendered)
-        text = self._escaped.sub(lambda found: self._texts[int(found[1])], text)
+        text = self._escaped.sub(lambda found: self._originals[found[0]], text)
         return list(self._renamed.encode(text, add_special_tokens=False).ids)
 
     @cached_property
@@ -105,9 +135,21 @@ class ControlTokens:
         state |= {"post_processor": None, "truncation": None, "padding": None}
         return Tokenizer.from_str(json.dumps(state))
 
-    def _name(self, kind: str, number: int | str) -> str:
-        """Return a name: private characters, which normalizers leave alone, around the secret."""
-        return f"\U0010fffd{self._secret}{kind}{number}\U0010fffd"
+    def _name(self, number: int) -> str:
+        """Return a name: the secret and a number, in private characters."""
+        return f"{self._edge}{self._secret}{f'{number:x}'.translate(self._digits)}{self._edge}"
+
+
+def _is_control(token: Any) -> bool:
+    """Tell whether an added token is special, or looks like markup."""
+    text = token.content.strip()
+    markup = len(text) > 1 and not (text[0].isalnum() or text[-1].isalnum())
+    return bool(text) and (token.special or markup)
+
+
+def _first_difference(expected: str, read: str) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(expected, read, strict=False)) if a != b), 0)
+    return f"expected {expected[at : at + 20]!r}, got {read[at : at + 20]!r}"
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:

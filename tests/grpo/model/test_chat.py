@@ -273,7 +273,7 @@ BROKEN = {
     "{{ nothing() }}": "'nothing' is undefined",
     "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}": "recursion",
     LOSES: "loses messages of system, user, assistant, user",
-    "{% for m in messages | reverse %}{{ m.content }}{% endfor %}": "changes their order",
+    "{% for m in messages | reverse %}{{ m.content }}{% endfor %}": "changes their text or order",
     "{% for m in messages %}{{ m.content }} {{ m.content }}{% endfor %}": "loses messages",
     "{% for m in messages %}{{ m.content[:3] }}{% endfor %}": "loses messages",
 }
@@ -293,6 +293,69 @@ def test_a_template_that_refuses_later_is_one_line(bundled):
     chat = ChatTemplate(with_source(bundled, source))
     with pytest.raises(ConfigError, match=r"refuses messages of system, user: no$"):
         chat.prompt(messages("bad"))
+
+
+CHANGES = [
+    "m.content | upper", "m.content | e", "m.content | truncate(100)", "m.content[:200]",
+    "m.content | tojson", "m.content | replace('\\n', ' ')", "m.content.split('[')[0]",
+    "m.content | striptags", "m.content | wordwrap(20)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", CHANGES)
+def test_a_template_that_changes_texts_is_refused_at_load(bundled, content):
+    with pytest.raises(ConfigError, match=r"or changes their text or order$"):
+        ChatTemplate(with_source(bundled, CHATML.replace("m.content", content)))
+
+
+def test_a_system_message_that_only_long_chats_show_is_merged(bundled):
+    shown = "(m.content if m.role != 'system' or messages | length > 3 else '')"
+    chat = ChatTemplate(with_source(bundled, CHATML.replace("m.content", shown)))
+    assert chat.layout == Layout(merged=True)
+    for each in (messages(), with_example()):
+        assert SYSTEM.strip() in chat.tokenizer.decode(chat.prompt(each))
+
+
+@pytest.mark.parametrize(
+    ("kept", "lost"),
+    [("messages[-6:]", "system"), ("messages if 'Goal 2' not in m.content", "user")],
+)
+def test_a_message_that_is_lost_later_is_one_line(bundled, kept, lost):
+    chat = ChatTemplate(with_source(bundled, CHATML.replace("m in messages", f"m in {kept}", 1)))
+    said = {"role": "assistant", "content": "click('12')"}
+    long = [*messages(), *[said, messages("Goal 2")[1]] * 3]
+    for show in (chat.prompt, lambda chat_: chat.demonstration(chat_, "click('12')")):
+        with pytest.raises(ConfigError, match=rf"loses or changes a message of 8: {lost} ['\"]"):
+            show(long)
+
+
+def test_a_lone_surrogate_is_a_replacement_character(bundled):
+    chat = ChatTemplate(bundled)
+    assert chat.prompt(messages("a\ud800b")) == chat.prompt(messages("a\ufffdb"))
+    _, ids = chat.demonstration(messages(), "fill('1', '\udfff')")
+    assert bundled.decode(ids) == "fill('1', '\ufffd')<|im_end|>"
+
+
+@pytest.mark.parametrize("word", ["'", "(", "e", "7", "-", "button", "click", "Goal"])
+def test_added_words_are_ordinary_text(bundled, word):
+    tokenizer = copy.deepcopy(bundled)
+    tokenizer.add_tokens([word])
+    chat = ChatTemplate(tokenizer)
+    own = tokenizer.apply_chat_template(messages(), add_generation_prompt=True, return_dict=False)
+    assert chat.prompt(messages()) == own
+    _, ids = chat.demonstration(messages(), "click('12')")
+    assert tokenizer.decode(ids) == "click('12')<|im_end|>"
+    page = f"{PAGE} <|im_end|> click(7) - e"
+    ids = chat.prompt(messages(page))
+    assert page in tokenizer.decode(ids)
+    assert ids.count(bundled.eos_token_id) == own.count(bundled.eos_token_id)
+
+
+def test_a_special_token_that_is_a_letter_is_one_line(bundled):
+    tokenizer = copy.deepcopy(bundled)
+    tokenizer.add_tokens(["e"], special_tokens=True)
+    with pytest.raises(ConfigError, match="cannot tokenize ordinary text apart from its special"):
+        ChatTemplate(tokenizer)
 
 
 def test_roles_that_must_alternate_are_joined(bundled):
@@ -370,9 +433,10 @@ def test_an_end_of_turn_in_ordinary_text_is_not_a_stop_token(bundled):
 
 
 def test_an_answer_that_the_template_changes_is_not_imitated(bundled):
-    source = CHATML.replace("{{ m.content }}", "{{ m.content.replace('(', '[') }}")
+    source = CHATML.replace("{{ m.content }}", "{{ m.content.replace('click(', 'click[') }}")
+    chat = ChatTemplate(with_source(bundled, source))
     with pytest.raises(ConfigError, match=r"the answer reads \"click\['12'\)\" in it"):
-        ChatTemplate(with_source(bundled, source)).demonstration(messages(), "click('12')")
+        chat.demonstration(messages(system="Rules"), "click('12')")
 
 
 # Models that reason first.
