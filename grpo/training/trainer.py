@@ -95,6 +95,7 @@ class Trainer:
         self.credit = CreditRule(config.credit, config.discount, config.step_weight)
         self.saver = Saver(config, policy, self.world)
         self.step = self.episodes = 0
+        self._counted: dict[str, int] = {}
         self.is_finished = False
         self.seconds = {"rollout": 0.0, "generate": 0.0, "env": 0.0, "update": 0.0, "sync": 0.0}
         self.resumed = self.saver.load(self.load_state)
@@ -268,6 +269,7 @@ class Trainer:
         self.step += 1
         self.episodes += sum(len(group.episodes) for group in played)
         self.task_sampler.observe(played)
+        self._counted = dict(self.rollouts.counters)  # those of a step that fails are counted anew
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds beside the policy."""
@@ -278,7 +280,7 @@ class Trainer:
             "version": self.policy.version,
             "date": self.policy.chat.date,
             "seconds": self.seconds,
-            "failures": dict(self.rollouts.counters),
+            "failures": self._counted,
             "tasks": self.task_sampler.state(),
             "random": torch.get_rng_state(),
             **self.updater.state(),
@@ -300,6 +302,7 @@ class Trainer:
         self.policy.version, self.seconds = state["version"], state["seconds"]
         self.policy.chat.date = state["date"]  # a prompt after midnight is the one before
         self.rollouts.counters.update(state["failures"])
+        self._counted = dict(self.rollouts.counters)
         self.task_sampler.load_state(state["tasks"])
         torch.set_rng_state(state["random"])
         self.updater.load_state(state)

@@ -123,6 +123,26 @@ async def test_any_error_saves_what_was_learned(make_trainer, kind):
     assert saved(trainer) == ["step-000002"]
 
 
+async def test_what_a_step_that_fails_has_played_is_not_counted(make_trainer):
+    """Its episodes are played again by the resumed run; another rank may have failed, say."""
+    trainer = make_trainer(steps=3, **WORKS)
+    update = trainer.updater.update
+
+    def fail(*args):
+        if trainer.step == 2:
+            raise PeerError("rank 1 has failed")
+        return update(*args)
+
+    trainer.updater.update = fail
+    with pytest.raises(PeerError):
+        await run(trainer)
+    assert trainer.rollouts.counters["episodes"] == 48
+    assert state_of(trainer, 2)["failures"] == {"episodes": 32}
+    resumed = make_trainer(steps=3, resume=True, **WORKS)
+    await run(resumed)
+    assert state_of(resumed, 3)["failures"] == {"episodes": 48}
+
+
 async def test_an_error_of_whoever_reads_the_steps_saves_them(make_trainer):
     trainer = make_trainer(steps=9, save_every=0, **WORKS)
     steps = trainer.train()
@@ -166,7 +186,8 @@ async def test_a_new_run_that_was_killed_is_not_continued_as_the_old_one(make_tr
     assert "step-000003 belongs to an earlier run" in caplog.text
     await run(resumed)
     manifest = resumed.config.folder / "checkpoints" / "step-000005" / "manifest.json"
-    assert json.loads(manifest.read_text())["run"] == resumed.saver.run == run_id(resumed.config.folder)
+    run = resumed.saver.run
+    assert json.loads(manifest.read_text())["run"] == run == run_id(resumed.config.folder)
     again = make_trainer(steps=6, resume=True, **WORKS)
     assert (again.step, again.saver.run) == (5, resumed.saver.run)
 
