@@ -186,10 +186,10 @@ async def test_a_new_run_that_was_killed_is_not_continued_as_the_old_one(make_tr
     assert "step-000003 belongs to an earlier run" in caplog.text
     await run(resumed)
     manifest = resumed.config.folder / "checkpoints" / "step-000005" / "manifest.json"
-    run = resumed.saver.run
-    assert json.loads(manifest.read_text())["run"] == run == run_id(resumed.config.folder)
+    newest = resumed.saver.run
+    assert json.loads(manifest.read_text())["run"] == newest == run_id(resumed.config.folder)
     again = make_trainer(steps=6, resume=True, **WORKS)
-    assert (again.step, again.saver.run) == (5, resumed.saver.run)
+    assert (again.step, again.saver.run) == (5, newest)
 
 
 async def test_a_replacement_that_cannot_be_played_costs_a_group(make_trainer, caplog):
