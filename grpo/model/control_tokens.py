@@ -66,6 +66,12 @@ class ControlTokens:
         self._escaped = _any_of(self._originals)
         self._written = _any_of(self._texts)
         self.pattern = _any_of(self._ids)
+        # Only unusual tokens need the check: its other tokenizer takes half a second to make.
+        if len(added) > len(self._ids) or self._written.search(_SAMPLE):
+            self._check_ordinary_text()
+
+    def _check_ordinary_text(self) -> None:
+        tokenizer = self._tokenizer
         own = tokenizer.decode(tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"])
         if (read := tokenizer.decode(self._encode_renamed(self.escape(_SAMPLE)))) != own:
             raise ConfigError(
