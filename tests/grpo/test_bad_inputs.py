@@ -225,7 +225,6 @@ def test_configuration_files(refused, command, code, part):
         ("steps: 1e3", "steps must be an integer, got "),
         ("resume: 1", "resume must be true or false, got 1"),
         ("group-size: 4", "unknown option 'group-size'; did you mean 'group_size'?"),
-        ("max_" "steps: 3", "'max_steps' is now called 'max_turns'"),
         ("config: x.yaml", "unknown option 'config'"),
         ("chat_template_kwargs: [1]", "chat_template_kwargs must be a JSON object"),
         ("env_url: http://x:99999", "env_url must be addresses such as"),
