@@ -65,9 +65,10 @@ def test_without_an_adapter_it_reads_the_tasks_own_configuration(read_config):
 
 def test_an_adapter_is_a_folder_or_a_hub_id(read_config, tmp_path):
     for adapter in (str(tmp_path), "user/name"):
-        config = read_config(f"--adapter={adapter}", "--task", "a,b")
-        assert (config.adapter, config.task, config.model) == (adapter, ("a", "b"), "")
-        assert config.folder == Path("runs/a+b")
+        config = read_config(f"--adapter={adapter}", "--task", "click-link,click-tab")
+        names = ("click-link", "click-tab")
+        assert (config.adapter, config.task, config.model) == (adapter, names, "")
+        assert config.folder == Path("runs/click-link+click-tab")
 
 
 def test_options_of_the_run_are_the_defaults(read_config, run_folder):

@@ -36,7 +36,8 @@ def make_run(folder, success=(0, 0), **options):
     }
     summary["trained"] = rates["trained"]
     (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "metrics.jsonl").write_text("".join(f'{{"success": {p}}}\n' for p in success))
+    steps = ({"step": n, "success": p} for n, p in enumerate(success, 1))
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(step)}\n" for step in steps))
     return folder
 
 

@@ -313,8 +313,8 @@ def test_a_signal_saves_and_an_ignored_one_does_nothing(tmp_path, number):
         from grpo.shutdown import Stopped
         from tests.support.scripted import SETTINGS, run
 
-        if sys.argv[2] == "ignored":
-            signal.signal({int(number)}, signal.SIG_IGN)
+        ignored = sys.argv[2] == "ignored"  # whatever this test was started with, e.g. by nohup
+        signal.signal({int(number)}, signal.SIG_IGN if ignored else signal.SIG_DFL)
 
         def on_step(step):
             if step == 2:
