@@ -21,7 +21,15 @@ from grpo.model import ways
 from grpo.model.forward import ForwardMode, ForwardPlan, recomputed_layers
 from grpo.model.head import measure_head
 from grpo.model.limits import length_limit
-from grpo.model.probe import Logits, Probe, describe, first_layers, make_rows, set_attention
+from grpo.model.probe import (
+    Logits,
+    Probe,
+    describe,
+    first_layers,
+    foreign_code,
+    make_rows,
+    set_attention,
+)
 from grpo.tree.layers import prepare
 
 
@@ -50,7 +58,8 @@ def check_model(
     rounding to bfloat16 would hide a small difference, and the whole model in its own dtype.
 
     Args:
-        model: a `transformers` causal language model; `prepare`d if the tree is chosen.
+        model: a `transformers` causal language model that has passed `check_weights_stay`;
+            `prepare`d if the tree is chosen.
         wanted: "auto" chooses the tree where it is right, and warns where it is not.
         adapter: how to perturb and merge the model's adapter; None without one.
         activation_checkpointing: True to check the gradient with recomputed layers as well.
@@ -59,8 +68,8 @@ def check_model(
         ValueError: nothing, or not the wanted forward pass, gives the model's numbers.
     """
     name = type(model).__name__
-    check_weights_stay(model)
-    try:
+    model.eval()
+    with foreign_code(model):
         max_length = length_limit(model)
         rows = make_rows(model, max_length)
         copy = first_layers(model)
@@ -69,10 +78,6 @@ def check_model(
         measured = measure_head(copy)
         head = replace(measured, layer=model.get_output_embeddings())
         probes = [Probe(copy, measured, rows), Probe(model, head, rows)]
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # foreign code, called in ways that it may not know
-        raise ValueError(f"{name} is not supported: {describe(error)}") from error
     mode, use_cache, conv_width, notes = _choose(name, probes, wanted)
     if notes:
         warnings.warn(f"{name}: {'; '.join(notes)}", stacklevel=4)
@@ -95,17 +100,12 @@ def check_weights_stay(model: Any) -> None:
     Raises:
         ValueError: it changes them, or fails.
     """
-    name = type(model).__name__
     before = [p._version for p in model.eval().parameters()]
-    try:
-        with torch.no_grad():
-            ids = torch.ones(1, 2, dtype=torch.long, device=model.device)
-            model(input_ids=ids, use_cache=False)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # foreign code, called in ways that it may not know
-        raise ValueError(f"{name} is not supported: {describe(error)}") from error
+    with foreign_code(model), torch.no_grad():
+        ids = torch.ones(1, 2, dtype=torch.long, device=model.device)
+        model(input_ids=ids, use_cache=False)
     if [p._version for p in model.parameters()] != before:
+        name = type(model).__name__
         raise ValueError(f"{name} is not supported: its own forward pass changes its weights")
 
 

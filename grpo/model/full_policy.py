@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from grpo.model.check import check_model
+from grpo.model.check import check_model, check_weights_stay
 from grpo.model.forward import ForwardMode
 from grpo.model.policy import Policy
 from grpo.model.pretrained import one_line_reason, quiet_transformers
@@ -58,6 +58,7 @@ class FullPolicy(Policy):
                 f"{type(model).__name__} has the type {model.config.model_type!r}, which "
                 "transformers does not load; use train=lora"
             )
+        check_weights_stay(model)
         plan = check_model(model, forward, activation_checkpointing=activation_checkpointing)
         super().__init__(model, tokenizer, plan, activation_checkpointing=activation_checkpointing)
         model.requires_grad_(True)

@@ -68,8 +68,8 @@ def probe_length(model: Any, shortest: int) -> int:
 def shorten_windows(model: Any, configs: Iterable[Any]) -> None:
     """Make the windows of a copy so short that rows of the check leave them.
 
-    Whoever ignores a window of thousands of tokens, or follows one that the model ignores, computes
-    the same numbers until a row is longer than that.
+    A forward pass that ignores the model's window, or a cache that applies one which the model
+    ignores, gives the right numbers until a row is longer than the window.
 
     Args:
         model: a copy; its modules are changed.
@@ -93,7 +93,9 @@ def special_ids(model: Any) -> set[int]:
     for config in (model.config, model.config.get_text_config()):
         for name, value in config.to_dict().items():
             if re.search("token_id|token_index", name):
-                found |= {i for i in (value if isinstance(value, list) else [value]) if i}
+                found |= {
+                    i for i in (value if isinstance(value, list) else [value]) if i is not None
+                }
     return found
 
 

@@ -15,6 +15,7 @@ from grpo.errors import ConfigError
 from grpo.model.check import AdapterCheck, check_model, check_weights_stay
 from grpo.model.forward import ForwardMode
 from grpo.model.policy import Policy
+from grpo.model.probe import foreign_code
 from lora import (
     adapter_state,
     apply_lora,
@@ -141,13 +142,8 @@ def _probe(model: Any) -> Callable[[], Tensor]:
     ids = torch.arange(8, device=model.device) % model.config.get_text_config().vocab_size
 
     def run() -> Tensor:
-        try:
+        with foreign_code(model):
             logits: Tensor = model(input_ids=ids[None], use_cache=False).logits
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception as error:  # foreign code, called in a way that it may not know
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise ValueError(f"{type(model).__name__} is not supported: {reason}") from error
         return logits
 
     return run

@@ -27,8 +27,8 @@ MOST_ROUNDING = 0.5
 ROUNDING = 20
 """How many times the effect of one rounding error a correct forward pass may differ."""
 
-SHARED, DECODED = 5, 3
-"""Tokens that begin all rows; tokens that are decoded one by one."""
+SHARED = 5
+"""Tokens that begin all rows."""
 
 Logits = tuple[Tensor, Sequence[int]]
 """[n, V], and the numbers of the tokens, counted through all rows, that they were computed at."""
@@ -105,6 +105,18 @@ def describe(error: Exception) -> str:
     """Return an error of foreign code as one line."""
     text = " ".join(str(error).split())[:200]
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def foreign_code(model: Any) -> Iterator[None]:
+    """Within this context an error of the model's own code is a ValueError that refuses it."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # called in ways that it may not know
+        reason = describe(error)
+        raise ValueError(f"{type(model).__name__} is not supported: {reason}") from error
 
 
 def make_rows(model: Any, max_length: int) -> list[list[int]]:
