@@ -19,28 +19,12 @@ from grpo.generators.base import GeneratorError
 from grpo.generators.local import LocalGenerator
 from grpo.model.full_policy import FullPolicy
 from grpo.rollouts.agents import model_agent
-from grpo.training.checkpoint import checkpoints
 from grpo.training.gap import GapMonitor
 from grpo.training.updater import Updater
+from tests.support.training import equal, parameters, run, saved
 
 SETTINGS = {"learning_rate": 0.03, "warmup_steps": 0, "log_kl": False}
 GAP = "sampling/logp_difference"
-
-
-async def run(trainer):
-    return [step.metrics async for step in trainer.train()]
-
-
-def parameters(trainer):
-    return [p.detach().clone() for p in trainer.policy.parameters()]
-
-
-def equal(one, other):
-    return all(map(torch.equal, one, other))
-
-
-def saved(trainer):
-    return [path.name for path in checkpoints(trainer.config.folder)]
 
 
 def sampled_by(policy, batch, rows, off=0.0, version=None):

@@ -17,25 +17,10 @@ from grpo.distributed import PeerError, World, _Fault
 from grpo.files import begin_run, run_id
 from grpo.generators.base import GeneratorError
 from grpo.training.checkpoint import checkpoints
+from tests.support.training import equal, parameters, run, saved
 
 ROOT = Path(__file__).resolve().parents[3]
 WORKS = {"valid_action_bonus": 0.5, "beta": 0.05}  # every step has a gradient
-
-
-async def run(trainer):
-    return [step.metrics async for step in trainer.train()]
-
-
-def parameters(trainer):
-    return [p.detach().clone() for p in trainer.policy.parameters()]
-
-
-def equal(one, other):
-    return all(map(torch.equal, one, other))
-
-
-def saved(trainer):
-    return [path.name for path in checkpoints(trainer.config.folder)]
 
 
 def state_of(trainer, step):
