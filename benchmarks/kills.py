@@ -192,7 +192,7 @@ class _Bench:
         row.different += differences(self.folder / name, config.folder.parent)
         if old:
             moved, kept = config.folder / EARLIER / old, self.folder / other / "run"
-            row.different += differences(kept, moved, but=("README.md",))
+            row.different += differences(kept, moved)
         return row
 
     def of_ranks(self, rank: int, count: int) -> Row:

@@ -30,6 +30,10 @@ FILES = (
 """What a run leaves. Checkpoints come first: without them nobody resumes a run that is half moved,
 and the id comes last."""
 
+CARD = "README.md"
+CARD_MARK = "by grpo-browser"
+"""Part of the text of every model card: tells it from a README.md that the user has written."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -116,6 +120,8 @@ def set_aside(folder: Path) -> Path | None:
     names = [name for name in FILES if (folder / name).exists()]
     if not {RUN_FILE, "checkpoints", "metrics.jsonl"} & set(names):  # no run's folder
         return None
+    if _is_card(folder / CARD):
+        names.insert(-1, CARD)
     target = folder / EARLIER / (run_id(folder) or secrets.token_hex(6))
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -176,6 +182,13 @@ def writable(folder: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):
             folder.rmdir()
+
+
+def _is_card(path: Path) -> bool:
+    try:
+        return path.is_file() and CARD_MARK in path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def _cannot_write(folder: Path, error: OSError) -> ConfigError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import logging
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envs.base import Box, Task
+from grpo.files import read_json, replacing, write_text
 from grpo.rollouts.rollout import Rollouts
 from grpo.safe_output import one_line, printable
 from grpo.types import Episode
@@ -22,6 +24,9 @@ OUTLINE = "#ff00d0"
 WIDTH = 3
 MARGIN = 8
 """Pixels of the border that stay on a picture, where it has one on both sides."""
+
+MAX_NAME = 200
+"""Bytes of a folder's name; file systems take 255."""
 
 LABELS = ("before", "after")
 """These episodes come first, in this order."""
@@ -45,12 +50,12 @@ async def record_episode(rollouts: Rollouts, task: Task, folder: Path, *, seed: 
     episode = await rollouts.episode(task, [seed, task.seed], record=True)
     if episode is None:
         return
-    folder = folder / _folder_name(task.name) / str(task.seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    for k, picture in _pictures(episode).items():
-        (folder / f"{k}.png").write_bytes(picture)
     text = json.dumps(_as_json(episode), indent=2)
-    (folder / "episode.json").write_text(text + "\n", encoding="utf-8")
+    with replacing(folder / _folder_name(task.name) / str(task.seed)) as unfinished:
+        unfinished.mkdir()
+        for k, picture in _pictures(episode).items():
+            (unfinished / f"{k}.png").write_bytes(picture)
+        (unfinished / "episode.json").write_text(text + "\n", encoding="utf-8")
 
 
 def record_tally(folder: Path, tally: Mapping[str, Mapping[str, int]]) -> None:
@@ -60,14 +65,15 @@ def record_tally(folder: Path, tally: Mapping[str, Mapping[str, int]]) -> None:
         folder: of `record_episode`; created where it is missing.
         tally: `solved` and `n` by task.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({name: {k: of[k] for k in ("solved", "n")} for name, of in tally.items()})
-    (folder / "tally.json").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "tally.json", text + "\n")
 
 
 def _folder_name(task: str) -> str:
     """Return a task's name without what would name another folder."""
     name = one_line(task).replace("/", "%2F")
+    if len(name.encode()) > MAX_NAME:
+        name = name[: MAX_NAME // 8] + hashlib.sha256(name.encode()).hexdigest()
     return name if name.strip(".") else name.replace(".", "%2E")
 
 
@@ -175,9 +181,9 @@ def write_gallery(media: Path, *, title: str) -> None:
     episodes = []
     for path in media.glob("*/*/*/episode.json"):
         label = path.relative_to(media).parts[0]
-        if (episode := _load(path)) is None:
+        if not (episode := read_json(path)):  # a killed run has left a part of it
             continue
-        tally = (_load(media / label / "tally.json") or {}).get(episode["task"])
+        tally = read_json(media / label / "tally.json").get(episode["task"])
         episode = _printable(episode | {"label": label, "tally": tally})
         for k, page in enumerate(episode["pages"]):
             if (picture := path.with_name(f"{k}.png")).is_file():
@@ -189,8 +195,7 @@ def write_gallery(media: Path, *, title: str) -> None:
     # A script ends at "</script", also inside a string: a completion may contain that.
     data = json.dumps(shown | {"episodes": episodes}).replace("<", "\\u003c")
     html = Path(__file__).with_name("gallery.html").read_text(encoding="utf-8")
-    media.mkdir(parents=True, exist_ok=True)
-    (media / "index.html").write_text(html.replace("DATA", data, 1), encoding="utf-8")
+    write_text(media / "index.html", html.replace("DATA", data, 1))
 
 
 def _place(episode: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -198,15 +203,6 @@ def _place(episode: Mapping[str, Any]) -> tuple[Any, ...]:
     label = episode["label"]
     first = LABELS.index(label) if label in LABELS else len(LABELS)
     return first, label, episode["task"], episode["seed"]
-
-
-def _load(path: Path) -> dict[str, Any] | None:
-    """Read a JSON file; None if it is missing or incomplete, as a killed run leaves it."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _printable(value: Any) -> Any:

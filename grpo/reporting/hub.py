@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 
 from grpo.errors import ConfigError
+from grpo.files import CARD, write_text
 from grpo.reporting.model_card import base_model, model_card, read_object, trained_weights
 
 RECORDS = ("config.yaml", "summary.json", "metrics.jsonl", "completions.txt", "curves.png")
@@ -86,8 +87,8 @@ def push_to_hub(folder: str | Path, repo_id: str) -> str:
 
 def _contents(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
     """Map names in the repository to the files, or their bytes, that are uploaded."""
-    card, weights = folder / "README.md", trained_weights(folder)
-    card.write_text(str(model_card(folder, repo_id)), encoding="utf-8")
+    card, weights = folder / CARD, trained_weights(folder)
+    write_text(card, str(model_card(folder, repo_id)))
     files = [card, *(folder / name for name in RECORDS), *(folder / "media").rglob("*")]
     contents: dict[str, Path | bytes] = {
         **{path.name: path for path in weights.iterdir() if path.is_file()},

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from grpo.errors import ConfigError
+from grpo.files import CARD_MARK
 from grpo.generators.vllm.options import max_lora_rank
 from grpo.model.bundled import GGUF_FILE, HUB_ID
 from grpo.reporting.progress import rate_text
@@ -180,7 +181,7 @@ def _what_it_is(summary: dict[str, Any], config: Config, base: str, lora: bool) 
     minutes = (summary["seconds"]["rollout"] + summary["seconds"]["update"]) / 60
     text = (
         f"{what} that acts in a browser: it reads a page's accessibility tree and answers with "
-        f"one action, `click('57')`. Trained with GRPO, by grpo-browser, on MiniWoB's "
+        f"one action, `click('57')`. Trained with GRPO, {CARD_MARK}, on MiniWoB's "
         f"{markdown(summary['task'])}: {summary['steps']} steps, {summary['episodes']:,} episodes, "
         f"{minutes:.0f} minutes"
     )

@@ -132,6 +132,17 @@ def test_an_earlier_run_is_set_aside_and_nothing_else(tmp_path):
     assert set_aside(tmp_path) == tmp_path / "earlier" / second
 
 
+def test_a_model_card_goes_with_its_run(tmp_path):
+    begin_run(tmp_path)
+    (tmp_path / "README.md").write_text("An adapter. Trained with GRPO, by grpo-browser.")
+    target = set_aside(tmp_path)
+    assert sorted(p.name for p in target.iterdir()) == ["README.md", "run.json"]
+    begin_run(tmp_path)
+    (tmp_path / "README.md").write_text("My notes on these runs.")
+    set_aside(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "earlier"]
+
+
 @contextmanager
 def killed_before(number):
     """End the block before the number-th of the operations by which folders move and go."""

@@ -3,9 +3,12 @@
 import json
 import os
 import signal
+import sys
 import threading
 import warnings
+from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 
 import grpo
@@ -14,7 +17,7 @@ from envs.scripted import ScriptedEnv
 from grpo.config import Config
 from grpo.errors import ConfigError
 from grpo.files import locked, run_id
-from grpo.reporting.hub import HubError
+from grpo.reporting.hub import HubError, push_to_hub
 from grpo.reporting.loggers import MetricsLog, read_metrics
 from grpo.reporting.report import Report
 from grpo.shutdown import Stopped
@@ -230,6 +233,36 @@ def test_a_warm_start_is_not_repeated_by_a_resumed_run(config):
     assert result.summary["untrained"] == before["untrained"]
     assert result.summary["warm_started"] == before["warm_started"]
     assert result.summary["steps"] == 2
+
+
+@pytest.fixture
+def written():
+    """The files that this process opens to write, as Python tells its audit hooks."""
+    paths: list[Path] = []
+    watching = True
+
+    def watch(event, arguments):  # cannot be removed
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if watching and writes and isinstance(arguments[0], str | os.PathLike):
+            paths.append(Path(os.fspath(arguments[0])))
+
+    sys.addaudithook(watch)
+    yield paths
+    watching = False
+
+
+def test_no_file_of_a_run_is_written_in_place(config, written, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    grpo.train(config, ScriptedEnv)
+    grpo.train(config.replace(steps=3, resume=True), ScriptedEnv)
+    with pytest.raises(HubError):
+        push_to_hub(config.folder, "user/name")
+    parts = [path.relative_to(config.folder).parts for path in written
+             if path.is_relative_to(config.folder) and "tensorboard" not in path.parts]  # fmt: skip
+    in_place = {"/".join(each) for each in parts if not any(".tmp" in part for part in each)}
+    # The first two are appended to, all or nothing.
+    assert in_place == {"metrics.jsonl", "completions.txt", "run.lock"}
+    assert {name for each in parts for name in each} >= {"index.tmp.html", "README.tmp.md"}
 
 
 def test_two_runs_at_once_are_one_and_an_error(plain):

@@ -1,11 +1,13 @@
 """Recorded episodes: their files, the outlines, and the page in a real browser."""
 
 import base64
+import hashlib
 import io
 import json
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -141,6 +143,21 @@ async def test_record_episode_keeps_nothing_of_a_session_that_failed(tmp_path):
     folder = tmp_path / "click-word" / "3"
     assert len(json.loads((folder / "episode.json").read_text())["pages"]) == 2
     assert sorted(path.name for path in folder.iterdir()) == ["0.png", "1.png", "episode.json"]
+
+
+async def test_an_episode_is_recorded_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    folder = tmp_path / "click-word" / "3"
+    await record_episode(playing(saying("right")), TASK, tmp_path)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(self, text, **_):
+        raise OSError(28, "no space left", str(self))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space left"):
+        await record_episode(playing(saying("noop()")), TASK, tmp_path)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["3"]
 
 
 async def test_record_episode_without_pictures_shows_errors(tmp_path):
@@ -308,7 +325,10 @@ async def test_a_broken_picture_does_not_end_the_run(tmp_path, broken, caplog):
 
 @pytest.mark.parametrize(
     ("name", "folder"),
-    [("site/login", "site%2Flogin"), ("..", "%2E%2E"), ("a.b", "a.b"), ("a\x1b", r"a\x1b")],
+    [
+        *(("site/login", "site%2Flogin"), ("..", "%2E%2E"), ("a.b", "a.b"), ("a\x1b", r"a\x1b")),
+        ("ü" * 200, "ü" * 25 + hashlib.sha256(("ü" * 200).encode()).hexdigest()),
+    ],
 )
 async def test_a_tasks_name_is_one_folder(tmp_path, name, folder):
     class Named(ScriptedEnv):
