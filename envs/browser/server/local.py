@@ -24,10 +24,20 @@ READY = "browser server ready at "
 
 CLIENT = ("openenv",)
 SERVER = (*CLIENT, "uvicorn", "browsergym", "miniwob")
-INSTALL = (
-    "run `make setup` in a checkout, or install the extra `browser` and `pip install --no-deps "
-    "browsergym-core==0.14.3 browsergym-miniwob==0.14.3 miniwob==1.1.0`"
-)
+
+
+def how_to_install(version: tuple[int, ...]) -> str:
+    """Say how to install the packages of `SERVER` on this version of Python, in one line."""
+    extra = "run `make setup` in a checkout, or install the extra `browser`"
+    if version < (3, 13):
+        return extra
+    return (
+        f"{extra} and, as pip leaves them out on Python 3.13 and newer, `pip install --no-deps "
+        "browsergym-core==0.14.3 browsergym-miniwob==0.14.3`"
+    )
+
+
+INSTALL = how_to_install(sys.version_info[:2])
 
 
 def check_packages(names: Sequence[str]) -> None:
