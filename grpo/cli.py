@@ -77,21 +77,23 @@ def train(
     baselines: Mapping[str, Agent] | None = None,
 ) -> int:
     """Train on browser tasks; return the exit code."""
-    folders: list[Path] = []
+    earlier: list[tuple[Config, str]] = []
 
     def program() -> None:
+        from grpo.files import run_id
+
         config = read_config(argv, prog=prog, description=description)
         pool = _browser_pool(config)
-        folders.append(config.folder)
+        earlier.append((config, run_id(config.folder)))
 
         from grpo.run import train
 
         train(config, pool, baselines=baselines)
 
     def hint() -> str:
-        from grpo.training.checkpoint import checkpoints
+        from grpo.training.saver import can_resume
 
-        return "; add --resume to continue" if any(map(checkpoints, folders)) else ""
+        return "; add --resume to continue" if any(can_resume(*run) for run in earlier) else ""
 
     return exit_code(program, hint=hint)
 
@@ -160,7 +162,8 @@ def exit_code(program: Callable[[], object], *, hint: Callable[[], str] | None =
 
     Args:
         program: raises what `grpo.run.train` raises.
-        hint: returns what is added to the line that says that a signal stopped the program.
+        hint: returns what is added to the line of a program that a signal has stopped, or whose
+            environment, generator or training has failed.
 
     Returns:
         0; 2 if the user asked for something that cannot be done, 1 if the infrastructure failed,
@@ -189,7 +192,8 @@ def exit_code(program: Callable[[], object], *, hint: Callable[[], str] | None =
         known = EnvError | TaskError | GeneratorError | TrainingError | PeerError | OSError
         if not isinstance(error, known):
             raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        more = hint() if hint and not isinstance(error, TaskError | OSError) else ""
+        print(f"error: {one_line(error)}{more}", file=sys.stderr)
         return 2 if isinstance(error, TaskError) else 1
 
 

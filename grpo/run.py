@@ -97,10 +97,12 @@ async def run_training(
     shutdown: Shutdown | None = None,
 ) -> RunResult:
     """Do what `train` does, as a coroutine of the caller's event loop."""
+    from grpo.reporting.dashboards import check_dashboard
     from grpo.reporting.hub import check_access
 
     _check_arguments(config, env, baselines)
     world = world or World.single()
+    check_dashboard(config)
     if config.push_to_hub and world.is_main:
         check_access(config.push_to_hub)
     with locked(config.folder) if world.is_main else nullcontext():
@@ -119,7 +121,7 @@ async def _run_training(
 
     started = time.monotonic()
     bars = Bars.for_world(world)
-    loading = bars.status(f"{', '.join(config.task)}  loading the model")
+    loading = bars.status(f"{', '.join(config.task)}  {_loading(config)}")
     async with open_runtime(config, env, world, shutdown, loading) as runtime:
         policy, decodings = runtime.policy, runtime.decodings
         if config.warm_start_steps:
@@ -209,7 +211,7 @@ async def run_evaluation(
         raise ConfigError("eval_episodes must be at least 1 to evaluate, got 0")
     started, world = time.monotonic(), world or World.single()
     bars = Bars.for_world(world)
-    loading = bars.status(f"{', '.join(config.task)}  loading the model")
+    loading = bars.status(f"{', '.join(config.task)}  {_loading(config)}")
     with writable(config.folder) if world.is_main else nullcontext():
         async with open_runtime(config, env, world, shutdown, loading) as runtime:
             report = EvaluationReport(runtime, bars)
@@ -226,6 +228,15 @@ async def run_evaluation(
                 await report.record_episodes("policy", "evaluation")
     report.finish()
     return RunResult(report.summary, config.folder)
+
+
+def _loading(config: Config) -> str:
+    also = {
+        "local": "",
+        "vllm": ", starting vLLM",
+        "vllm-server": f", connecting to vLLM at {', '.join(config.vllm_url)}",
+    }
+    return "loading the model" + also[config.backend]
 
 
 def _check_arguments(config: object, env: object, baselines: object) -> None:

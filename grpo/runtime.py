@@ -12,7 +12,7 @@ from envs.base import Env
 from envs.pool import EnvPool
 from grpo.distributed import World
 from grpo.generators.base import Generator
-from grpo.generators.factory import open_generator
+from grpo.generators.factory import check_backend, open_generator
 from grpo.model.loading import load_policy
 from grpo.model.policy import Policy
 from grpo.rollouts.agents import Agent, model_agent
@@ -66,7 +66,7 @@ async def open_runtime(
         env: the environment; a pool is closed with the rest.
         world: the processes that work together; None for this one alone.
         shutdown: handles the signals; None for a new one.
-        loading: entered while the model is loaded, to show it.
+        loading: entered while the model is loaded and the generator is opened, to show it.
 
     Raises:
         ConfigError: the configuration asks for something that cannot be done.
@@ -74,6 +74,7 @@ async def open_runtime(
         Stopped: a signal ended the block.
     """
     world = world or World.single()
+    check_backend(config, world)
     # One thread for all of torch's work leaves the event loop to the environments and the signals.
     executor = ThreadPoolExecutor(1, "torch", initializer=world.use_own_gpu)
     pool = env if isinstance(env, EnvPool) else EnvPool(env, config.env_sessions)
@@ -81,9 +82,11 @@ async def open_runtime(
         with loading or nullcontext():
             loop = asyncio.get_running_loop()
             policy = await loop.run_in_executor(executor, load_policy, config)
-        # Midnight may be between the ranks.
-        policy.chat.date = world.all_gather(policy.chat.date)[0]
-        generator = await stack.enter_async_context(open_generator(config, policy, executor, world))
+            # Midnight may be between the ranks.
+            policy.chat.date = world.all_gather(policy.chat.date)[0]
+            generator = await stack.enter_async_context(
+                open_generator(config, policy, executor, world)
+            )
         await stack.enter_async_context(pool)
         room = policy.max_length - config.max_new_tokens
         max_prompt_tokens = min(room, config.max_prompt_tokens or room)

@@ -17,6 +17,28 @@ if TYPE_CHECKING:
     from grpo.config import Config
 
 
+def check_backend(config: Config, world: World) -> None:
+    """Check what a configuration asks of the generator, before a model is loaded for it.
+
+    Raises:
+        ConfigError: see `open_generator`.
+    """
+    if config.backend == "vllm":
+        from grpo.generators.vllm.options import check_engine
+
+        check_engine(config)
+    if config.backend == "vllm-server":
+        if config.train == "full":
+            raise ConfigError(
+                "backend=vllm-server needs train=lora: with train=full use backend local or vllm"
+            )
+        if len(config.vllm_url) < world.world_size:
+            raise ConfigError(
+                f"vllm_url must name at least one server per rank: expected {world.world_size}, "
+                f"got {len(config.vllm_url)}"
+            )
+
+
 @asynccontextmanager
 async def open_generator(
     config: Config, policy: Policy, executor: Executor, world: World | None = None
@@ -37,6 +59,8 @@ async def open_generator(
             missing.
         GeneratorError: the generator does not start, or samples from another policy.
     """
+    world = world or World.single()
+    check_backend(config, world)
     if config.backend == "local":
         from grpo.generators.local import LocalGenerator
 
@@ -50,7 +74,7 @@ async def open_generator(
         return
     from grpo.generators.sync_check import check_sync
 
-    generator = await _open_vllm(config, policy, world or World.single())
+    generator = await _open_vllm(config, policy, world)
     try:
         await check_sync(
             policy,
@@ -79,19 +103,9 @@ async def _open_vllm(config: Config, policy: Policy, world: World) -> Generator:
         )
     from grpo.generators.vllm.servers import VLLMServers
 
-    if policy.adapter() is None:
-        raise ConfigError(
-            "backend=vllm-server needs train=lora: with train=full use backend local or vllm"
-        )
-    urls = config.vllm_url[world.rank :: world.world_size]  # one rank gives a server its policy
-    if not urls:
-        raise ConfigError(
-            f"vllm_url must name at least one server per rank: expected {world.world_size}, got "
-            f"{len(config.vllm_url)}"
-        )
     return VLLMServers(
         policy,
-        urls,
+        config.vllm_url[world.rank :: world.world_size],  # one rank gives a server its policy
         max_new_tokens=config.max_new_tokens,
         weight_sync=config.vllm_sync,
         folder=config.vllm_folder,

@@ -74,6 +74,19 @@ def open_tensorboard(folder: Path, purge_step: int) -> TensorBoard | None:
     return TensorBoard(SummaryWriter(str(events), purge_step=purge_step))
 
 
+def check_dashboard(config: Config) -> None:
+    """Check, before anything is loaded, that the dashboard's package is installed.
+
+    Raises:
+        ConfigError: it is W&B's, and is not.
+    """
+    if config.logger == "wandb":
+        try:
+            import wandb  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise ConfigError("logger=wandb needs wandb: install the extra 'wandb'") from error
+
+
 class WandB:
     """A run of Weights & Biases. Once it has started, its failures are warnings."""
 
@@ -86,10 +99,9 @@ class WandB:
             seen: steps that were logged before the run was resumed. A resumed run computes some
                 of them again, with the same results, and W&B accepts each step once.
         """
-        try:
-            import wandb
-        except ModuleNotFoundError as error:
-            raise ConfigError("logger=wandb needs wandb: install the extra 'wandb'") from error
+        check_dashboard(config)
+        import wandb
+
         path = folder / "wandb-id"
         resumed = bool(seen) and path.is_file()
         self._seen = seen if resumed else 0

@@ -12,6 +12,7 @@ from grpo.files import begin_run, run_id
 from grpo.model.policy import Policy
 from grpo.training.checkpoint import (
     STATE_FILE,
+    checkpoints,
     load_checkpoint,
     prune,
     save_checkpoint,
@@ -25,6 +26,17 @@ _STATE = {"step": int, "groups": int, "episodes": int, "version": int, "seconds"
 """What the trainer's state must have, whoever wrote it; `restore` notices the rest."""
 
 _log = logging.getLogger(__name__)
+
+
+def can_resume(config: Config, earlier: str) -> bool:
+    """Tell whether a program has left a checkpoint of its run.
+
+    Args:
+        config: of the program.
+        earlier: the id of the run that its folder belonged to when the program began.
+    """
+    is_of_run = config.resume or run_id(config.folder) != earlier
+    return is_of_run and bool(checkpoints(config.folder))
 
 
 class Saver:

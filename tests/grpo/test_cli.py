@@ -19,6 +19,7 @@ from grpo.arguments import read_config
 from grpo.cli import exit_code, main
 from grpo.config import Config
 from grpo.errors import ConfigError
+from grpo.files import begin_run
 from grpo.generators.base import GeneratorError
 from grpo.training.updater import TrainingError
 
@@ -313,9 +314,12 @@ WITH_CHECKPOINT = """
 import signal, sys
 import grpo.run
 from grpo.cli import main
+from grpo.files import begin_run
 from grpo.shutdown import Stopped
 
 def train(config, env, **_):
+    begin_run(config.folder)
+    (config.folder / "checkpoints" / "step-000001").mkdir(parents=True)
     raise Stopped(signal.SIGINT)
 
 grpo.run.train = train
@@ -323,12 +327,41 @@ main(["train", "--output", sys.argv[1]])
 """
 
 
-def test_resuming_is_offered_where_there_is_a_checkpoint(tmp_path):
-    assert python(WITH_CHECKPOINT, str(tmp_path)).stderr == "stopped by SIGINT\n"
-    (tmp_path / "checkpoints" / "step-000001").mkdir(parents=True)
-    (tmp_path / "checkpoints" / "step-000001" / "manifest.json").write_text("{}")
+def test_resuming_is_offered_after_a_signal(tmp_path):
     done = python(WITH_CHECKPOINT, str(tmp_path))
     assert done.stderr == "stopped by SIGINT; add --resume to continue\n"
+
+
+HINT = "; add --resume to continue"
+
+
+@pytest.mark.parametrize(
+    ("begins", "saves", "options", "hint"),
+    [
+        (False, False, [], ""),
+        (True, False, [], ""),
+        (True, True, [], HINT),
+        (False, True, [], ""),  # the checkpoint is an earlier run's
+        (False, True, ["--resume"], HINT),
+    ],
+)
+@pytest.mark.parametrize("kind", [EnvError, GeneratorError])
+def test_resuming_is_offered_where_the_run_has_a_checkpoint(
+    tmp_path, monkeypatch, capsys, kind, begins, saves, options, hint
+):
+    begin_run(tmp_path)
+
+    def train(config, env, **_):
+        if begins:
+            begin_run(config.folder)
+        if saves:
+            (config.folder / "checkpoints" / "step-000001").mkdir(parents=True)
+        raise kind("it is gone")
+
+    monkeypatch.setattr("grpo.run.train", train)
+    argv = ["train", "--env-url", "http://127.0.0.1:1", "--output", str(tmp_path), *options]
+    assert main(argv) == 1
+    assert capsys.readouterr().err == f"error: it is gone{hint}\n"
 
 
 COMMANDS = ["train", "eval", "serve-env", "serve-vllm", "push"]

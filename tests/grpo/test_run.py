@@ -24,6 +24,7 @@ from envs.scripted import ScriptedEnv
 from grpo.cli import exit_code
 from grpo.config import Config
 from grpo.errors import ConfigError
+from grpo.generators.base import GeneratorError
 from grpo.reporting.report import RECORDED
 from grpo.rollouts.agents import oracle_agent
 from grpo.rollouts.evaluation import wilson_interval
@@ -300,6 +301,37 @@ def test_the_hubs_access_is_checked_before_anything_is_loaded(config, monkeypatc
     monkeypatch.setattr("grpo.runtime.load_policy", None)
     with pytest.raises(ConfigError, match="cannot push to user/clicks: no token"):
         grpo.train(config.replace(push_to_hub="user/clicks"), ScriptedEnv)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "vllm"}, "vLLM is not installed: pip install"),
+        ({"backend": "vllm", "train": "full", "vllm_sync": "adapter"}, "needs train=lora"),
+        ({"backend": "vllm-server", "train": "full"}, "backend=vllm-server needs train=lora"),
+        ({"backend": "vllm-server", "vllm_url": ""}, "at least one server per rank: expected 1"),
+        ({"logger": "wandb"}, "logger=wandb needs wandb: install the extra 'wandb'"),
+    ],
+    ids=str,
+)
+def test_what_the_backend_needs_is_checked_before_anything_is_loaded(
+    config, monkeypatch, tmp_path, options, message
+):
+    (tmp_path / "vllm").mkdir()  # not the package
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("grpo.runtime.load_policy", None)
+    with pytest.raises(ConfigError, match=message):
+        grpo.train(config.replace(**options), ScriptedEnv)
+    assert not config.folder.exists()
+
+
+def test_what_is_waited_for_is_shown(config, capsys):
+    options = {"backend": "vllm-server", "vllm_url": "http://127.0.0.1:1", "vllm_deadline": 0.1}
+    with pytest.raises(GeneratorError, match="has been unavailable for 0 s"):
+        grpo.train(config.replace(**options), ScriptedEnv)
+    line = "loading the model, connecting to vLLM at http://127.0.0.1:1\n"
+    assert line in capsys.readouterr().out
 
 
 async def test_programs_are_coroutines_too(config):

@@ -83,7 +83,9 @@ class VLLMClient:
         """Treat the server as unavailable until it has loaded the policy again."""
         if self.unavailable_since is None:
             self.unavailable_since = time.monotonic()
-            logger.warning("vLLM at %s: %s; waiting for it", self.url, error)
+            # At the start of a run it may be loading its model; the program shows that it waits.
+            level = logging.WARNING if self._has_lease else logging.INFO
+            logger.log(level, "vLLM at %s: %s; waiting for it", self.url, error)
 
     async def complete(
         self, snapshot: PolicySnapshot, prompt_ids: tuple[int, ...], n: int, **options: Any
@@ -216,6 +218,5 @@ class VLLMClient:
                 error = still
         raise GeneratorError(
             f"vLLM at {self.url} has been unavailable for {self.deadline_s:.0f} s (vllm_deadline): "
-            f"{error}. Restart it (grpo serve-vllm) and continue from the last checkpoint "
-            "(--resume)"
+            f"{error}. Start it with grpo serve-vllm"
         )

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from grpo.errors import ConfigError
 from grpo.model.limits import short_rope_length
+from grpo.model.loading import choose_device
+
+if TYPE_CHECKING:
+    from grpo.config import Config
 
 WeightSync = Literal["adapter", "merged"]
 """What vLLM is given after an update: the adapter, or the model's weights with it merged in."""
@@ -30,13 +34,27 @@ def max_lora_rank(r: int) -> int:
     return next((rank for rank in _RANKS if rank >= r), r)
 
 
+def check_engine(config: Config) -> None:
+    """Check that vLLM can be what a configuration asks for: an engine in this process.
+
+    Raises:
+        ConfigError: it is not installed, or cannot do that.
+    """
+    if config.train == "full" and config.vllm_sync == "adapter":
+        raise ConfigError("vllm_sync=adapter needs train=lora: train=full has no adapter")
+    require_vllm()
+    if config.vllm_sleep and choose_device(config.device) == "cpu":
+        raise ConfigError("vllm_sleep needs a GPU: on a CPU there is no GPU memory to free")
+
+
 def require_vllm() -> None:
     """Check that vLLM is installed.
 
     Raises:
         ConfigError: it is not installed; the message names the extra.
     """
-    if importlib.util.find_spec("vllm") is None:
+    found = importlib.util.find_spec("vllm")
+    if found is None or found.origin is None:  # None: some folder of that name
         raise ConfigError(
             'vLLM is not installed: pip install "grpo-browser[vllm]", or from a checkout '
             "`make click-test BACKEND=vllm`, which installs it beside the project"

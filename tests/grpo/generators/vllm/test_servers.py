@@ -261,8 +261,25 @@ async def test_waiting_ends_at_the_deadline(open_generator_on, in_request):
     async with fake_servers() as [server], open_generator_on([server], deadline_s=0.1) as generator:
         await generator.sync()
         await server.die()
-        with pytest.raises(GeneratorError, match=rf"{server.url} has been unavailable .*--resume"):
+        with pytest.raises(
+            GeneratorError, match=rf"{server.url} has been unavailable .*serve-vllm"
+        ):
             await (generator.generate(PROMPT, seed=0) if in_request else generator.sync())
+        await server.start()
+
+
+async def test_a_server_is_announced_as_lost_once_it_was_there(open_generator_on, caplog):
+    async with fake_servers() as [server], open_generator_on([server], deadline_s=0.1) as generator:
+        await server.die()
+        with pytest.raises(GeneratorError, match="has been unavailable"):
+            await generator.sync()
+        assert "waiting for it" not in caplog.text
+        await server.start()
+        await generator.sync()
+        await server.die()
+        with pytest.raises(GeneratorError, match="has been unavailable"):
+            await generator.sync()
+        assert caplog.text.count("waiting for it") == 1
         await server.start()
 
 
