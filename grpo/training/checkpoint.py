@@ -117,17 +117,18 @@ def load_checkpoint(config: Config, policy: Policy) -> dict[str, Any] | None:
     Raises:
         ConfigError: every checkpoint is corrupt, or the newest intact one has other settings.
     """
-    found, run, corrupt = checkpoints(config.folder), run_id(config.folder), 0
+    found, run = checkpoints(config.folder), run_id(config.folder)
+    corrupt: dict[str, Exception] = {}
     for folder in reversed(found):
         try:
             manifest = _read_manifest(folder)
         except (OSError, ValueError, RecursionError) as error:
-            _log.warning("checkpoint %s is corrupt (%s) and is skipped", folder.name, error)
-            corrupt += 1
+            corrupt[folder.name] = error
             continue
         if manifest.get("run", "") != run:
             _log.warning("checkpoint %s belongs to an earlier run and is skipped", folder.name)
             continue
+        _warn_of(corrupt)
         if mismatch := config_mismatch(manifest, config):
             raise ConfigError(f"cannot resume from {folder.name}: {mismatch}")
         try:
@@ -136,11 +137,17 @@ def load_checkpoint(config: Config, policy: Policy) -> dict[str, Any] | None:
             raise ConfigError(f"cannot resume from {folder.name}: {error}") from error
         return _read_state(folder)
     if corrupt:
+        name, reason = next(iter(corrupt.items()))
         raise ConfigError(
-            f"cannot resume: all {corrupt} checkpoints in {str(found[0].parent)!r} are corrupt; "
-            "without --resume the run starts over"
+            f"cannot resume: all {len(corrupt)} checkpoints in {str(found[0].parent)!r} are "
+            f"corrupt (the newest, {name}: {reason}); without --resume the run starts over"
         )
     return None
+
+
+def _warn_of(corrupt: dict[str, Exception]) -> None:
+    for name, reason in corrupt.items():
+        _log.warning("checkpoint %s is corrupt (%s) and is skipped", name, reason)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -181,10 +188,13 @@ def _file_in(folder: Path, name: str) -> Path:
 def _read_state(folder: Path) -> dict[str, Any]:
     try:
         state = torch.load(folder / STATE_FILE, weights_only=True)
-    except Exception as error:  # whatever the file makes of unpickling
-        reason = " ".join(str(error).split())[:300]
+    except (
+        Exception
+    ) as error:  # whatever the file makes of unpickling; torch's text advises to run it
         raise ConfigError(
-            f"cannot resume from {folder.name}: {STATE_FILE} cannot be read: {reason}"
+            f"cannot resume from {folder.name}: {STATE_FILE} must hold tensors and plain values as "
+            f"grpo train saves them, and holds something else ({type(error).__name__}); no code in "
+            "it was run"
         ) from error
     if not isinstance(state, dict):
         raise ConfigError(

@@ -8,6 +8,7 @@ model and real files and sockets. Rows of single options are in `test_config_val
 
 import hashlib
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -72,7 +73,7 @@ def _write_files(folder):
 
 
 @pytest.fixture
-def refused(place, capsys, monkeypatch, tmp_path):
+def refused(place, capsys, caplog, monkeypatch, tmp_path):
     """A function that runs a command line, and checks that it ends with one clear line."""
     # What HF_HUB_OFFLINE=1 and HF_ENDPOINT set, which are read once per process.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -87,6 +88,8 @@ def refused(place, capsys, monkeypatch, tmp_path):
             got = done.code
         err = capsys.readouterr().err
         assert len(err.splitlines()) == 1, err
+        warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+        assert not warnings, caplog.text  # outside of pytest they are lines as well
         assert err.startswith("error: "), err
         assert part.format(**place, long=LONG) in err, err
         assert len(err) < MAX_LINE + 2 * max(map(len, argv), default=0), err
@@ -363,17 +366,47 @@ def test_a_checkpoint_that_is_corrupt(refused, place, tmp_path, change):
     ids=str,
 )
 def test_a_checkpoint_that_another_program_wrote(refused, place, tmp_path, changes, part):
-    def change(folder):
-        state = torch.load(folder / "trainer.pt", weights_only=True)
-        torch.save(state | changes, folder / "trainer.pt")
+    def change(state):
+        return state | changes
+
+    refused_with_state(refused, place, tmp_path, change, part)
+
+
+def refused_with_state(refused, place, tmp_path, change, part):
+    def save(folder):
+        path = folder / "trainer.pt"
+        torch.save(change(torch.load(path, weights_only=True)), path)
         manifest = json.loads((folder / "manifest.json").read_text())
-        digest = hashlib.sha256((folder / "trainer.pt").read_bytes()).hexdigest()
-        manifest["sha256"]["trainer.pt"] = digest
+        manifest["sha256"]["trainer.pt"] = hashlib.sha256(path.read_bytes()).hexdigest()
         (folder / "manifest.json").write_text(json.dumps(manifest))
 
-    copy = resumed_run(place, tmp_path, change)
+    copy = resumed_run(place, tmp_path, save)
     command = f"train --config {copy}/config.yaml --output {copy} --resume"
     refused(f"{command} --env-url http://{{dead}}", 2, part)
+
+
+class Code:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize(
+    "state", [Code, lambda path: {"step": Code(path)}, lambda path: [Config(output=path)]]
+)
+def test_a_checkpoint_with_code_in_it(refused, place, tmp_path, state):
+    made = tmp_path / "made"
+    part = "trainer.pt must hold tensors and plain values as grpo train saves them, and holds "
+    refused_with_state(refused, place, tmp_path, lambda _: state(str(made)), part)
+    assert not made.exists()
+
+
+def test_a_checkpoint_that_is_a_list(refused, place, tmp_path):
+    refused_with_state(refused, place, tmp_path, lambda _: [1], "must hold a dict, got list")
 
 
 PLAYED = "no group of the step survived; the last error: browser server "
