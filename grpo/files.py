@@ -22,6 +22,7 @@ LOCK_FILE = "run.lock"
 EARLIER = "earlier"
 """Folder in a run's folder for the runs that were there before."""
 
+FOLDERS = ("checkpoints", "adapter", "model", "media", "tensorboard", "wandb", EARLIER)
 FILES = (
     *("checkpoints", "config.yaml", "metrics.jsonl", "summary.json", "completions.txt"),
     *("adapter", "model", "curves.png", "media", "tensorboard", "evaluation.json"),
@@ -52,7 +53,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield unfinished
         for written in [*unfinished.rglob("*"), unfinished]:
             _fsync(written)
-        if path.is_dir():
+        if path.is_dir() or (unfinished.is_dir() and path.exists()):
             old = _move_away(path)
             unfinished.rename(path)
             _remove(old)
@@ -136,8 +137,10 @@ def locked(folder: Path) -> Iterator[None]:
     The lock ends with the process, however it ends. An empty folder is removed again.
 
     Raises:
-        ConfigError: another program has the folder, or it cannot be written.
+        ConfigError: another program has the folder, or it cannot be written, or something else
+            has the name of one of a run's files or folders.
     """
+    _check_names(folder)
     path = folder / LOCK_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -170,8 +173,9 @@ def writable(folder: Path) -> Iterator[None]:
     """Make a folder, and check that it can be written, before the block; leave none empty after it.
 
     Raises:
-        ConfigError: it cannot be made or written.
+        ConfigError: as of `locked`, but for other programs.
     """
+    _check_names(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -182,6 +186,18 @@ def writable(folder: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):
             folder.rmdir()
+
+
+def _check_names(folder: Path) -> None:
+    for name in {*FOLDERS, *FILES, CARD}:
+        path, expected = folder / name, "folder" if name in FOLDERS else "file"
+        is_kind = os.path.isdir if name in FOLDERS else os.path.isfile  # no errors of long names
+        if os.path.lexists(path) and not is_kind(path):
+            raise ConfigError(
+                f"cannot write to the run's folder {str(folder)!r}: its {name} must be a "
+                f"{expected}, and is something else: move it away, or give the run another folder "
+                "(--output)"
+            )
 
 
 def _is_card(path: Path) -> bool:

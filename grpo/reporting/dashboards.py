@@ -63,6 +63,9 @@ def open_tensorboard(folder: Path, purge_step: int) -> TensorBoard | None:
     """Write events into the run's folder; warn and return None without TensorBoard.
 
     TensorBoard names a run by the folder of its events: the run's own name.
+
+    Raises:
+        ConfigError: that folder cannot be made.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -71,7 +74,11 @@ def open_tensorboard(folder: Path, purge_step: int) -> TensorBoard | None:
         warnings.warn(text, stacklevel=3)
         return None
     events = folder / "tensorboard" / folder.resolve().name
-    return TensorBoard(SummaryWriter(str(events), purge_step=purge_step))
+    try:
+        return TensorBoard(SummaryWriter(str(events), purge_step=purge_step))
+    except OSError as error:
+        reason = f"cannot write TensorBoard's events to {str(events)!r}: {error.strerror}"
+        raise ConfigError(reason) from error
 
 
 def check_dashboard(config: Config) -> None:

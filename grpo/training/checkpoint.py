@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ MANIFEST = "manifest.json"
 """Written last: the format, the run's configuration, and each file's SHA-256."""
 
 MAX_MANIFEST_BYTES = 10_000_000
+
+_NAME = re.compile(r"step-[0-9]{6,9}")
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +66,7 @@ def save_checkpoint(config: Config, step: int, policy: Policy, state: dict[str, 
         text = json.dumps(manifest, indent=2) + "\n"
         (unfinished / MANIFEST).write_text(text, encoding="utf-8")
     for later in checkpoints(config.folder):
-        if later.name > folder.name:
+        if step_of(later) > step:
             remove(later)
     prune(config.folder, step, config.keep_checkpoints)
     return folder
@@ -80,8 +83,7 @@ def prune(run: Path, step: int, keep: int) -> None:
     Raises:
         OSError: one could not be removed.
     """
-    name = f"step-{step:06d}"
-    for older in [path for path in checkpoints(run) if path.name <= name][:-keep]:
+    for older in [path for path in checkpoints(run) if step_of(path) <= step][:-keep]:
         remove(older)
     for suffix in (".tmp", ".old"):  # half written, half removed
         for left in (run / "checkpoints").glob(f"step-*{suffix}"):
@@ -101,8 +103,14 @@ def save_weights(policy: Policy, folder: Path) -> None:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """List the finished checkpoints of a run, oldest first."""
-    return sorted(path for path in (run / "checkpoints").glob("step-*") if not path.suffix)
+    """List the finished checkpoints of a run, oldest first; whatever else is there is left out."""
+    found = (run / "checkpoints").glob("step-*")
+    return sorted((path for path in found if _NAME.fullmatch(path.name)), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the training steps done at a checkpoint, as its name says."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def load_checkpoint(config: Config, policy: Policy) -> dict[str, Any] | None:

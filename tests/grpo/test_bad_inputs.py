@@ -54,6 +54,9 @@ def place(tmp_path_factory):
     _write_files(folder)
     os.mkfifo(folder / "pipe")
     (folder / "dangling").symlink_to(folder / "nowhere")
+    for name in ("tensorboard", "media", "checkpoints", "adapter"):
+        (folder / f"with_{name}").mkdir()
+        (folder / f"with_{name}" / name).touch()
     (folder / "loop").symlink_to(folder / "loop")
     with bad_servers() as servers:
         yield {path.name: str(path) for path in folder.iterdir()} | servers | {"at": str(folder)}
@@ -262,6 +265,11 @@ CANNOT = "cannot write to the run's folder "
     ("train --output /proc/run", 2, CANNOT + "'/proc/run': No such file or directory"),
     ("train --output /sys", 2, CANNOT + "'/sys'"),
     ("train --output {at}/" + "x" * 300, 2, "File name too long"),
+    ("train --output {with_tensorboard}", 2, "its tensorboard must be a folder, and is"),
+    ("train --output {with_media}", 2, "its media must be a folder, and is something else"),
+    ("train --output {with_checkpoints} --resume", 2, "its checkpoints must be a folder, and is"),
+    ("train --output {with_adapter}", 2, "its adapter must be a folder, and is something else"),
+    ("eval --eval-episodes 1 --output {with_media}", 2, "its media must be a folder, and is"),
     ("train --output 'a\0b'", 2, "output must have no spaces around it and no control"),
     ("train --output 'a\nb'", 2, r"got 'a\nb'"),
     ("train --output ' run'", 2, "output must have no spaces around it"),

@@ -11,6 +11,7 @@ import pytest
 
 from grpo.errors import ConfigError
 from grpo.files import (
+    FOLDERS,
     begin_run,
     locked,
     read_json,
@@ -18,6 +19,7 @@ from grpo.files import (
     replacing,
     run_id,
     set_aside,
+    writable,
     write_text,
 )
 
@@ -111,6 +113,26 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot write to the run's folder"):
         locked(tmp_path / "file" / "run").__enter__()
+
+
+@pytest.mark.parametrize("use", [locked, writable])
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_file_in_the_place_of_a_folder_is_one_line(tmp_path, use, name):
+    (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=rf"its {name} must be a folder, and is something else"):
+        use(tmp_path).__enter__()
+    (tmp_path / name).unlink()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / name).symlink_to(tmp_path / "elsewhere")  # on another disk, perhaps
+    with use(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("nowhere")])
+def test_something_else_in_the_place_of_a_file_is_one_line(tmp_path, make):
+    make(tmp_path / "metrics.jsonl")
+    with pytest.raises(ConfigError, match=r"its metrics\.jsonl must be a file, and is something"):
+        locked(tmp_path).__enter__()
 
 
 def test_an_earlier_run_is_set_aside_and_nothing_else(tmp_path):

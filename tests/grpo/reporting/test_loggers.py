@@ -286,6 +286,16 @@ def test_a_failure_of_wandb_while_training_is_a_warning(tmp_path, played, wandb_
     assert list(rows(tmp_path / "completions.txt")) == [1]
 
 
+def test_a_file_in_the_place_of_tensorboards_folder_is_one_line(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / tmp_path.name).touch()
+    with pytest.raises(
+        ConfigError, match=r"cannot write TensorBoard's events to '.*': File exists"
+    ):
+        MetricsLog(tmp_path)
+
+
 def test_without_tensorboard(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.warns(UserWarning, match="install the extra 'tensorboard'"):

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -46,6 +47,33 @@ def test_the_newest_checkpoints_are_kept(policy, config):
 
 
 STATE = {"step": 0, "groups": 1, "episodes": 0, "version": 0, "seconds": {}}
+
+
+def test_a_copy_that_a_user_keeps_beside_the_checkpoints_stays(policy, config):
+    kept = save_checkpoint(config, 1, policy, {"step": 1})
+    for name in ("step-000001-good", "step-backup", "step-000009 copy"):
+        shutil.copytree(kept, kept.with_name(name))
+    (kept.parent / "step-notes").touch()
+    for step in (2, 3, 4):
+        save_checkpoint(config, step, policy, {"step": step})
+    assert names(config) == ["step-000003", "step-000004"]
+    assert len(list(kept.parent.iterdir())) == 6
+    assert load_checkpoint(config, policy)["step"] == 4
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(policy, config):
+    save_checkpoint(config, 999_999, policy, {"step": 999_999})
+    save_checkpoint(config, 1_000_000, policy, {"step": 1_000_000})
+    assert names(config) == ["step-999999", "step-1000000"]
+    assert load_checkpoint(config, policy)["step"] == 1_000_000
+
+
+def test_a_file_with_the_name_of_a_checkpoint_is_replaced(policy, config):
+    path = config.folder / "checkpoints" / "step-000001"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    save_checkpoint(config, 1, policy, {"step": 1})
+    assert load_checkpoint(config, policy)["step"] == 1
 
 
 def killed_while_removing(monkeypatch, config, policy, step):
