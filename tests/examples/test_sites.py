@@ -1,0 +1,214 @@
+"""The sites in examples/sites: the apps by themselves, and their tasks on the browser server."""
+
+import functools
+import http.server
+import json
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import async_playwright, expect
+
+from envs.browser.server.chromium import find_chromium
+
+SITES = Path(__file__).resolve().parents[2] / "examples" / "sites"
+
+ORDERS = [
+    {"number": 204, "products": {"Chai": 2}, "date": "2027-03-04", "time": "Morning"},
+    {"number": 317, "products": {"Matcha": 1}, "date": "2027-04-05", "time": "Evening"},
+]
+
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def todo():
+    """The address of the todo list."""
+    handler = functools.partial(QuietHandler, directory=SITES / "todo/site")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """The address of a shop."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "app:app", "--port", "0", "--no-access-log"],
+        cwd=SITES / "shop",
+        env={"SHOP_DATABASE": str(tmp_path_factory.mktemp("shop") / "shop.db")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = iter(process.stderr.readline, "")
+    yield next(found[0] for line in log if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
+    process.terminate()
+    process.communicate()
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def browser():
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=find_chromium(), args=["--no-sandbox"]
+        )
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+def customer(browser, shop):
+    """Return a function that opens the shop as a tenant, with a state."""
+
+    async def open_shop(tenant, path="/", **state):
+        context = await browser.new_context(base_url=shop)
+        context.set_default_timeout(10_000)
+        await context.add_cookies([{"name": "tenant", "value": tenant, "url": shop}])
+        await context.request.put("/api/state", data=state, fail_on_status_code=True)
+        page = await context.new_page()
+        await page.goto(path)
+        return page
+
+    return open_shop
+
+
+async def state_of(page):
+    return await (await page.context.request.get("/api/state")).json()
+
+
+async def names_of_controls(page):
+    """Return (role, name) of every control of a page, as its accessibility tree has them."""
+    roles = "button|link|checkbox|textbox|searchbox|spinbutton|combobox"
+    lines = (await page.locator("body").aria_snapshot()).splitlines()
+    found = (re.match(rf'\s*- ({roles})\b(?: ("(?:[^"\\]|\\.)*"))?', line) for line in lines)
+    return [(match[1], json.loads(match[2] or '""')) for match in found if match]
+
+
+async def test_a_todo_list_is_kept(browser, todo):
+    page = await browser.new_page()
+    await page.goto(todo)
+    for text in ("buy milk", "call Ann", "pay the rent"):
+        await page.get_by_label("New todo").fill(text)
+        await page.get_by_role("button", name="Add").click()
+    await page.get_by_label("New todo").fill("  ")
+    await page.get_by_label("New todo").press("Enter")
+    await page.get_by_label("call Ann", exact=True).check()
+    await page.get_by_label("Delete buy milk").click()
+    kept = [{"text": "call Ann", "done": True}, {"text": "pay the rent", "done": False}]
+    assert await page.evaluate("JSON.parse(localStorage.todos)") == kept
+    await page.reload()
+    await expect(page.get_by_text("1 of 2 open")).to_be_visible()
+    assert await names_of_controls(page) == [
+        ("textbox", "New todo"),
+        ("button", "Add"),
+        ("checkbox", "call Ann"),
+        ("button", "Delete call Ann"),
+        ("checkbox", "pay the rent"),
+        ("button", "Delete pay the rent"),
+    ]
+
+
+async def test_a_purchase_from_the_search_to_the_confirmation(customer):
+    page = await customer("purchase")
+    await page.get_by_role("searchbox", name="Search").fill("tea pot")
+    await page.get_by_role("button", name="Search").click()
+    await page.get_by_role("link", name="Clay teapot").click()
+    await page.get_by_role("button", name="Add to cart").click()
+    await page.get_by_label("Amount of Clay teapot").fill("3")
+    await page.get_by_role("button", name="Update").click()
+    assert (await state_of(page))["cart"] == {"Clay teapot": 3}
+    await page.get_by_role("link", name="Check out").click()
+    await page.get_by_label("Date").fill("2027-05-14")
+    await page.get_by_label("Time").select_option("Evening")
+    await page.get_by_role("button", name="Place order").click()
+    text = "Order 101 comes on Friday, 14 May 2027, in the evening."
+    await expect(page.get_by_text(text)).to_be_visible()
+    state = await state_of(page)
+    order = {"number": 101, "products": {"Clay teapot": 3}, "date": "2027-05-14", "time": "Evening"}
+    assert (state["cart"], state["orders"]) == ({}, [order])
+
+
+async def test_an_order_without_a_date_or_a_time_is_not_placed(customer):
+    page = await customer("undecided", "/checkout", cart={"Chai": 1})
+    await page.get_by_label("Time").select_option("Morning")
+    await page.get_by_role("button", name="Place order").click()
+    await expect(page.get_by_role("alert")).to_have_text("Choose a date.")
+    await expect(page.get_by_label("Time")).to_have_value("Morning")
+    await page.get_by_label("Date").fill("2027-05-14")
+    await page.get_by_label("Time").select_option("Choose")
+    await page.get_by_role("button", name="Place order").click()
+    await expect(page.get_by_role("alert")).to_have_text("Choose a time.")
+    state = await state_of(page)
+    assert (state["cart"], state["orders"]) == ({"Chai": 1}, [])
+
+
+async def test_an_amount_that_cannot_be_is_refused(customer):
+    page = await customer("amount", "/cart", cart={"Chai": 2})
+    for amount in ("21", "-1", "", "1.5"):
+        await page.goto("/cart")
+        await page.get_by_label("Amount of Chai").fill(amount)
+        await page.get_by_role("button", name="Update").click()
+        await expect(page.get_by_role("alert")).to_have_text("An amount is a number from 0 to 20.")
+        assert (await state_of(page))["cart"] == {"Chai": 2}
+
+
+async def test_enter_in_an_amount_updates_the_cart(customer):
+    page = await customer("enter", "/cart", cart={"Chai": 2, "Matcha": 1})
+    await page.get_by_label("Amount of Matcha").fill("0")
+    await page.get_by_label("Amount of Matcha").press("Enter")
+    await expect(page.get_by_role("link", name="Matcha")).to_have_count(0)
+    assert (await state_of(page))["cart"] == {"Chai": 2}
+
+
+async def test_orders_are_shown_to_who_signs_in(customer):
+    page = await customer(
+        "orders", "/orders", email="ben@example.com", password="x1", orders=ORDERS
+    )
+    await page.get_by_label("Email").fill("ben@example.com")
+    await page.get_by_label("Password").fill("x2")
+    await page.get_by_role("button", name="Sign in").click()
+    await expect(page.get_by_role("alert")).to_have_text("Email or password is wrong.")
+    await page.context.request.post("/orders/cancel", form={"number": "204"})
+    state = await state_of(page)
+    assert (state["signed_in"], state["orders"]) == (False, ORDERS)
+    await page.get_by_label("Password").fill("x1")
+    await page.get_by_role("button", name="Sign in").click()
+    await page.get_by_role("button", name="Cancel order 204").click()
+    await expect(page.get_by_text("Order 204")).to_have_count(0)
+    state = await state_of(page)
+    assert (state["signed_in"], state["orders"]) == (True, ORDERS[1:])
+
+
+async def test_tenants_do_not_see_each_other(customer):
+    ann = await customer("ann", "/product/matcha", cart={"Chai": 1})
+    ben = await customer("ben", shelf=["Rooibos"])
+    await ann.get_by_role("button", name="Add to cart").click()
+    assert (await state_of(ann))["cart"] == {"Chai": 1, "Matcha": 1}
+    assert (await state_of(ben))["cart"] == {}
+    await ben.reload()
+    assert ("link", "Cart (0)") in await names_of_controls(ben)
+    await ben.context.request.delete("/api/state")
+    assert (await state_of(ann))["cart"] == {"Chai": 1, "Matcha": 1}
+
+
+async def test_every_control_of_the_shop_has_a_name_of_its_own(customer):
+    cart = {"Chai": 1, "Clay teapot": 2}
+    page = await customer("names", cart=cart, orders=ORDERS, signed_in=True)
+    pages = {"/": 11, "/search?q=tea": 12, "/product/chai": 4, "/cart": 11, "/checkout": 6}
+    pages |= {"/thanks/204": 4, "/orders": 5, "/sign-in": 5}
+    for path, number in pages.items():
+        await page.goto(path)
+        controls = await names_of_controls(page)
+        assert all(name for _, name in controls), path
+        assert len(set(controls)) == len(controls) == number, path
