@@ -8,9 +8,13 @@ the gradients.
 from __future__ import annotations
 
 import os
+import queue
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -18,12 +22,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
 from grpo.errors import ConfigError
 from grpo.types import Group
 
 TIMEOUT = timedelta(hours=2)
 """How long to wait for a rank whose pages are slow. A rank that dies ends the others at once."""
+
+MEETING = timedelta(minutes=2)
+"""How long the ranks wait for each other at the start, before any of them loads a model."""
 
 
 class PeerError(RuntimeError):
@@ -89,12 +97,27 @@ class World:
         self._told: BaseException | None = None
         if self.world_size > 1:
             self.use_own_gpu()
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            try:
-                dist.init_process_group(backend, timeout=TIMEOUT)
-            except (RuntimeError, ValueError) as error:  # of a socket, or an address that is none
-                reason = " ".join(str(error).split())
-                raise PeerError(f"the ranks do not find each other: {reason}") from error
+            self._meet(f"{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}")
+
+    def _meet(self, address: str) -> None:
+        """Wait for the other ranks at the address where they meet; form the process group.
+
+        Raises:
+            PeerError: they do not find each other, or are not all there within `MEETING`.
+        """
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        rank, size, started = self.rank, self.world_size, time.monotonic()
+        try:
+            with _no_stderr():
+                store = _find_ranks(rank, size)
+            store.set_timeout(TIMEOUT)
+            dist.init_process_group(backend, None, TIMEOUT, size, rank, store=store)
+        except (RuntimeError, ValueError) as error:  # of a socket, or an address that is none
+            reason, waited = " ".join(str(error).split()), time.monotonic() - started
+            raise PeerError(
+                f"the ranks do not find each other: rank {rank} of {size} waited {waited:.0f} s at "
+                f"MASTER_ADDR:MASTER_PORT {address}: {reason}"
+            ) from error
 
     @classmethod
     def single(cls) -> World:
@@ -168,6 +191,47 @@ class World:
         """Leave the process group."""
         if self.world_size > 1:
             dist.destroy_process_group()
+
+
+def _find_ranks(rank: int, world_size: int) -> Any:
+    """Wait for all ranks at the address in the environment; return the store that they share.
+
+    In a thread: torch holds back Ctrl-C, and waits for a silent server without an end. It takes up
+    to twice the time that it is given.
+
+    Raises:
+        RuntimeError, ValueError: they were not all there within `MEETING`, or the address is none.
+    """
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def find() -> None:
+        try:
+            found.put(next(rendezvous("env://", rank, world_size, timeout=MEETING / 2))[0])
+        except Exception as error:  # raised in the other thread
+            found.put(error)
+
+    threading.Thread(target=find, name="rendezvous", daemon=True).start()
+    try:
+        store = found.get(timeout=MEETING.total_seconds() + 2)
+    except queue.Empty:
+        raise RuntimeError("there is a server, but it does not respond") from None
+    if isinstance(store, Exception):
+        raise store
+    return store
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Drop what is written to stderr: torch writes a C++ stack of each attempt to connect."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def without_prompts(group: Group) -> Group:
