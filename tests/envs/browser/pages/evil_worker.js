@@ -1,0 +1,1 @@
+oninstall = (event) => event.waitUntil(fetch("{{evil}}/x", { mode: "no-cors" }));
