@@ -24,7 +24,7 @@ from benchmarks.episodes import Episode, count, pss, windows
 from envs.browser.actions import format_action
 from envs.browser.miniwob.files import miniwob_url
 from envs.browser.miniwob.solvers import SOLVERS
-from envs.browser.miniwob.tasks import merged_tree_text
+from envs.browser.server.tree import merged_tree_text
 from envs.browser.page_text import simplify_axtree
 from envs.browser.server.chromium import find_chromium
 from envs.browser.server.local import LocalServer

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 
 ACTIONS: dict[str, tuple[str, ...]] = {
@@ -27,6 +28,15 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     "noop": (),
 }
 """Every action with the kinds of its arguments: an element's id, a text, or pixels."""
+
+EXTRA_ACTIONS: dict[str, tuple[str, ...]] = {
+    "goto": ("text",),
+    "go_back": (),
+    "answer": ("text",),
+}
+"""Actions of those tasks alone that allow them."""
+
+_KINDS = ACTIONS | EXTRA_ACTIONS
 
 MAX_LENGTH = 2_000
 """Maximum length of an action in characters."""
@@ -51,12 +61,12 @@ class Action:
     @property
     def ids(self) -> tuple[str, ...]:
         """Element ids among the arguments."""
-        kinds = ACTIONS[self.name]
+        kinds = _KINDS[self.name]
         return tuple(str(arg) for kind, arg in zip(kinds, self.args, strict=True) if kind == "id")
 
     def with_ids(self, mapping: dict[str, str]) -> Action:
         """Return a copy with each id replaced by `mapping[id]`."""
-        kinds = ACTIONS[self.name]
+        kinds = _KINDS[self.name]
         args = (
             mapping[str(arg)] if kind == "id" else arg
             for kind, arg in zip(kinds, self.args, strict=True)
@@ -64,11 +74,12 @@ class Action:
         return Action(self.name, tuple(args))
 
 
-def parse_action(text: str) -> Action:
+def parse_action(text: str, extra: Collection[str] = ()) -> Action:
     """Parse a text that is exactly one call of an action; white space around it is ignored.
 
     Args:
         text: a model's completion, e.g. `click('13')`.
+        extra: names of `EXTRA_ACTIONS` that are allowed.
 
     Returns:
         The action.
@@ -91,9 +102,10 @@ def parse_action(text: str) -> Action:
     if not whole or not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
         raise _invalid(text)
     name = call.func.id
-    kinds = ACTIONS.get(name)
+    kinds = _KINDS.get(name) if name in ACTIONS or name in extra else None
     if kinds is None:
-        raise InvalidAction(f"there is no action {_short(name)}; actions: {', '.join(ACTIONS)}")
+        names = ", ".join([*ACTIONS, *extra])
+        raise InvalidAction(f"there is no action {_short(name)}; actions: {names}")
     if call.keywords or len(call.args) != len(kinds):
         raise _wrong_arguments(name, text)
     try:
@@ -123,13 +135,14 @@ def _argument(node: ast.expr, kind: str) -> str | int | float:
     return value
 
 
-def _usage(name: str) -> str:
+def usage(name: str) -> str:
+    """Return an example of an action, such as `goto('text')`."""
     examples = {"id": "'12'", "text": "'text'", "number": "200"}
-    return f"{name}({', '.join(examples[kind] for kind in ACTIONS[name])})"
+    return f"{name}({', '.join(examples[kind] for kind in _KINDS[name])})"
 
 
 def _wrong_arguments(name: str, text: str) -> InvalidAction:
-    return InvalidAction(f"expected {_usage(name)}, got: {_short(text)}")
+    return InvalidAction(f"expected {usage(name)}, got: {_short(text)}")
 
 
 def _invalid(text: str) -> InvalidAction:

@@ -10,7 +10,13 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from envs.base import Box, EnvError, Observation, StepResult, Task, TaskError
-from envs.browser.actions import MAX_LENGTH, InvalidAction, format_action, parse_action
+from envs.browser.actions import (
+    EXTRA_ACTIONS,
+    MAX_LENGTH,
+    InvalidAction,
+    format_action,
+    parse_action,
+)
 from envs.browser.connection import (
     ServerError,
     client_class,
@@ -70,6 +76,8 @@ class BrowserEnv:
         self._boxes: dict[str, Box] = {}  # by the server's ids
         self._elements: list[Element] = []  # of the current page, with the ids the model reads
         self._observation = Observation(messages=())
+        self._extra: tuple[str, ...] = ()  # actions that only some tasks have
+        self._demonstration = ""
 
     async def reset(self, task: Task, *, screenshot: bool = False) -> Observation:
         """Start an episode; see `Env.reset`.
@@ -89,6 +97,7 @@ class BrowserEnv:
 
         def read(payload: Any) -> Observation:
             response = read_reset(payload, name, screenshot=screenshot)
+            self._extra = tuple(name for name in response.actions if name in EXTRA_ACTIONS)
             return self._observe(task, response, response.goal)
 
         self._observation = await self._request(
@@ -109,7 +118,7 @@ class BrowserEnv:
         if task is None:
             raise RuntimeError("no episode is running: call reset first")
         try:
-            action = parse_action(text)
+            action = parse_action(text, self._extra)
         except InvalidAction as error:
             return self._refuse(str(error))
         for element_id in action.ids:
@@ -133,13 +142,15 @@ class BrowserEnv:
             observation=self._observation,
             reward=response.reward,
             done=response.done,
-            success=response.reward > 0,
+            success=response.success,
             acted_on=() if response.error else acted_on,
             info={} if response.raw_reward is None else {"raw_reward": response.raw_reward},
         )
 
     def demonstrate(self) -> str:
         """Return the action of the task's scripted solver; see `Demonstrator`."""
+        if self._task is not None and self._demonstration:
+            return self._demonstration
         solver = SOLVERS.get(self._task.name.removeprefix("miniwob.")) if self._task else None
         if solver is None:
             return ""
@@ -147,6 +158,11 @@ class BrowserEnv:
             return format_action(solver(self._observation.goal, self._elements, len(self._history)))
         except (LookupError, ValueError):  # a number, say, that is not one
             return ""
+
+    @property
+    def boxes(self) -> dict[str, Box]:
+        """Rectangles of the page's elements on the screenshot, by the ids that the model reads."""
+        return {i: self._boxes[bid] for i, bid in self._bids.items() if bid in self._boxes}
 
     async def close(self) -> None:
         """End the session; safe to call twice, or after an EnvError."""
@@ -212,10 +228,12 @@ class BrowserEnv:
             for element in elements
         ]
         self._elements = elements
-        page = "\n".join(map(str, elements))
+        left_out = response.left_out
+        page = "\n".join([*_above(left_out), *map(str, elements), *_below(left_out)])
+        self._demonstration = self._with_page_ids(response.demonstration)
         error = _with_page_ids(task, response.error)
         return Observation(
-            messages=page_messages(goal, page, self._history, error),
+            messages=page_messages(goal, page, self._history, error, self._extra),
             goal=goal,
             page=page,
             url=response.url,
@@ -224,13 +242,33 @@ class BrowserEnv:
             screenshot=response.screenshot,
         )
 
+    def _with_page_ids(self, text: str) -> str:
+        """Return an action of the server with the ids that the model reads; '' if it is not one."""
+        ids = {bid: element_id for element_id, bid in self._bids.items()}
+        try:
+            return format_action(parse_action(text, self._extra).with_ids(ids))
+        except (InvalidAction, KeyError):
+            return ""
+
     def _refuse(self, error: str) -> StepResult:
         old = self._observation
-        messages = page_messages(old.goal, old.page, self._history, error)
+        messages = page_messages(old.goal, old.page, self._history, error, self._extra)
         self._observation = dataclasses.replace(old, messages=messages, error=error)
         return StepResult(
             self._observation, reward=0.0, done=False, valid_action=False, info={"raw_reward": 0.0}
         )
+
+
+def _above(left_out: dict[str, int]) -> Iterator[str]:
+    if count := left_out.get("above"):
+        yield f"({count} more lines above the window)"
+
+
+def _below(left_out: dict[str, int]) -> Iterator[str]:
+    if count := left_out.get("clipped"):
+        yield f"({count} more lines in lists: hover and scroll)"
+    if count := left_out.get("below"):
+        yield f"({count} more lines below the window: scroll(0, 400))"
 
 
 def _possible_actions(elements: list[Element], goal: str) -> Iterator[str]:

@@ -21,6 +21,10 @@ class BrowserOptions(Protocol):
         """Addresses of servers, used round-robin; none: start a server here."""
 
     @property
+    def task_file(self) -> str:
+        """File of the tasks, for a server started here; empty for BrowserGym's."""
+
+    @property
     def env_sessions(self) -> int:
         """Number of sessions at a time."""
 
@@ -55,7 +59,11 @@ class BrowserPool(EnvPool):
     ):
         super().__init__(self._connect, options.env_sessions)
         # A discarded session may linger on the server while its successor begins.
-        self.server = LocalServer(options.env_workers, max_sessions=2 * options.env_sessions)
+        self.server = LocalServer(
+            options.env_workers,
+            max_sessions=2 * options.env_sessions,
+            task_file=options.task_file,
+        )
         self._urls = islice(cycle(options.env_url), rank, None)
         self._env = env
         self._deadline_s = options.env_deadline

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from envs.base import Message
+from envs.browser.actions import usage
 from envs.browser.page_text import TEXT_ROLES
 
 SYSTEM = """You control a web page. Each line of the page is an element: role 'name' [id].
@@ -58,6 +59,7 @@ def page_messages(
     page: str,
     history: Sequence[str],
     error: str,
+    extra: Collection[str] = (),
 ) -> tuple[Message, ...]:
     """Build the chat that the model continues with one action.
 
@@ -66,12 +68,14 @@ def page_messages(
         page: the page, one element per line.
         history: the actions done so far in this episode.
         error: why the last action was refused or failed, empty if it did not.
+        extra: the task's actions of `EXTRA_ACTIONS`.
 
     Returns:
         The system message, the worked examples as earlier turns, and the user's message.
     """
     has_field = any(line.split(" ", 1)[0] in TEXT_ROLES for line in page.splitlines())
-    messages = [{"role": "system", "content": SYSTEM}]
+    system = "\n".join([SYSTEM, *(usage(name) for name in extra)])
+    messages = [{"role": "system", "content": system}]
     for example_goal, example_page, done, completion in EXAMPLES + FIELD_EXAMPLES * has_field:
         messages.append({"role": "user", "content": _turn(example_goal, example_page, done)})
         messages.append({"role": "assistant", "content": completion})

@@ -3,7 +3,9 @@
 OpenEnv's `envs/browsergym_env` speaks the same protocol with other contents. Its servers
 
 - serve the one task of their BROWSERGYM_TASK_NAME whatever was asked for (before June 2026;
-  even their state then names the wrong task), so the page's address decides;
+  even their state then names the wrong task), so the page's address decides, for MiniWoB: the
+  address of another benchmark's page does not name the task;
+- name the tasks of their BROWSERGYM_BENCHMARK without it: `4` of `webarena`, not `webarena.4`;
 - respond to a step that raised an exception with a reward of 0 and no page;
 - flatten the page with BrowserGym's defaults: `InlineTextBox` repeats each text, and generic
   nodes are missing, though some of them are the only ones with an id (as the links of click-link);
@@ -19,7 +21,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +30,7 @@ from envs.base import Box, TaskError
 from envs.browser.foreign_text import brief, clean, one_line
 from envs.browser.limits import (
     MAX_COORDINATE,
+    MAX_ERROR,
     MAX_GOAL,
     MAX_LINES,
     MAX_PAGE,
@@ -35,6 +38,7 @@ from envs.browser.limits import (
     MAX_REWARD,
     MAX_URL,
 )
+from envs.browser.miniwob.names import MINIWOB_TASKS
 
 # Parts of Playwright's log when the page, not a slow machine, stopped an action.
 _REFUSALS = {
@@ -47,8 +51,16 @@ _REFUSALS = {
 }
 _TIMEOUT = re.compile(r"TimeoutError: (?:\w+\.(\w+))?")
 _REPEATED_TEXT = re.compile(r"\t*(?:\[\w+\] )?InlineTextBox\b")
-_UNKNOWN_TASK = re.compile(r"unknown task .*|Failed to create BrowserGym .* doesn't exist.*")
-_MAX_TEXT = {"axtree_txt": MAX_PAGE, "goal": MAX_GOAL, "url": MAX_URL, "error": MAX_PAGE}
+_UNKNOWN_TASK = re.compile(
+    r"(?:unknown|cannot make) task .*|task '.*?' failed: .*"
+    r"|Failed to create BrowserGym .* doesn't exist.*"
+)
+_OBSERVED = ("axtree_txt", "goal", "url", "error")
+_MAX_TEXT = {
+    **{"axtree_txt": MAX_PAGE, "goal": MAX_GOAL, "url": MAX_URL, "error": MAX_PAGE},
+    **{"task_name": MAX_ERROR, "actions": MAX_ERROR, "demonstration": MAX_GOAL},
+}
+_MAX_LIST = 100
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,12 @@ class Response:
         raw_reward: MiniWoB's own reward; None if the server does not send it.
         done: True if the episode is over.
         boxes: rectangles of elements on the screenshot, by the server's ids; only
-            `envs.browser.server` sends them.
+            `envs.browser.server` sends them, and what follows.
+        success: True if the whole task is done; of other servers, if the reward is above 0.
+        task_name: the task, if it is one of the user's own.
+        actions: the task's actions of `EXTRA_ACTIONS`.
+        left_out: number of lines of the page that are not shown, by where they are.
+        demonstration: the right action by the task's script, with the server's ids.
     """
 
     goal: str
@@ -77,6 +94,11 @@ class Response:
     raw_reward: float | None
     done: bool
     boxes: dict[str, Box]
+    success: bool = False
+    task_name: str = ""
+    actions: tuple[str, ...] = ()
+    left_out: dict[str, int] = field(default_factory=dict)
+    demonstration: str = ""
 
 
 def read_reset(payload: Any, task_name: str, *, screenshot: bool) -> Response:
@@ -88,7 +110,7 @@ def read_reset(payload: Any, task_name: str, *, screenshot: bool) -> Response:
         screenshot: True if a screenshot was asked for.
 
     Raises:
-        TaskError: the page belongs to another task.
+        TaskError: the page belongs to another task. Only MiniWoB's pages tell.
         ValueError: this is not the first observation of an episode; the message says why.
     """
     response = _read(payload, 0.0, screenshot)
@@ -96,7 +118,11 @@ def read_reset(payload: Any, task_name: str, *, screenshot: bool) -> Response:
         raise ValueError("the episode was over before its first action")
     if not response.goal:
         raise ValueError("the first observation has no goal")
-    if PurePosixPath(urlsplit(response.url).path).stem != task_name:
+    if response.task_name == task_name:
+        return response
+    page = PurePosixPath(urlsplit(response.url).path)
+    of_miniwob = page.stem in MINIWOB_TASKS and page.parent.name == "miniwob"
+    if page.stem != task_name and (of_miniwob or task_name in MINIWOB_TASKS):
         raise TaskError(
             f"asked for task {task_name!r}, got the page {response.url[:200]!r}: an OpenEnv server "
             "of before June 2026 serves only the task of its BROWSERGYM_TASK_NAME"
@@ -119,7 +145,7 @@ def read_step(payload: Any, *, screenshot: bool) -> Response:
 
 
 def unknown_task(message: str) -> str:
-    """Return a server's error message if it says that the task is unknown, otherwise ''."""
+    """Return a server's error message if it says that it does not have the task, otherwise ''."""
     match = _UNKNOWN_TASK.match(message)
     return one_line(match[0].removesuffix(" (code: EXECUTION_ERROR)")) if match else ""
 
@@ -132,7 +158,7 @@ def _read(payload: Any, reward: float | None, screenshot: bool) -> Response:
     metadata = _of_type(dict, metadata, "metadata")
     browsergym = _of_type(dict, metadata.get("browsergym_obs", {}), "browsergym_obs")
     info = _of_type(dict, metadata.get("browsergym_info", {}), "browsergym_info")
-    text = {name: _text(observation.get(name), name) for name in _MAX_TEXT}
+    text = {name: _text(observation.get(name), name) for name in _OBSERVED}
     # Our server leaves out the finished page if no screenshot was asked for.
     finished = data.get("done") is True and "success" in metadata
     if not text["axtree_txt"] and not finished:
@@ -141,20 +167,31 @@ def _read(payload: Any, reward: float | None, screenshot: bool) -> Response:
     raw = metadata.get("raw_reward", task_info.get("RAW_REWARD_GLOBAL"))
     failed = browsergym.get("last_action_error") or observation.get("last_action_error")
     lines = text["axtree_txt"].splitlines()
+    reward = _number(data.get("reward"), "reward", MAX_REWARD) if reward is None else reward
+    success = metadata.get("success")
+    left_out = _of_type(dict, metadata.get("left_out", {}), "left_out")
     return Response(
         goal=text["goal"],
         axtree_txt="\n".join(line for line in lines if not _REPEATED_TEXT.match(line)),
         url=text["url"],
-        error=text["error"] or (_failure(failed) if failed else ""),
+        error=text["error"] or (action_failure(failed) if failed else ""),
         screenshot=_png(observation.get("screenshot")) if screenshot else None,
-        reward=_number(data.get("reward"), "reward", MAX_REWARD) if reward is None else reward,
+        reward=reward,
         raw_reward=None if raw is None else _number(raw, "raw_reward", MAX_REWARD),
         done=_of_type(bool, data.get("done"), "done"),
         boxes=_boxes(metadata.get("boxes", {})) if screenshot else {},
+        success=reward > 0 if success is None else _of_type(bool, success, "success"),
+        task_name=_text(metadata.get("task_name"), "task_name"),
+        actions=tuple(_text(a, "actions") for a in _list(metadata.get("actions", []), "actions")),
+        left_out={
+            name: int(_number(left_out.get(name, 0), "left_out", MAX_LINES))
+            for name in ("above", "below", "clipped")
+        },
+        demonstration=_text(metadata.get("demonstration"), "demonstration"),
     )
 
 
-def _failure(reason: Any) -> str:
+def action_failure(reason: Any) -> str:
     """Translate BrowserGym's error into ours, or raise ValueError if the machine was slow."""
     if not isinstance(reason, str):
         return "the action failed"
@@ -207,6 +244,13 @@ def _boxes(boxes: Any) -> dict[str, Box]:
             raise ValueError(f"{name} must be 4 numbers, got {len(box)}")
         x, y, width, height = (_number(number, name, MAX_COORDINATE) for number in box)
         found[bid] = (x, y, width, height)
+    return found
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if len(_of_type(list, value, name)) > _MAX_LIST:
+        raise ValueError(f"{name} may have {_MAX_LIST} entries, got {len(value)}")
+    found: list[Any] = value
     return found
 
 

@@ -12,13 +12,17 @@ from types import ModuleType
 from typing import Any
 
 from envs.base import TaskError
-from envs.browser.web_task import EXTRA_ACTIONS, Command, Folder, WebTask
+from envs.browser.actions import EXTRA_ACTIONS
+from envs.browser.browsergym_task import BrowserGymTask, task_of_class
+from envs.browser.web_task import Command, Folder, WebTask
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class TaskFile:
     """The tasks of one file: its subclasses of `WebTask`, and the variants held by its variables.
+
+    Subclasses of BrowserGym's `AbstractBrowserTask` count as well, each as a `BrowserGymTask`.
 
     Classes whose name starts with an underscore, or that have no `setup`, serve as bases only.
 
@@ -94,19 +98,20 @@ def _load(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        line = error.lineno if isinstance(error, SyntaxError) else _line_in(path, error)
+        line = error.lineno if isinstance(error, SyntaxError) else line_of(str(path), error)
         reason = f"{type(error).__name__}: {error}"
         raise TaskError(f"cannot import {path}, line {line}: {reason}") from error
     return module
 
 
-def _line_in(path: Path, error: BaseException) -> int | str:
-    """Return the last line of a file that an exception passed through."""
-    line: int | str = "?"
+def line_of(file: str | type, error: BaseException) -> str:
+    """Return the last line of a file, or of the file of a class, that an exception came through."""
+    path = str(_file_of(file)) if isinstance(file, type) else file
+    line = "?"
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
+        if trace.tb_frame.f_code.co_filename == path:
+            line = str(trace.tb_lineno)
         trace = trace.tb_next
     return line
 
@@ -118,8 +123,11 @@ def _task_of(variable: str, value: Any, module: ModuleType) -> WebTask | None:
     if isinstance(value, WebTask):
         value.name = value.__dict__.get("name") or variable
         return value
-    own = isinstance(value, type) and issubclass(value, WebTask)
-    if not own or value.__module__ != module.__name__ or value.setup is WebTask.setup:
+    if not isinstance(value, type) or value.__module__ != module.__name__:
+        return None
+    if not issubclass(value, WebTask):
+        return task_of_class(value)
+    if value.setup is WebTask.setup:
         return None
     task: WebTask = value()
     task.name = value.__dict__.get("name") or value.__name__
@@ -130,16 +138,8 @@ def _check(task: WebTask) -> None:
     """Raise ValueError for an attribute that cannot be used, in one line."""
     if not _NAME.fullmatch(task.name):
         raise ValueError(f"name must be letters, digits, '.', '_' or '-', got {task.name!r}")
-    site = task.site
-    if isinstance(site, str) and not re.match(r"https?://[^/]", site):
-        raise ValueError(f"site must be an http address, a Folder or a Command, got {site!r}")
-    if isinstance(site, Folder) and not (_file_of(type(task)).parent / site.path).is_dir():
-        raise ValueError(f"site must be a folder, got {site.path!r}")
-    if isinstance(site, Command):
-        if isinstance(site.args, str) or not site.args:
-            raise ValueError(f"the site's command must be a list of arguments, got {site.args!r}")
-        if not any("{port}" in text for text in (*site.args, *site.env.values())):
-            raise ValueError("the site's command must contain {port}, the port to listen on")
+    if not isinstance(task, BrowserGymTask):
+        _check_site(task)
     if type(task.max_turns) is not int or task.max_turns < 1:
         raise ValueError(f"max_turns must be an integer of at least 1, got {task.max_turns!r}")
     if not all(100 <= side <= 4000 for side in _two_integers(task.viewport)):
@@ -150,6 +150,19 @@ def _check(task: WebTask) -> None:
     for origin in _texts("allowed_origins", task.allowed_origins):
         if not re.fullmatch(r"https?://[^/\s]+", origin):
             raise ValueError(f"an allowed origin is such as https://example.com, got {origin!r}")
+
+
+def _check_site(task: WebTask) -> None:
+    site = task.site
+    if isinstance(site, str) and not re.match(r"https?://[^/]", site):
+        raise ValueError(f"site must be an http address, a Folder or a Command, got {site!r}")
+    if isinstance(site, Folder) and not (_file_of(type(task)).parent / site.path).is_dir():
+        raise ValueError(f"site must be a folder, got {site.path!r}")
+    if isinstance(site, Command):
+        if isinstance(site.args, str) or not site.args:
+            raise ValueError(f"the site's command must be a list of arguments, got {site.args!r}")
+        if not any("{port}" in text for text in (*site.args, *site.env.values())):
+            raise ValueError("the site's command must contain {port}, the port to listen on")
     if task.evaluate.__func__ is WebTask.evaluate:  # type: ignore[attr-defined]
         raise ValueError("it must define evaluate")
 

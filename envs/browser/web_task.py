@@ -66,9 +66,6 @@ class Command:
 Site = str | Folder | Command
 """Address of a site that runs already, or how to start one."""
 
-EXTRA_ACTIONS = ("goto", "go_back", "answer")
-"""Actions that only tasks which name them in `actions` have."""
-
 
 class WebTask:
     """A task on a site, started by `setup` and judged by `evaluate`.
@@ -89,7 +86,7 @@ class WebTask:
         deterministic: True if equal seeds and equal actions always lead to equal pages.
         allowed_origins: origins such as `https://cdn.example.com` that pages may load from, besides
             the site's own. All other requests fail, and the agent cannot go there.
-        actions: actions of `EXTRA_ACTIONS` that the agent may use besides the usual ones.
+        actions: what the agent may do besides the usual: "goto", "go_back", "answer".
         cookies: cookies as Playwright's `add_cookies` takes them; without `url` and `domain` they
             are cookies of the site.
         storage_state: Playwright's storage state of a logged-in user: a file, relative to the file

@@ -1,9 +1,9 @@
-"""BrowserGym's own code for MiniWoB's tasks and trees, run on a recording of a page.
+"""BrowserGym's own code for MiniWoB's tasks, run on a recording of a page.
 
 BrowserGym evaluates one script after another on a page and waits for each result. Here its code
 runs twice: first on a recorder that notes the scripts, then, after the real page has run all of
-them at once, on a player that returns the results. So a task's seed, goal, reward and end, and
-the text of its tree, are BrowserGym's own.
+them at once, on a player that returns the results. So a task's seed, goal, reward and end are
+BrowserGym's own.
 """
 
 from __future__ import annotations
@@ -90,34 +90,12 @@ class Episode:
         return self._task_class(seed=self._seed)
 
 
-def tree_text(tree: dict[str, Any]) -> str:
-    """Format an accessibility tree as BrowserGym does, with the elements' ids.
-
-    Args:
-        tree: the result of `Accessibility.getFullAXTree` while the page was marked.
-    """
-    from browsergym.core.observation import extract_merged_axtree
-
-    return merged_tree_text(extract_merged_axtree(_RecordedPage(tree=tree)))
-
-
-def merged_tree_text(tree: dict[str, Any]) -> str:
-    """Format a tree that BrowserGym has merged, its `axtree_object`."""
-    from browsergym.utils.obs import IGNORED_AXTREE_ROLES, flatten_axtree_to_str
-
-    # BrowserGym does not know InlineTextBox, which repeats the text above it. Generic nodes
-    # stay: in click-link only they have an id.
-    roles = [*IGNORED_AXTREE_ROLES, "InlineTextBox"]
-    return str(flatten_axtree_to_str(tree, skip_generic=False, ignored_roles=roles))
-
-
 class _RecordedPage:
-    """Stands in for a Playwright page, and for its browser context and CDP session.
+    """Stands in for a Playwright page.
 
     Args:
         url: address of the page.
         values: values of the scripts, in order; None to record the scripts instead.
-        tree: the accessibility tree.
     """
 
     # The value of every script while recording: six numbers, as the page's state has.
@@ -127,13 +105,10 @@ class _RecordedPage:
         self,
         url: str = "",
         values: Iterable[Any] | None = None,
-        tree: dict[str, Any] | None = None,
     ):
         self.url = url
         self.scripts: list[Script] = []
-        self.context = self
         self._values = None if values is None else iter(values)
-        self._tree = tree
 
     def goto(self, url: str) -> None:
         self.url = url
@@ -147,13 +122,3 @@ class _RecordedPage:
     def _value(self, script: str, until: bool) -> Any:
         self.scripts.append((script, until))
         return self.PLACEHOLDER if self._values is None else next(self._values)
-
-    def new_cdp_session(self, page: Any) -> _RecordedPage:
-        return self
-
-    def send(self, method: str, parameters: dict[str, Any]) -> Any:
-        frame = {"frame": {"id": "main"}}  # MiniWoB's pages have no frames
-        return {"frameTree": frame} if method == "Page.getFrameTree" else self._tree
-
-    def detach(self) -> None:
-        pass

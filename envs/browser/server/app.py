@@ -1,4 +1,4 @@
-"""BrowserGym's MiniWoB as an OpenEnv application: reset, step and state over a WebSocket."""
+"""Browser tasks as an OpenEnv application: reset, step and state over a WebSocket."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from openenv.core.env_server import (
     create_fastapi_app,
 )
 
-from envs.browser.actions import InvalidAction, parse_action
+from envs.browser.actions import EXTRA_ACTIONS, InvalidAction, parse_action
 from envs.browser.limits import MAX_REQUEST
 from envs.browser.server.body_limit import BodyLimit
 from envs.browser.server.chromium_pool import ChromiumPool
-from envs.browser.server.session import SessionError
+from envs.browser.server.errors import SessionError
 
 
 class BrowserGymAction(Action):
@@ -70,19 +70,20 @@ class BrowserGymEnvironment(Environment[BrowserGymAction, BrowserGymObservation,
         screenshot: bool = False,
         final_page: bool = True,
     ) -> BrowserGymObservation:
-        """Start an episode of a MiniWoB task.
+        """Start an episode of a task.
 
         Args:
             seed: seed of the task; None is 0.
             episode_id: returned in the state.
-            task_name: name of the task, with or without the prefix `miniwob.`.
+            task_name: name of the task: one of the user's own, of MiniWoB (with or without the
+                prefix `miniwob.`), or of another benchmark of BrowserGym.
             screenshot: True to include a screenshot in every observation of the episode.
             final_page: False to leave `axtree_txt` of the finished page empty: it takes time,
                 and a policy does not act on it.
 
         Raises:
             ValueError: an argument has a wrong type or value.
-            TaskError: there is no such task.
+            TaskError: there is no such task, or its own code failed.
             SessionError: the session is lost.
         """
         seed = 0 if seed is None else seed
@@ -114,7 +115,7 @@ class BrowserGymEnvironment(Environment[BrowserGymAction, BrowserGymObservation,
             raise SessionError("no episode is running: reset first")
         self._state.step_count += 1
         try:
-            parsed = parse_action(action.action_str)
+            parsed = parse_action(action.action_str, EXTRA_ACTIONS)
         except InvalidAction as error:
             update = {"error": str(error), "last_action_error": True, "reward": 0.0}
             unchanged: BrowserGymObservation = self._last.model_copy(update=update)

@@ -34,16 +34,35 @@ CHROMIUM_ARGS = (
     "--no-first-run",
     "--no-pings",
     "--password-store=basic",
+)
+"""Arguments of every Chromium: scrollbars as on a desktop, and nothing but pages."""
+
+MINIWOB_ARGS = (
     # Every host name and address fails to resolve: the pages are files.
     "--host-resolver-rules=MAP * ~NOTFOUND",
 )
-"""Arguments of every Chromium: scrollbars as on a desktop, and no network."""
+"""Arguments for MiniWoB's pages."""
+
+SITE_ARGS = (
+    # The frames of a page are in one process, so that one session reads all their trees.
+    "--disable-site-isolation-trials",
+    # A site at `localhost` must not open the way to other names of this machine.
+    "--host-resolver-rules=MAP *.localhost ~NOTFOUND",
+)
+"""Arguments for users' sites."""
 
 # Real binaries of Debian's packages: the wrapper scripts in /usr/bin start slower and add flags.
 _DEBIAN = ("/usr/lib/chromium/chromium-headless-shell", "/usr/lib/chromium/chromium")
 _NAMES = ("chrome-headless-shell", "chromium-headless-shell", "chromium", "google-chrome")
 _PLAYWRIGHT = ("chromium*/*/*headless[-_]shell", "chromium-*/*/chrome")
 _PLAYWRIGHT_CACHES = ("~/.cache/ms-playwright", "~/Library/Caches/ms-playwright")
+
+
+def chromium_args() -> list[str]:
+    """Return the arguments of every Chromium on this machine."""
+    # Chromium does not start with its sandbox as root.
+    root = hasattr(os, "geteuid") and os.geteuid() == 0
+    return [*CHROMIUM_ARGS, *(["--no-sandbox"] if root else [])]
 
 
 def find_chromium(environ: Mapping[str, str] = os.environ) -> str:
@@ -55,8 +74,8 @@ def find_chromium(environ: Mapping[str, str] = os.environ) -> str:
     path = search_chromium(environ)
     if path is None:
         raise FileNotFoundError(
-            "no Chromium found: run `make setup` in a checkout or "
-            "`playwright install chromium-headless-shell`, or set GRPO_CHROMIUM to its path"
+            "no Chromium found: run `make setup` in a checkout or `playwright install chromium`, "
+            "or set GRPO_CHROMIUM to its path"
         )
     return path
 

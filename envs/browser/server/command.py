@@ -1,4 +1,4 @@
-"""The command that serves BrowserGym's MiniWoB over OpenEnv: `grpo serve-env`."""
+"""The command that serves browser tasks over OpenEnv: `grpo serve-env`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
+from envs.base import TaskError
 from envs.browser.foreign_text import one_line
 from envs.browser.limits import MAX_REQUEST
 from envs.browser.miniwob.tasks import tasks
-from envs.browser.server.cdp.chromium import CDPError
 from envs.browser.server.chromium import find_chromium
 from envs.browser.server.chromium_pool import ChromiumPool
+from envs.browser.server.errors import BrowserError, SessionError
 from envs.browser.server.local import READY, SERVER, check_packages
+from envs.browser.task_file import TaskFile
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
@@ -93,37 +95,49 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "grpo serve-env") -> 
         SystemExit: an argument is wrong (code 2), or `--help` was asked for (code 0).
     """
     args = _parser(prog).parse_args(argv)
+    file = None
     if hasattr(os, "sched_setaffinity"):
         # A parent with bound OpenMP threads passes its single core on to this process.
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
     try:
         check_packages(SERVER)
         find_chromium()
+        if args.task_file:
+            file = TaskFile(args.task_file)
         listener = _bind(args.host, args.port)
-    except (OSError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (OSError, ModuleNotFoundError, TaskError) as error:
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 2
     try:
         with listener, contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-            asyncio.run(serve(listener, args))  # until Ctrl-C or SIGTERM
-    except (CDPError, OSError) as error:
+            asyncio.run(serve(listener, args, file))  # until Ctrl-C or SIGTERM
+    except (BrowserError, SessionError, OSError) as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 1
     return 0
 
 
-async def serve(listener: socket.socket, args: argparse.Namespace) -> None:
+async def serve(
+    listener: socket.socket, args: argparse.Namespace, file: TaskFile | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT; print one line with the address when ready.
 
     Args:
         listener: a bound socket.
         args: what the command's parser returned.
+        file: the user's own tasks; None for none.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     # Until uvicorn has its own handler. One that raises would do so in the middle of anything.
     loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    pool = ChromiumPool(args.workers, deadline_s=args.deadline_s, idle_s=args.idle_s)
+    pool = ChromiumPool(
+        args.workers,
+        deadline_s=args.deadline_s,
+        idle_s=args.idle_s,
+        task_file=file,
+        driver=args.driver,
+    )
     try:
         starting = asyncio.create_task(pool.start())
         await asyncio.gather(starting, asyncio.to_thread(_import))  # imports take seconds, too
@@ -177,13 +191,23 @@ class _Parser(argparse.ArgumentParser):
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=prog,
-        description="Serve BrowserGym's MiniWoB in headless Chromium, with OpenEnv's protocol.",
+        description="Serve browser tasks in headless Chromium, with OpenEnv's protocol: MiniWoB's, "
+        "BrowserGym's other benchmarks, and your own.",
+    )
+    parser.add_argument(
+        "task_file", nargs="?", default="", help="Python file of your own tasks (docs/your-site.md)"
     )
     for title, options in OPTIONS.items():
         group = parser.add_argument_group(title)
         for name, (default, kind, metavar, text) in options.items():
             text = f"{text} (default: {default})"
             group.add_argument(name, default=default, type=kind, metavar=metavar, help=text)
+    group.add_argument(
+        "--driver",
+        choices=("cdp", "playwright"),
+        default="cdp",
+        help="what controls MiniWoB's pages; everything else is on Playwright (default: cdp)",
+    )
     group.add_argument(
         "--until-stdin-closes",
         action="store_true",

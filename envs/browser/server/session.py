@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from envs.browser.actions import Action
-from envs.browser.miniwob.tasks import Episode, Outcome, Script, find_task, tree_text
-from envs.browser.server.cdp.actions import perform
-from envs.browser.server.cdp.page import ActionRefused, NavigatedAway, Page
+from envs.browser.actions import EXTRA_ACTIONS, Action
+from envs.browser.miniwob.tasks import Episode, Outcome, Script, find_task
+from envs.browser.server.cdp.page import Page
+from envs.browser.server.errors import ActionRefused, NavigatedAway, SessionError
+from envs.browser.server.playwright.page import Page as PlaywrightPage
+from envs.browser.server.tree import tree_text
 
 ATTEMPTS = 5  # at reading a page that keeps navigating
-
-
-class SessionError(RuntimeError):
-    """The session cannot respond: its browser died, or the call came at the wrong time."""
 
 
 class Session:
     """A page that is kept from episode to episode."""
 
-    def __init__(self, page: Page):
+    def __init__(self, page: Page | PlaywrightPage):
         self.page = page
         self._episode: Episode | None = None  # None: no episode is running
         self._goal = ""
         self._screenshot = self._final_page = False
+
+    async def open(self) -> None:
+        """Open the page."""
+        await self.page.open()
+
+    async def close(self) -> None:
+        """Close the page."""
+        await self.page.close()
 
     async def reset(
         self, task_name: str, seed: int, *, screenshot: bool = False, final_page: bool = True
@@ -42,7 +47,7 @@ class Session:
 
         Raises:
             TaskError: there is no such task.
-            CDPError: the infrastructure failed.
+            BrowserError: the infrastructure failed.
         """
         self._episode = None
         episode = Episode(find_task(task_name), seed)
@@ -59,13 +64,15 @@ class Session:
 
         Raises:
             SessionError: no episode is running.
-            CDPError: the infrastructure failed.
+            BrowserError: the infrastructure failed.
         """
         if self._episode is None:
             raise SessionError("no episode is running: reset first")
         episode, error = self._episode, ""
         try:
-            await perform(self.page, action)
+            if action.name in EXTRA_ACTIONS:
+                raise ActionRefused(f"MiniWoB's tasks have no action {action.name}")
+            await self.page.perform(action)
         except ActionRefused as refusal:
             error = f"{action.name} failed: {refusal}"
         page, tree = await self._look(episode)
@@ -80,7 +87,7 @@ class Session:
         screenshot = None
         metadata = {"success": outcome.reward > 0, "raw_reward": outcome.raw_reward}
         if self._screenshot:
-            screenshot = (await self.page.send("Page.captureScreenshot", format="png"))["data"]
+            screenshot = await self.page.screenshot()
             metadata["boxes"] = page["boxes"]
         return {
             "goal": self._goal,
@@ -105,9 +112,7 @@ class Session:
                 page = await self.page.run(look)
                 if not page["marked"]:
                     return page, ""
-                tree = self.page.send("Accessibility.getFullAXTree")
-                unmarked = self.page.run("browserServer.unmark()")
-                return page, tree_text((await asyncio.gather(tree, unmarked))[0])
+                return page, tree_text({"main": await self.page.tree()})
             except NavigatedAway:
                 if attempt == ATTEMPTS:
                     raise

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from envs.browser.actions import Action
 from envs.browser.server.cdp import keyboard
-from envs.browser.server.cdp.page import ActionRefused, Page
+from envs.browser.server.errors import ActionRefused
+from envs.browser.server.page_script import SCREENSHOT_SCALE
 
-SCREENSHOT_SCALE = 1.5
-"""BrowserGym's pixels are those of a screenshot this much larger than the page."""
+if TYPE_CHECKING:
+    from envs.browser.server.cdp.page import Page
 
 POINTING_ATTEMPTS = 4
 
@@ -26,7 +27,7 @@ async def perform(page: Page, action: Action) -> None:
 
     Raises:
         ActionRefused: the page does not allow it.
-        CDPError: the infrastructure failed.
+        BrowserError: the infrastructure failed.
     """
     name, args = action.name, action.args
     if name in ("click", "dblclick"):
@@ -43,11 +44,11 @@ async def perform(page: Page, action: Action) -> None:
     elif name == "focus":
         await page.call("focus", *args)
     elif name == "press":
+        await page.call("focus", args[0])
         try:
             events = keyboard.events(str(args[1]))
         except ValueError as unknown:
             raise ActionRefused(str(unknown)) from None
-        await page.call("focus", args[0])
         await page.key_events(events)
     elif name == "drag_and_drop":
         await _drag(page, *args)

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from envs.browser.server.errors import BrowserError, BrowserGone
 from envs.browser.server.processes import kill_marked, last_lines
 
 Handler = Callable[[str, dict[str, Any]], None]
@@ -32,14 +33,6 @@ MAX_MESSAGE = 256 * 2**20  # bytes; a screenshot of a large page has a few milli
 MARK = "GRPO_BROWSER"
 _PR_SET_PDEATHSIG = 1
 _PIPES = (3, 4)  # file descriptors where Chromium reads commands and writes responses
-
-
-class CDPError(RuntimeError):
-    """Chromium refused a command, or the command's page is gone."""
-
-
-class BrowserGone(CDPError):
-    """The Chromium process ended."""
 
 
 class Chromium:
@@ -128,7 +121,8 @@ class Chromium:
             target: CDP session of a page; empty for the browser itself.
 
         Returns:
-            A future of the response. It raises CDPError if Chromium refuses, or BrowserGone.
+            A future of the response, which raises BrowserError if Chromium refuses or the page is
+            gone, BrowserGone if the browser is.
         """
         future = asyncio.get_running_loop().create_future()
         # Retrieved here so that a future that is never awaited logs no warning.
@@ -153,7 +147,11 @@ class Chromium:
 
     def page_is_gone(self, target: str, reason: str) -> None:
         """Fail every pending command of a page."""
-        self._fail(CDPError(reason), target)
+        self._fail(BrowserError(reason), target)
+
+    async def ping(self) -> None:
+        """Wait until the browser responds."""
+        await self.send("Browser.getVersion")
 
     async def stop(self) -> None:
         """Kill the process and everything that it started."""
@@ -180,7 +178,7 @@ class Chromium:
             self.alive = False
             self._fail(BrowserGone("the browser is gone"))
 
-    def _fail(self, error: CDPError, target: str = "") -> None:
+    def _fail(self, error: BrowserError, target: str = "") -> None:
         for number, (one, future) in list(self._waiting.items()):
             if target in ("", one):
                 del self._waiting[number]
@@ -197,7 +195,7 @@ class Chromium:
         if future is None or future.done():
             return  # its sender no longer waits
         if "error" in message:
-            future.set_exception(CDPError(message["error"]["message"]))
+            future.set_exception(BrowserError(message["error"]["message"]))
         else:
             future.set_result(message["result"])
 

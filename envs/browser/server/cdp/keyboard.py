@@ -82,7 +82,7 @@ def events(combination: str) -> list[dict[str, Any]]:
         key = KEYS.get("Control" if name == "ControlOrMeta" else name)
         if key is None:
             raise ValueError(f"unknown key {name[:40]!r}")
-        if "Shift" in held:
+        if "Shift" in held and name == key.code:  # as Playwright: `Shift+d` types a `d`
             key = SHIFTED.get(key.code, key)
         before = sum(held.values())
         if key.key in MODIFIERS:

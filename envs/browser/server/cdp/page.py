@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import pkgutil
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from envs.browser.server.cdp.chromium import CDPError, Chromium
-
-VIEWPORT = {"width": 332, "height": 214}
-"""Size of the page in pixels, as BrowserGym sets it for MiniWoB."""
+from envs.browser.actions import Action
+from envs.browser.server.cdp import actions
+from envs.browser.server.cdp.chromium import Chromium
+from envs.browser.server.errors import ActionRefused, BrowserError, NavigatedAway
+from envs.browser.server.page_script import VIEWPORT, page_script
 
 # Parts of Chromium's error when a page navigated while a script ran in it.
 _NAVIGATED = (
@@ -22,16 +20,8 @@ _NAVIGATED = (
 )
 
 
-class ActionRefused(Exception):
-    """The page does not allow an action: the policy failed, not the infrastructure."""
-
-
-class NavigatedAway(CDPError):
-    """The page navigated while a script ran in it."""
-
-
 class Page:
-    """One page, with `page.js` in it. Every method raises CDPError if the browser or page is gone.
+    """One page, with `page.js` in it. Every method raises BrowserError if the browser is gone.
 
     Args:
         browser: Chromium to open the page in.
@@ -66,7 +56,7 @@ class Page:
                        **VIEWPORT, deviceScaleFactor=1, mobile=False),
             # The page behaves as if it had the focus, as do the other pages of this browser.
             self.send("Emulation.setFocusEmulationEnabled", enabled=True),
-            self.send("Page.addScriptToEvaluateOnNewDocument", source=_page_script()),
+            self.send("Page.addScriptToEvaluateOnNewDocument", source=page_script()),
             self.send("Fetch.enable", patterns=[{"urlPattern": "*", "resourceType": "Document"}]),
         )  # fmt: skip
 
@@ -84,7 +74,7 @@ class Page:
             await self.mouse_events({"type": "mouseMoved"})
         response = await self.send("Page.navigate", url=url)
         if "errorText" in response:
-            raise CDPError(f"cannot open {url}: {response['errorText']}")
+            raise BrowserError(f"cannot open {url}: {response['errorText']}")
         while not (self._complete and self._loader == response["loaderId"]):
             await self._wait_for_event()
 
@@ -101,7 +91,7 @@ class Page:
 
         Raises:
             NavigatedAway: the page navigated in the meantime.
-            CDPError: the expression threw.
+            BrowserError: the expression threw.
         """
         try:
             response = await self.send(
@@ -111,13 +101,13 @@ class Page:
                 returnByValue=True,
                 userGesture=True,
             )
-        except CDPError as error:
+        except BrowserError as error:
             if any(words in str(error) for words in _NAVIGATED):
                 raise NavigatedAway(str(error)) from None
             raise
         if "exceptionDetails" in response:
             details = response["exceptionDetails"]
-            raise CDPError(details.get("exception", {}).get("description", details["text"]))
+            raise BrowserError(details.get("exception", {}).get("description", details["text"]))
         return response["result"].get("value")
 
     async def call(self, function: str, *args: Any) -> dict[str, Any]:
@@ -131,6 +121,21 @@ class Page:
         if "refused" in result:
             raise ActionRefused(result["refused"])
         return result
+
+    async def perform(self, action: Action) -> None:
+        """Execute an action; see `envs.browser.server.cdp.actions.perform`."""
+        await actions.perform(self, action)
+
+    async def tree(self) -> dict[str, Any]:
+        """Return the accessibility tree of a marked page, and remove the marks."""
+        tree = self.send("Accessibility.getFullAXTree")
+        unmarked = self.run("browserServer.unmark()")
+        found: dict[str, Any] = (await asyncio.gather(tree, unmarked))[0]
+        return found
+
+    async def screenshot(self) -> str:
+        """Return a picture of the page, a PNG as base64."""
+        return str((await self.send("Page.captureScreenshot", format="png"))["data"])
 
     async def mouse_events(self, *events: dict[str, Any]) -> None:
         """Send mouse events at the position of the pointer.
@@ -174,16 +179,3 @@ class Page:
     async def _wait_for_event(self) -> None:
         self._event.clear()
         await self._event.wait()
-
-
-@cache
-def _page_script() -> str:
-    """Return `page.js` with BrowserGym's scripts in it."""
-    names = {"MARK": "frame_mark_elements.js", "UNMARK": "frame_unmark_elements.js"}
-    lines = []
-    for constant, file in names.items():
-        source = pkgutil.get_data("browsergym.core", f"javascript/{file}")
-        assert source is not None
-        lines.append(f"const {constant} = {json.dumps(source.decode())};")
-    script = Path(__file__).with_name("page.js").read_text()
-    return script.replace("(() => {\n", "\n".join(["(() => {", *lines, ""]), 1)

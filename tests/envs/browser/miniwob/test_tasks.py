@@ -3,7 +3,8 @@
 import pytest
 
 from envs.base import TaskError
-from envs.browser.miniwob.tasks import Episode, Outcome, find_task, tasks, tree_text
+from envs.browser.miniwob.tasks import Episode, Outcome, find_task, tasks
+from envs.browser.server.tree import tree_text
 
 pytest.importorskip("browsergym.miniwob", reason="needs BrowserGym: run `make setup`")
 
@@ -99,4 +100,4 @@ def test_tree_text():
         ]
     }
     lines = ["RootWebArea 'Page'", "\t[4] generic", "\t\t[13] button 'Click Me!'"]
-    assert tree_text(tree) == "\n".join(lines)
+    assert tree_text({"main": tree}) == "\n".join(lines)

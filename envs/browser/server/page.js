@@ -6,6 +6,9 @@
   const DELAY_MS = 500; // how long BrowserGym sleeps before it reads the page
   const ANIMATION_MS = 1000;
   const LEAVING_MS = 3000;
+  const CHANGING_MS = 1000; // how long to wait for a site's page that keeps changing
+  const LOADING_MS = 3000; // how long to wait for what a site's scripts load
+  const QUIET_MS = 30;
 
   // Timers of the page that are due within DELAY_MS, by id, with their time.
   const due = new Map();
@@ -54,6 +57,45 @@
       await frame();
   };
 
+  // The start times of the requests that the page's scripts have made and wait for.
+  const requests = new Set();
+  const { fetch } = window;
+  window.fetch = async (...args) => {
+    const started = { time: performance.now() };
+    requests.add(started);
+    try {
+      return await fetch(...args);
+    } finally {
+      requests.delete(started);
+    }
+  };
+  const { send } = XMLHttpRequest.prototype;
+  XMLHttpRequest.prototype.send = function (...args) {
+    const started = { time: performance.now() };
+    requests.add(started);
+    this.addEventListener("loadend", () => requests.delete(started));
+    return send.apply(this, args);
+  };
+
+  // Wait as `settle` does, and until a site's page has rendered what it loads: its requests are
+  // answered, but for those that are pending for long, and its elements have stopped changing.
+  const settleSite = async () => {
+    const start = performance.now();
+    let changed = start;
+    const observer = new MutationObserver(() => (changed = performance.now()));
+    observer.observe(document, { subtree: true, childList: true, attributes: true, characterData: true });
+    const since = (time) => performance.now() - time;
+    const loading = () =>
+      (document.readyState !== "complete" && performance.now() < LOADING_MS) ||
+      [...requests].some(({ time }) => since(time) < LOADING_MS);
+    do await settle();
+    while (
+      (loading() && since(start) < LOADING_MS) ||
+      (since(changed) < QUIET_MS && since(start) < CHANGING_MS)
+    );
+    observer.disconnect();
+  };
+
   // BrowserGym's script waits until an IntersectionObserver has reported every element, to note
   // how much of it is visible, which no accessibility tree shows. This one reports at once.
   class InstantObserver {
@@ -66,7 +108,11 @@
     disconnect() {}
   }
   const load = (script) =>
-    new Function("IntersectionObserver", "return eval(arguments[1])")(InstantObserver, script);
+    // The script assigns to two names that it does not declare: they must not become the page's.
+    new Function("IntersectionObserver", "let i, warning_msgs; return eval(arguments[1])")(
+      InstantObserver,
+      script,
+    );
   let mark, unmark;
 
   const find = (bid) => {
@@ -255,6 +301,38 @@
       for (const element of document.querySelectorAll("[bid]")) observer.observe(element);
     });
 
+  const everyElement = (root = document) =>
+    [...root.querySelectorAll("*")].flatMap((element) =>
+      element.shadowRoot ? [element, ...everyElement(element.shadowRoot)] : [element],
+    );
+
+  // Return where the marked elements of this frame are, by their ids. `boxes`: the visible part of
+  // those in the window; `outside`: "above", "below" or "clipped" (in a list that scrolls, or beside
+  // the window) of those that are not; `frames`: the corner of each frame's content. Elements
+  // without a size are in none. All in pixels of the window, in which this frame begins at (x, y).
+  const locate = (x, y, height) =>
+    new Promise((resolve) => {
+      const marked = everyElement().filter((element) => element.hasAttribute("bid"));
+      const places = { boxes: {}, outside: {}, frames: {} };
+      if (!marked.length) resolve(places);
+      const observer = new IntersectionObserver((entries) => {
+        observer.disconnect();
+        for (const { target, intersectionRect: seen, boundingClientRect: all } of entries) {
+          const bid = target.getAttribute("bid");
+          if (target.matches("iframe, frame"))
+            places.frames[bid] = [x + all.x + target.clientLeft, y + all.y + target.clientTop];
+          if (seen.width * seen.height > 0 && visible(target))
+            places.boxes[bid] = [x + seen.x, y + seen.y, seen.width, seen.height];
+          else if (all.width * all.height > 0) {
+            const [top, bottom] = [y + all.top, y + all.bottom];
+            places.outside[bid] = bottom <= 0 ? "above" : top >= height ? "below" : "clipped";
+          }
+        }
+        resolve(places);
+      });
+      for (const element of marked) observer.observe(element);
+    });
+
   // Run scripts one after another as Playwright's `evaluate` does, and return their values.
   const run = async (scripts) => {
     const values = [];
@@ -295,6 +373,16 @@
         return { begun, checked, marked, url: location.href, boxes: places };
       },
       unmark: () => (unmark ??= load(UNMARK))(),
+      settle: settleSite,
+      // The navigation that was about to happen was refused.
+      stay() {
+        leaving = false;
+      },
+      // Mark the elements of a site's frame for the tree; the ids begin with `prefix`.
+      async mark(prefix, x, y, height) {
+        await (mark ??= load(MARK))([prefix, "bid", "all"]);
+        return locate(x, y, height);
+      },
     },
   });
 })();

@@ -1,0 +1,23 @@
+"""What can go wrong in a session, the same for both drivers."""
+
+from __future__ import annotations
+
+
+class SessionError(RuntimeError):
+    """The session cannot respond: its browser died, or the call came at the wrong time."""
+
+
+class BrowserError(RuntimeError):
+    """The browser refused a command, or the command's page is gone: the infrastructure failed."""
+
+
+class BrowserGone(BrowserError):
+    """The browser's process ended."""
+
+
+class NavigatedAway(BrowserError):
+    """The page navigated while a script ran in it."""
+
+
+class ActionRefused(Exception):
+    """The page does not allow an action: the policy failed, not the infrastructure."""

@@ -1,0 +1,27 @@
+"""`page.js`, the script that runs in every page before the page's own."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+from functools import cache
+from pathlib import Path
+
+VIEWPORT = {"width": 332, "height": 214}
+"""Size of MiniWoB's page in pixels, as BrowserGym sets it."""
+
+SCREENSHOT_SCALE = 1.5
+"""BrowserGym's pixels on MiniWoB are those of a screenshot this much larger than the page."""
+
+
+@cache
+def page_script() -> str:
+    """Return `page.js` with BrowserGym's scripts in it."""
+    names = {"MARK": "frame_mark_elements.js", "UNMARK": "frame_unmark_elements.js"}
+    lines = []
+    for constant, file in names.items():
+        source = pkgutil.get_data("browsergym.core", f"javascript/{file}")
+        assert source is not None
+        lines.append(f"const {constant} = {json.dumps(source.decode())};")
+    script = Path(__file__).with_name("page.js").read_text()
+    return script.replace("(() => {\n", "\n".join(["(() => {", *lines, ""]), 1)

@@ -1,0 +1,1 @@
+"""The driver on Playwright, for everything but MiniWoB: users' sites with frames and dialogs."""

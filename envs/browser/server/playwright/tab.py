@@ -1,0 +1,120 @@
+"""One of Playwright's pages: scripts, the trees of its frames, and where it may go."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+from envs.browser.server.errors import BrowserError
+from envs.browser.server.playwright.browser import PlaywrightChromium
+
+
+class Tab:
+    """One page of a context whose pages have `page.js` in them.
+
+    Every method raises `BrowserError` if the browser or the page is gone, and `NavigatedAway` if
+    the page navigated in the meantime.
+
+    Args:
+        browser: the page's Chromium.
+        page: Playwright's page.
+        admits: tells whether a document may be loaded from an address. What is refused never leaves
+            the browser, and the page stays as it is.
+
+    Attributes:
+        page: Playwright's page.
+        refused: addresses that were refused since the list was emptied last.
+        frames: Playwright's frames by the letters in front of their elements' ids.
+    """
+
+    def __init__(self, browser: PlaywrightChromium, page: Any, admits: Callable[[str], bool]):
+        self.browser = browser
+        self.page = page
+        self.refused: list[str] = []
+        self.frames: dict[str, Any] = {"": page.main_frame}
+        self._admits = admits
+        self._session: Any = None
+
+    async def open(self) -> None:
+        """Connect to the page; before that, nothing else works."""
+        self._session = await self.browser.call(self.page.context.new_cdp_session(self.page))
+        self._session.on("Fetch.requestPaused", self._on_request)
+        patterns = [{"urlPattern": "*", "resourceType": "Document"}]
+        await self.send("Fetch.enable", patterns=patterns)
+
+    async def send(self, method: str, **parameters: Any) -> Any:
+        """Send a command of the DevTools protocol to the page."""
+        return await self.browser.call(self._session.send(method, parameters))
+
+    async def run(self, expression: str) -> Any:
+        """Evaluate JavaScript in the main frame and return its value; see `run_in`."""
+        return await self.run_in(self.page.main_frame, expression)
+
+    async def run_in(self, frame: Any, expression: str) -> Any:
+        """Evaluate JavaScript in a frame and return its value, awaited if it is a promise."""
+        # As one text: Playwright describes objects value by value.
+        text = await self.browser.call(
+            frame.evaluate(f"(async () => JSON.stringify(await ({expression})))()")
+        )
+        return None if text is None else json.loads(text)
+
+    async def screenshot(self) -> str:
+        """Return a picture of the window, a PNG as base64."""
+        options = {"animations": "allow", "caret": "initial", "scale": "css"}
+        return base64.b64encode(await self.browser.call(self.page.screenshot(**options))).decode()
+
+    async def trees(self) -> tuple[dict[str, Any], dict[str, Any], dict[int, str]]:
+        """Return the accessibility tree of every frame, with the ids of marked elements.
+
+        Returns:
+            The arguments of `envs.browser.server.tree.tree_text`.
+        """
+        frame_tree = (await self.send("Page.getFrameTree"))["frameTree"]
+        names, pending = [], [frame_tree]
+        while pending:
+            frame = pending.pop()
+            pending += frame.get("childFrames", [])
+            names.append(frame["frame"]["id"])
+        trees = await asyncio.gather(
+            *(self.send("Accessibility.getFullAXTree", frameId=name) for name in names)
+        )
+        owners = [
+            node["backendDOMNodeId"]
+            for tree in (trees if len(names) > 1 else ())
+            for node in tree["nodes"]
+            if node["role"]["value"] == "Iframe"
+        ]
+        nodes = await asyncio.gather(
+            *(self.send("DOM.describeNode", backendNodeId=owner) for owner in owners)
+        )
+        inside = {
+            owner: node["node"]["frameId"]
+            for owner, node in zip(owners, nodes, strict=True)
+            if "frameId" in node["node"]
+        }
+        return dict(zip(names, trees, strict=True)), frame_tree, inside
+
+    def _on_request(self, event: dict[str, Any]) -> None:
+        url = event["request"]["url"]
+        if self._admits(url):
+            self.browser.run(self._answer("Fetch.continueRequest", event["requestId"]))
+        else:
+            self.refused.append(url)
+            self.browser.run(self._refuse(event["requestId"]))
+
+    async def _refuse(self, request: str) -> None:
+        # Chromium keeps the page for this reason, and shows an error page for any other.
+        await self._answer("Fetch.failRequest", request, errorReason="Aborted")
+        try:
+            await self.run("browserServer.stay()")
+        except BrowserError:
+            return  # it was a new tab without a page
+
+    async def _answer(self, method: str, request: str, **parameters: Any) -> None:
+        try:
+            await self.send(method, requestId=request, **parameters)
+        except BrowserError:
+            return  # the request is gone, and its page with it

@@ -1,0 +1,103 @@
+"""What a site's page shows: the marked elements of all its frames, as text and as rectangles."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from envs.base import Box
+from envs.browser.server.errors import BrowserError, BrowserGone, NavigatedAway
+from envs.browser.server.playwright.tab import Tab
+from envs.browser.server.tree import in_window, tree_text
+
+FRAME_DEADLINE_S = 3.0
+"""How long a frame may take to respond; the page is read without its elements' ids then."""
+
+
+IGNORED = ("ListMarker",)
+"""Roles that only repeat what the layout shows."""
+
+
+@dataclass
+class View:
+    """A page as it was read.
+
+    Attributes:
+        text: the accessibility tree of what the window shows, as BrowserGym formats it.
+        url: address of the page.
+        boxes: the visible parts of the elements by their ids, in pixels of the window.
+        left_out: number of lines "above" and "below" the window, and "clipped": in lists.
+    """
+
+    text: str
+    url: str
+    boxes: dict[str, Box] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+async def settle(tab: Tab) -> None:
+    """Wait until the effects of the last action are over, in every frame.
+
+    Raises:
+        NavigatedAway: the page navigated; wait for it, and settle again.
+        BrowserError: the infrastructure failed.
+    """
+    frames = tab.page.main_frame.child_frames
+    await asyncio.gather(
+        tab.run("browserServer.settle()"),
+        *(_tolerant(tab.run_in(frame, "browserServer.settle()")) for frame in frames),
+    )
+
+
+async def read(tab: Tab, height: int) -> View:
+    """Read the page.
+
+    Args:
+        tab: a page that has settled.
+        height: height of the window in pixels.
+
+    Raises:
+        NavigatedAway: the page navigated in the meantime.
+        BrowserError: the infrastructure failed.
+    """
+    places = await tab.run(f"browserServer.mark('', 0, 0, {height})")
+    tab.frames = {"": tab.page.main_frame}
+    await _mark_frames(tab, tab.page.main_frame, places, height)
+    recorded = await tab.trees()
+    unmark = asyncio.gather(
+        *(_tolerant(tab.run_in(f, "browserServer.unmark()")) for f in tab.frames.values())
+    )
+    text, left_out = in_window(
+        tree_text(*recorded, ignored=IGNORED), places["boxes"], places["outside"]
+    )
+    await unmark
+    return View(text, tab.page.url, places["boxes"], left_out)
+
+
+async def _mark_frames(tab: Tab, parent: Any, places: dict[str, Any], height: int) -> None:
+    """Mark the elements of the frames in a frame, and add their places."""
+
+    async def mark(frame: Any) -> None:
+        element = await tab.browser.call(frame.frame_element())
+        bid = await tab.browser.call(element.get_attribute("bid"))
+        if bid not in places["frames"]:
+            return
+        x, y = places["frames"][bid]
+        own = await tab.run_in(frame, f"browserServer.mark({bid!r}, {x}, {y}, {height})")
+        tab.frames[bid] = frame
+        for kind, found in own.items():
+            places[kind].update(found)
+        await _mark_frames(tab, frame, places, height)
+
+    await asyncio.gather(*(_tolerant(mark(frame)) for frame in parent.child_frames))
+
+
+async def _tolerant(work: Any) -> None:
+    """Await what a frame does; one that is gone, blocks scripts or hangs does not matter."""
+    try:
+        await asyncio.wait_for(work, FRAME_DEADLINE_S)
+    except BrowserGone:
+        raise
+    except (BrowserError, NavigatedAway, TimeoutError):
+        return

@@ -1,0 +1,268 @@
+"""One session: users' own tasks, one episode after another, each in a window of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+import random
+import uuid
+from collections.abc import Coroutine
+from typing import Any
+
+from envs.base import TaskError
+from envs.browser.actions import Action, format_action
+from envs.browser.foreign_text import one_line
+from envs.browser.limits import MAX_GOAL, MAX_REWARD
+from envs.browser.page_text import simplify_axtree
+from envs.browser.server.errors import ActionRefused, BrowserError, SessionError
+from envs.browser.server.playwright.browser import PlaywrightChromium
+from envs.browser.server.playwright.origins import Origins
+from envs.browser.server.playwright.view import View
+from envs.browser.server.playwright.window import DialogOpened, Window
+from envs.browser.server.sites import RunningSite, Sites, per_session
+from envs.browser.task_file import TaskFile, line_of
+from envs.browser.web_task import Outcome, WebTask
+
+
+class WebSession:
+    """Runs tasks of a file in one Chromium.
+
+    Args:
+        browser: the Chromium.
+        file: the tasks.
+        sites: the sites that all sessions share.
+    """
+
+    def __init__(self, browser: PlaywrightChromium, file: TaskFile, sites: Sites):
+        self.browser = browser
+        self._file = file
+        self._sites = sites
+        self._own_sites: dict[str, RunningSite] = {}
+        self._site: RunningSite | None = None
+        self._task: WebTask | None = None  # None: no episode is running
+        self._window: Window | None = None
+        self._goal = ""
+        self._turn = 0
+        self._screenshot = self._final_page = False
+        self._picture: str | None = None
+
+    async def open(self) -> None:
+        """Do nothing: each episode opens a window of its own."""
+
+    async def close(self) -> None:
+        """Close the window and stop the session's own apps."""
+        try:
+            await self._end()
+        finally:
+            for site in self._own_sites.values():
+                await asyncio.to_thread(site.stop)
+
+    async def reset(
+        self, task_name: str, seed: int, *, screenshot: bool = False, final_page: bool = True
+    ) -> dict[str, Any]:
+        """Start an episode and return its first observation; see `Session.reset`.
+
+        Raises:
+            TaskError: there is no such task, or its own code failed.
+            SessionError, BrowserError: the infrastructure failed.
+        """
+        await self._end()
+        task = copy.copy(self._file.find(task_name))
+        self._screenshot, self._final_page = screenshot, final_page
+        self._site = await self._site_of(task)
+        task.url, task.session_id, task.answer = self._site.url, uuid.uuid4().hex, None
+        window = self._window = self._new_window(task)
+        await window.open()
+        rng = random.Random(f"{task.name}/{seed}")
+        self._goal = await self._run(task, "setup", task.setup((await window.front()).page, rng))
+        if not isinstance(self._goal, str) or not 0 < len(self._goal) <= MAX_GOAL:
+            raise _task_error(task, f"setup must return the goal as a text, got {self._goal!r:.80}")
+        window.interactive = True
+        await self._settle(window)
+        window.refusals()  # what frames asked for while the page loaded
+        self._turn, self._task = 0, task
+        return await self._observation(task, Outcome())
+
+    async def step(self, action: Action) -> dict[str, Any]:
+        """Execute one action and return its outcome.
+
+        Raises:
+            TaskError: the task's own code failed.
+            SessionError: no episode is running, or the site's app has ended.
+            BrowserError: the infrastructure failed.
+        """
+        task, window = self._task, self._window
+        if task is None or window is None:
+            raise SessionError("no episode is running: reset first")
+        error = ""
+        try:
+            _check_allowed(task, action)
+            if action.name == "answer":
+                task.answer = str(action.args[0])
+            else:
+                await window.act(action)
+        except ActionRefused as refusal:
+            error = f"{action.name} failed: {refusal}"
+        except DialogOpened:
+            pass
+        await self._settle(window)
+        for reason in window.refusals()[:1]:
+            error = error or f"{action.name} failed: {reason}"
+        self._turn += 1
+        outcome = Outcome()
+        if window.dialog is None:
+            outcome = await self._evaluate(task, window)
+        if self._site is None or not self._site.alive:
+            raise SessionError(f"the app of {task.name} has ended")
+        ended = outcome.done or task.answer is not None or self._turn >= task.max_turns
+        outcome = outcome._replace(done=ended)
+        if ended:
+            self._task = None
+        observation = await self._observation(task, outcome, error)
+        if ended:
+            window.interactive = False
+            await self._run(task, "teardown", task.teardown((await window.front()).page))
+        return observation
+
+    async def _end(self) -> None:
+        """End the episode that is running, if there is one, and close its window."""
+        task, self._task = self._task, None
+        window, self._window = self._window, None
+        if window is None:
+            return
+        if task is not None and self.browser.alive:
+            window.interactive = False
+            await self._run(task, "teardown", task.teardown((await window.front()).page))
+        self.browser.run(_close(window))
+
+    def _new_window(self, task: WebTask) -> Window:
+        folder = self._file.folder_of(task)
+        options: dict[str, Any] = {}
+        if task.storage_state is not None:
+            state = task.storage_state
+            options["storage_state"] = folder / state if isinstance(state, str) else state
+        return Window(
+            self.browser,
+            Origins([task.url, *task.allowed_origins]),
+            (task.viewport[0], task.viewport[1]),
+            {name: folder / path for name, path in task.files.items()},
+            [dict(cookie) if cookie.keys() & {"url", "domain"} else {**cookie, "url": task.url}
+             for cookie in task.cookies],
+            options,
+        )  # fmt: skip
+
+    async def _site_of(self, task: WebTask) -> RunningSite:
+        if not per_session(task):
+            return await self._sites.shared(task)
+        key = repr(task.site)
+        site = self._own_sites.get(key)
+        if site is None or not site.alive:
+            if site is not None:
+                await asyncio.to_thread(site.stop)
+            site = self._own_sites[key] = await self._sites.start(task)
+        return site
+
+    async def _settle(self, window: Window) -> None:
+        try:
+            await window.settle()
+        except DialogOpened:
+            return
+
+    async def _evaluate(self, task: WebTask, window: Window) -> Outcome:
+        window.interactive = False
+        page = (await window.front()).page
+        verdict = await self._run(task, "evaluate", task.evaluate(page))
+        window.interactive = True
+        if isinstance(verdict, bool):
+            return Outcome(float(verdict), verdict, verdict)
+        if not isinstance(verdict, Outcome):
+            raise _task_error(task, f"evaluate must return a bool or Outcome, got {verdict!r:.80}")
+        reward, done, success = verdict
+        if (
+            type(reward) not in (int, float)
+            or not math.isfinite(reward)
+            or abs(reward) > MAX_REWARD
+        ):
+            raise _task_error(task, f"a reward must be a finite number, got {reward!r:.80}")
+        return Outcome(float(reward), bool(done or success), bool(success))
+
+    async def _run(self, task: WebTask, what: str, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run the task's own code.
+
+        Raises:
+            TaskError: it failed though browser and site are there: a mistake in the task.
+            SessionError, BrowserError: the infrastructure failed.
+        """
+        from playwright.async_api import TimeoutError as PlaywrightTimeout
+
+        try:
+            return await self.browser.call(work)
+        except (BrowserError, SessionError):
+            raise
+        except (AssertionError, PlaywrightTimeout) as error:
+            # How setup says that page or app are not as they should be.
+            raise SessionError(f"{what} of {task.name} failed: {one_line(str(error))}") from error
+        except Exception as error:
+            if self._site is not None and not await asyncio.to_thread(self._site.responds):
+                raise SessionError(f"the app of {task.name} does not respond") from error
+            line = line_of(type(task), error)
+            reason = one_line(f"{type(error).__name__}: {error}")
+            raise _task_error(task, f"{what}, line {line}: {reason}") from error
+
+    async def _observation(
+        self, task: WebTask, outcome: Outcome, error: str = ""
+    ) -> dict[str, Any]:
+        assert self._window is not None
+        view = View("", self._window.url)
+        if not outcome.done or self._final_page or self._screenshot:
+            view = await self._window.look()
+        metadata: dict[str, Any] = {
+            "task_name": task.name,
+            "success": outcome.success,
+            "raw_reward": outcome.reward,
+            "left_out": view.left_out,
+            "actions": list(task.actions),
+            "demonstration": "" if outcome.done else self._demonstration(task, view),
+        }
+        if self._screenshot:
+            if self._window.dialog is None:  # a page with a dialog cannot be drawn
+                self._picture = await (await self._window.front()).screenshot()
+            metadata["boxes"] = view.boxes
+        return {
+            "goal": self._goal,
+            "axtree_txt": view.text,
+            "url": view.url,
+            "screenshot": self._picture if self._screenshot else None,
+            "error": error,
+            "last_action_error": bool(error),
+            "done": outcome.done,
+            "reward": outcome.reward,
+            "metadata": metadata,
+        }
+
+    def _demonstration(self, task: WebTask, view: View) -> str:
+        if type(task).demonstrate is WebTask.demonstrate:
+            return ""
+        try:
+            return str(task.demonstrate(simplify_axtree(view.text), self._turn))
+        except Exception as error:
+            line = line_of(type(task), error)
+            reason = one_line(f"{type(error).__name__}: {error}")
+            raise _task_error(task, f"demonstrate, line {line}: {reason}") from error
+
+
+def _check_allowed(task: WebTask, action: Action) -> None:
+    if action.name in ("goto", "go_back", "answer") and action.name not in task.actions:
+        raise ActionRefused(f"this task has no action {format_action(action):.80}")
+
+
+def _task_error(task: WebTask, reason: str) -> TaskError:
+    return TaskError(f"task {task.name!r} failed: {reason}")
+
+
+async def _close(window: Window) -> None:
+    try:
+        await window.close()
+    except BrowserError:
+        return  # the browser is gone, and the window with it
