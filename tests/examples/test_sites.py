@@ -207,6 +207,12 @@ async def test_tenants_do_not_see_each_other(customer):
     assert (await state_of(ann))["cart"] == {"Chai": 1, "Matcha": 1}
 
 
+async def test_a_tenant_starts_anew(customer):
+    await customer("old", cart={"Chai": 1}, orders=ORDERS, signed_in=True)
+    state = await state_of(await customer("old"))
+    assert (state["cart"], state["orders"], state["signed_in"]) == ({}, [], False)
+
+
 async def test_every_control_of_the_shop_has_a_name_of_its_own(customer):
     cart = {"Chai": 1, "Clay teapot": 2}
     page = await customer("names", cart=cart, orders=ORDERS, signed_in=True)

@@ -2,14 +2,16 @@
 
 import json
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from products import PRODUCTS
 
-TABLES = """
-PRAGMA journal_mode = WAL;
+SCHEMA = """
+PRAGMA foreign_keys = ON;
+PRAGMA synchronous = OFF; -- nobody needs what a crash of the machine loses
 CREATE TABLE IF NOT EXISTS tenant (
     id TEXT PRIMARY KEY,
     shelf TEXT NOT NULL, -- the products of the first page, a list in JSON
@@ -51,40 +53,35 @@ class Store:
     """
 
     def __init__(self, path: str):
-        self.path = path
-        with self._open() as db:
-            db.executescript(TABLES)
+        self._lock = threading.Lock()  # requests are served by several threads
+        self._db = sqlite3.connect(path, check_same_thread=False)
+        self._db.row_factory = sqlite3.Row
+        self._db.executescript(SCHEMA)
 
     @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        db = sqlite3.connect(self.path, timeout=30)
-        db.row_factory = sqlite3.Row
-        db.execute("PRAGMA foreign_keys = ON")
-        db.execute("PRAGMA synchronous = OFF")  # what a crash of the machine loses, nobody needs
-        try:
-            with db:
-                yield db
-        finally:
-            db.close()
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._db:
+            yield self._db
 
     def create(self, tenant: str, **state: Any) -> None:
         """Start a tenant anew; what the state leaves out is as in `NEW`."""
         state = NEW | state
         shelf = json.dumps(state["shelf"])
-        account = (state["email"], state["password"], state["signed_in"])
-        orders = [(o["number"], json.dumps(o["products"]), o["date"], o["time"])
-                  for o in state["orders"]]  # fmt: skip
-        with self._open() as db:
+        account = (tenant, shelf, state["email"], state["password"], state["signed_in"])
+        cart = [(tenant, *line) for line in state["cart"].items()]
+        orders = [
+            (tenant, order["number"], json.dumps(order["products"]), order["date"], order["time"])
+            for order in state["orders"]
+        ]
+        with self._transaction() as db:
             db.execute("DELETE FROM tenant WHERE id = ?", (tenant,))
-            db.execute("INSERT INTO tenant VALUES (?, ?, ?, ?, ?)", (tenant, shelf, *account))
-            for line in state["cart"].items():
-                db.execute("INSERT INTO cart VALUES (?, ?, ?)", (tenant, *line))
-            for order in orders:
-                db.execute("INSERT INTO purchase VALUES (?, ?, ?, ?, ?)", (tenant, *order))
+            db.execute("INSERT INTO tenant VALUES (?, ?, ?, ?, ?)", account)
+            db.executemany("INSERT INTO cart VALUES (?, ?, ?)", cart)
+            db.executemany("INSERT INTO purchase VALUES (?, ?, ?, ?, ?)", orders)
 
     def state(self, tenant: str) -> dict[str, Any] | None:
         """Return a tenant's state as `create` takes it; None if there is no such tenant."""
-        with self._open() as db:
+        with self._transaction() as db:
             row = db.execute("SELECT * FROM tenant WHERE id = ?", (tenant,)).fetchone()
             if row is None:
                 return None
@@ -113,17 +110,17 @@ class Store:
 
     def delete(self, tenant: str) -> None:
         """Forget a tenant."""
-        with self._open() as db:
+        with self._transaction() as db:
             db.execute("DELETE FROM tenant WHERE id = ?", (tenant,))
 
     def sign_in(self, tenant: str) -> None:
         """Sign the tenant's customer in."""
-        with self._open() as db:
+        with self._transaction() as db:
             db.execute("UPDATE tenant SET signed_in = 1 WHERE id = ?", (tenant,))
 
     def add(self, tenant: str, product: str) -> None:
         """Put one piece of a product into the cart."""
-        with self._open() as db:
+        with self._transaction() as db:
             db.execute(
                 "INSERT INTO cart VALUES (?, ?, 1) "
                 "ON CONFLICT (tenant, product) DO UPDATE SET amount = amount + 1",
@@ -132,7 +129,7 @@ class Store:
 
     def set_amounts(self, tenant: str, amounts: dict[str, int]) -> None:
         """Change the amounts of products in the cart; 0 takes a product out."""
-        with self._open() as db:
+        with self._transaction() as db:
             for product, amount in amounts.items():
                 line = (amount, tenant, product) if amount else (tenant, product)
                 change = "UPDATE cart SET amount = ?" if amount else "DELETE FROM cart"
@@ -140,8 +137,7 @@ class Store:
 
     def place_order(self, tenant: str, date: str, time: str) -> int:
         """Turn the cart into an order; return its number."""
-        with self._open() as db:
-            db.execute("BEGIN IMMEDIATE")  # two of them must not take one number
+        with self._transaction() as db:
             row = db.execute(
                 "SELECT coalesce(max(number), 100) + 1 AS number, "
                 "(SELECT json_group_object(product, amount) FROM cart WHERE tenant = ?1) "
@@ -155,5 +151,5 @@ class Store:
 
     def cancel(self, tenant: str, number: int) -> None:
         """Cancel an order."""
-        with self._open() as db:
+        with self._transaction() as db:
             db.execute("DELETE FROM purchase WHERE tenant = ? AND number = ?", (tenant, number))
