@@ -42,7 +42,8 @@ class Element:
     def shows(self, text: str) -> bool:
         """Return True if this control already shows the text, as its name or as its value."""
         value = self.state.partition("value=")[2]
-        return self.role in CONTROLS and text.strip() in (self.name, value.strip("' "))
+        value = unquote(value) if value[:1] in ("'", '"') else value
+        return self.role in CONTROLS and text.strip() in (self.name, value.strip())
 
     def __str__(self) -> str:
         name = f" {self.name!r}" if self.name else ""

@@ -46,6 +46,9 @@ MINIWOB_ARGS = (
 SITE_ARGS = (
     # The frames of a page are in one process, so that one session reads all their trees.
     "--disable-site-isolation-trials",
+    # WebRTC would send packets past the proxy.
+    "--force-webrtc-ip-handling-policy=disable_non_proxied_udp",
+    "--webrtc-ip-handling-policy=disable_non_proxied_udp",
     # A site at `localhost` must not open the way to other names of this machine.
     "--host-resolver-rules=MAP *.localhost ~NOTFOUND",
 )

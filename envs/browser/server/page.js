@@ -1,5 +1,5 @@
 // Runs in every page before the page's own scripts; the server calls `browserServer`.
-// `MARK` and `UNMARK` are BrowserGym's own scripts: they write each element's id where the
+// `BID` is the attribute that holds an element's id. `MARK` and `UNMARK` are BrowserGym's own scripts: they write each element's id where the
 // accessibility tree shows it, and remove it again.
 (() => {
   const ACTION_MS = 500; // how long BrowserGym lets an action wait for its element
@@ -116,7 +116,7 @@
   let mark, unmark;
 
   const find = (bid) => {
-    const found = document.querySelector(`[bid="${bid}"]`);
+    const found = document.querySelector(`[${BID}="${bid}"]`);
     if (!found) throw new Refusal(`there is no element ${bid}`);
     return found;
   };
@@ -295,10 +295,10 @@
         observer.disconnect();
         const seen = entries.filter(({ target }) => visible(target));
         const box = ({ x, y, width, height }) => [x, y, width, height];
-        const all = seen.map((e) => [e.target.getAttribute("bid"), box(e.intersectionRect)]);
+        const all = seen.map((e) => [e.target.getAttribute(BID), box(e.intersectionRect)]);
         resolve(Object.fromEntries(all.filter(([, [, , width, height]]) => width * height > 0)));
       });
-      for (const element of document.querySelectorAll("[bid]")) observer.observe(element);
+      for (const element of document.querySelectorAll(`[${BID}]`)) observer.observe(element);
     });
 
   const everyElement = (root = document) =>
@@ -306,19 +306,21 @@
       element.shadowRoot ? [element, ...everyElement(element.shadowRoot)] : [element],
     );
 
-  // Return where the marked elements of this frame are, by their ids. `boxes`: the visible part of
-  // those in the window; `outside`: "above", "below" or "clipped" (in a list that scrolls, or beside
-  // the window) of those that are not; `frames`: the corner of each frame's content. Elements
-  // without a size are in none. All in pixels of the window, in which this frame begins at (x, y).
+  // Return where the marked elements of this frame are. `all`: the ids; `boxes`: the visible parts of
+  // those in the window, by their ids; `outside`: "above", "below" or "clipped" (in a list that
+  // scrolls, or beside the window) of those that are not; `frames`: the corner of each frame's
+  // content. Elements without a size are in none. In pixels of the window, in which this frame
+  // begins at (x, y).
   const locate = (x, y, height) =>
     new Promise((resolve) => {
-      const marked = everyElement().filter((element) => element.hasAttribute("bid"));
-      const places = { boxes: {}, outside: {}, frames: {} };
+      const marked = everyElement().filter((element) => element.hasAttribute(BID));
+      const places = { all: [], boxes: {}, outside: {}, frames: {} };
       if (!marked.length) resolve(places);
       const observer = new IntersectionObserver((entries) => {
         observer.disconnect();
         for (const { target, intersectionRect: seen, boundingClientRect: all } of entries) {
-          const bid = target.getAttribute("bid");
+          const bid = target.getAttribute(BID);
+          places.all.push(bid);
           if (target.matches("iframe, frame"))
             places.frames[bid] = [x + all.x + target.clientLeft, y + all.y + target.clientTop];
           if (seen.width * seen.height > 0 && visible(target))
@@ -368,7 +370,7 @@
         await settle();
         const checked = location.href === url ? await run(check) : [];
         const marked = finalPage || !window.WOB_DONE_GLOBAL;
-        if (marked) await (mark ??= load(MARK))(["", "bid", "standard_html"]);
+        if (marked) await (mark ??= load(MARK))(["", BID, "standard_html"]);
         const places = marked && located ? await boxes() : {};
         return { begun, checked, marked, url: location.href, boxes: places };
       },
@@ -380,7 +382,7 @@
       },
       // Mark the elements of a site's frame for the tree; the ids begin with `prefix`.
       async mark(prefix, x, y, height) {
-        await (mark ??= load(MARK))([prefix, "bid", "all"]);
+        await (mark ??= load(MARK))([prefix, BID, "all"]);
         return locate(x, y, height);
       },
     },

@@ -15,10 +15,14 @@ SCREENSHOT_SCALE = 1.5
 
 
 @cache
-def page_script() -> str:
-    """Return `page.js` with BrowserGym's scripts in it."""
+def page_script(attribute: str = "bid") -> str:
+    """Return `page.js` with BrowserGym's scripts in it.
+
+    Args:
+        attribute: the attribute that holds an element's id. A site's pages may have any attribute.
+    """
     names = {"MARK": "frame_mark_elements.js", "UNMARK": "frame_unmark_elements.js"}
-    lines = []
+    lines = [f"const BID = {json.dumps(attribute)};"]
     for constant, file in names.items():
         source = pkgutil.get_data("browsergym.core", f"javascript/{file}")
         assert source is not None

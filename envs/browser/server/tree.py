@@ -12,6 +12,7 @@ from envs.browser.page_text import simplify_axtree
 MAIN_FRAME: dict[str, Any] = {"frame": {"id": "main"}}
 """The frame tree of a page without frames."""
 
+_DATES = {"Date", "DateTime", "InputTime"}
 _LINE = re.compile(r"(\t*+)(?:\[(\w++)\] )?")
 
 
@@ -47,6 +48,25 @@ def merged_tree_text(tree: dict[str, Any], ignored: Collection[str] = ()) -> str
     # stay: in click-link only they have an id.
     roles = [*IGNORED_AXTREE_ROLES, "InlineTextBox", *ignored]
     return str(flatten_axtree_to_str(tree, skip_generic=False, ignored_roles=roles))
+
+
+def marked_only(text: str, bids: Collection[str]) -> str:
+    """Return a tree without the ids that were not given to its elements, and without date parts.
+
+    Args:
+        text: what `tree_text` returned.
+        bids: the ids that were given.
+    """
+    lines, field_depth = [], -1
+    for line in text.splitlines():
+        match = _LINE.match(line)
+        depth, bid = (len(match[1]), match[2]) if match else (0, None)
+        if 0 <= field_depth < depth:
+            continue  # day, month and year of a date field, which has its value itself
+        rest = line[match.end() :] if match else line
+        field_depth = depth if rest.split(" ", 1)[0] in _DATES else -1
+        lines.append(line if bid is None or bid in bids else "\t" * depth + rest)
+    return "\n".join(lines)
 
 
 def in_window(

@@ -118,7 +118,7 @@ def _locate(tab: Tab, bid: str) -> Any:
     frame = tab.frames.get(bid.rstrip("0123456789"))
     if frame is None:
         raise ActionRefused(f"there is no element {bid}")
-    return frame.locator(f'[bid="{bid}"]').first
+    return frame.locator(f'[{tab.attribute}="{bid}"]').first
 
 
 def _last_reason(log: str) -> str:

@@ -23,6 +23,7 @@ class Tab:
         page: Playwright's page.
         admits: tells whether a document may be loaded from an address. What is refused never leaves
             the browser, and the page stays as it is.
+        attribute: the attribute that holds an element's id.
 
     Attributes:
         page: Playwright's page.
@@ -30,8 +31,15 @@ class Tab:
         frames: Playwright's frames by the letters in front of their elements' ids.
     """
 
-    def __init__(self, browser: PlaywrightChromium, page: Any, admits: Callable[[str], bool]):
+    def __init__(
+        self,
+        browser: PlaywrightChromium,
+        page: Any,
+        admits: Callable[[str], bool],
+        attribute: str = "bid",
+    ):
         self.browser = browser
+        self.attribute = attribute
         self.page = page
         self.refused: list[str] = []
         self.frames: dict[str, Any] = {"": page.main_frame}

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from envs.base import Box
 from envs.browser.server.errors import BrowserError, BrowserGone, NavigatedAway
 from envs.browser.server.playwright.tab import Tab
-from envs.browser.server.tree import in_window, tree_text
+from envs.browser.server.tree import in_window, marked_only, tree_text
 
 FRAME_DEADLINE_S = 3.0
 """How long a frame may take to respond; the page is read without its elements' ids then."""
 
+
+MAX_TEXT = 5_000
+"""Characters of an element's name or value; the rest is cut."""
 
 IGNORED = ("ListMarker",)
 """Roles that only repeat what the layout shows."""
@@ -61,18 +65,25 @@ async def read(tab: Tab, height: int) -> View:
         NavigatedAway: the page navigated in the meantime.
         BrowserError: the infrastructure failed.
     """
-    places = await tab.run(f"browserServer.mark('', 0, 0, {height})")
+    places = await _mark(tab, tab.page.main_frame, "", 0, 0, height)
     tab.frames = {"": tab.page.main_frame}
     await _mark_frames(tab, tab.page.main_frame, places, height)
     recorded = await tab.trees()
     unmark = asyncio.gather(
         *(_tolerant(tab.run_in(f, "browserServer.unmark()")) for f in tab.frames.values())
     )
-    text, left_out = in_window(
-        tree_text(*recorded, ignored=IGNORED), places["boxes"], places["outside"]
-    )
+    text, left_out = in_window(_text(recorded, places), places["boxes"], places["outside"])
     await unmark
     return View(text, tab.page.url, places["boxes"], left_out)
+
+
+async def _mark(
+    tab: Tab, frame: Any, prefix: str, x: float, y: float, height: int
+) -> dict[str, Any]:
+    """Mark the elements of a frame, and return their places; see `page.js`."""
+    arguments = json.dumps([prefix, x, y, height])[1:-1]
+    places: dict[str, Any] = await tab.run_in(frame, f"browserServer.mark({arguments})")
+    return places
 
 
 async def _mark_frames(tab: Tab, parent: Any, places: dict[str, Any], height: int) -> None:
@@ -80,17 +91,30 @@ async def _mark_frames(tab: Tab, parent: Any, places: dict[str, Any], height: in
 
     async def mark(frame: Any) -> None:
         element = await tab.browser.call(frame.frame_element())
-        bid = await tab.browser.call(element.get_attribute("bid"))
+        bid = await tab.browser.call(element.get_attribute(tab.attribute))
         if bid not in places["frames"]:
             return
         x, y = places["frames"][bid]
-        own = await tab.run_in(frame, f"browserServer.mark({bid!r}, {x}, {y}, {height})")
+        own = await _mark(tab, frame, bid, x, y, height)
         tab.frames[bid] = frame
+        places["all"] += own.pop("all")
         for kind, found in own.items():
             places[kind].update(found)
         await _mark_frames(tab, frame, places, height)
 
     await asyncio.gather(*(_tolerant(mark(frame)) for frame in parent.child_frames))
+
+
+def _text(recorded: Any, places: dict[str, Any]) -> str:
+    """Format the trees of a site's page: long texts are cut, and ids are those of the marks."""
+    trees, frames, inside = recorded
+    for tree in trees.values():
+        for node in tree["nodes"]:
+            for key in ("name", "value"):
+                text = node.get(key, {}).get("value")
+                if isinstance(text, str) and len(text) > MAX_TEXT:
+                    node[key]["value"] = text[:MAX_TEXT] + "..."
+    return marked_only(tree_text(trees, frames, inside, IGNORED), set(places["all"]))
 
 
 async def _tolerant(work: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from envs.browser.server.playwright.view import View
 TIMEOUT_MS = 10_000
 NAVIGATION_MS = 20_000
 LOADING_MS = 5_000
+ATTRIBUTE = f"bid-{secrets.token_hex(4)}"  # that no page has
 ATTEMPTS = 5  # at reading a page that keeps navigating
 Result = TypeVar("Result")
 
@@ -88,7 +90,7 @@ class Window:
         self._context.set_default_navigation_timeout(NAVIGATION_MS)
         self._context.on("page", self._on_page)
         self._context.on("dialog", self._on_dialog)
-        await call(self._context.add_init_script(page_script()))
+        await call(self._context.add_init_script(page_script(ATTRIBUTE)))
         if self._cookies:
             await call(self._context.add_cookies(self._cookies))
         await call(self._context.new_page())
@@ -278,7 +280,7 @@ class Window:
         raise DialogOpened
 
     def _on_page(self, page: Any) -> None:
-        tab = Tab(self.browser, page, self._origins.admits)
+        tab = Tab(self.browser, page, self._origins.admits, ATTRIBUTE)
         opening = asyncio.ensure_future(tab.open())
         opening.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._tabs.append(tab)
