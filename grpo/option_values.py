@@ -16,6 +16,9 @@ MAX_TEXT = 4096  # characters, as of a path
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(inf|infinity|nan)", re.I | re.A)
 
 
+_SPACE_HOSTS = ("huggingface.co", "hf.co")
+
+
 def short(value: Any, limit: int = 120) -> str:
     """Describe a value in one line of at most `limit` characters."""
     try:
@@ -89,6 +92,14 @@ def split_names(value: Any) -> Any:
     return tuple(check_text(name.strip()) for name in value)
 
 
+def without_secrets(url: str) -> str:
+    """Return what can be shown of an address that may have a password or a token in it."""
+    before, has_user, after = url.rpartition("@")
+    scheme = before[: before.find("://") + 3] if "://" in before else ""
+    shown = f"{scheme}***@{after}" if has_user else url
+    return re.sub(r"([?#]).*", r"\1***", shown, flags=re.DOTALL)
+
+
 def check_urls(urls: Sequence[str], schemes: Sequence[str]) -> Sequence[str]:
     """Check that each text is the address of a server.
 
@@ -96,6 +107,7 @@ def check_urls(urls: Sequence[str], schemes: Sequence[str]) -> Sequence[str]:
         ValueError: one is not.
     """
     for url in urls:
+        shown = short(without_secrets(url))
         try:
             address = urlsplit(url)
             port = address.port  # raises what is out of range
@@ -105,8 +117,17 @@ def check_urls(urls: Sequence[str], schemes: Sequence[str]) -> Sequence[str]:
         if address.scheme not in schemes or not host or port == 0 or re.search(r"[\s\\]", url):
             raise ValueError(
                 f"must be addresses such as {schemes[0]}://127.0.0.1:8000 ({', '.join(schemes)}), "
-                f"got {short(url)}"
+                f"got {shown}"
             )
+        if "@" in address.netloc:
+            raise ValueError(
+                "must be addresses without a user and password, which every file of the run would "
+                "name: set HF_TOKEN for a private Space, use a tunnel (ssh -L) to another server, "
+                f"got {shown}"
+            )
+        is_page = host.endswith(_SPACE_HOSTS)  # its address is copied from a browser
+        if (address.query or address.fragment) and not is_page:
+            raise ValueError(f"must be addresses without ?query and #fragment, got {shown}")
     return urls
 
 

@@ -37,6 +37,11 @@ def one_line(text: object) -> str:
     return " ".join(printable(text).splitlines())
 
 
+def without_passwords(text: object) -> str:
+    """Hide the user and password of every address in a message, e.g. of a proxy."""
+    return re.sub(r"(?<=://)[^\s/?#'\"]*@", "***@", str(text))
+
+
 def markdown(text: object) -> str:
     """Return a text that Markdown, and HTML in it, show as it is, in one line."""
     return re.sub(r"([\\`*_\[\]<>|&~$#!])", r"\\\1", one_line(text))
@@ -61,7 +66,7 @@ class PrintableFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's text."""
-        return printable(super().format(record))
+        return printable(without_passwords(super().format(record)))
 
 
 def protect_output() -> None:
@@ -81,7 +86,7 @@ def _print_traceback(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     lines = traceback.format_exception(kind, error, trace)
-    print(printable("".join(lines)), end="", file=sys.stderr)
+    print(printable(without_passwords("".join(lines))), end="", file=sys.stderr)
 
 
 def _print_warning(
@@ -96,7 +101,7 @@ def _print_warning(
         text = f"warning: {one_line(message)}\n"
     else:
         text = printable(warnings.formatwarning(message, category, filename, lineno, line))
-    print(text, end="", file=file or sys.stderr)
+    print(without_passwords(text), end="", file=file or sys.stderr)
 
 
 def _escape(char: str) -> str:

@@ -27,6 +27,7 @@ from grpo.rollouts.agents import Agent
 from grpo.rollouts.evaluation import Outcome, Success, evaluate
 from grpo.rollouts.rollout import Rollouts, gather
 from grpo.rollouts.task_sampler import HELD_OUT
+from grpo.safe_output import without_passwords
 
 if TYPE_CHECKING:
     from grpo.runtime import Runtime
@@ -202,7 +203,8 @@ class TrainingReport(Report):
         except Exception as error:
             self.failures.append(error)
             with suppress(OSError):  # a terminal that was closed
-                self.console.print(f"{name} failed: {error}", soft_wrap=True)
+                reason = without_passwords(error)
+                self.console.print(f"{name} failed: {reason}", soft_wrap=True)
 
     def finish(self, trainer: Trainer) -> None:
         """Write the summary, draw the curves, print the tables, upload the run.

@@ -95,6 +95,7 @@ def refused(place, capsys, caplog, monkeypatch, tmp_path):
         assert not warnings, caplog.text  # outside of pytest they are lines as well
         assert err.startswith("error: "), err
         assert part.format(**place, long=LONG) in err, err
+        assert "secret" not in err, err
         assert len(err) < MAX_LINE + 2 * max(map(len, argv), default=0), err
         assert got == code, err
 
@@ -435,7 +436,9 @@ PLAYED = "no group of the step survived; the last error: browser server "
     ("--env-url http://{moved}", 1, "a redirect to http://127.0.0.1:1/: use that address"),
     ("--env-url http://no-such-host.invalid:80", 1, PLAYED + "http://no-such-host.invalid:80: "),
     ("--env-url http://" + "a" * 300, 1, "label"),
-    ("--env-url http://127.0.0.1:1/#x", 1, "isn't a valid URI: fragment"),
+    ("--env-url http://127.0.0.1:1/#x", 2, "env_url must be addresses without ?query and #"),
+    ("--env-url http://user:secret@{dead}", 2, "without a user and password, which every file of"),
+    ("--env-url user:secret@{dead}", 2, "env_url must be addresses such as"),
     ("--env-url http://{dead} --warm-start-steps 1", 1, "no demonstration could be played: "),
     ("--env-url 127.0.0.1:80", 2, "env_url must be addresses such as http://127.0.0.1:8000"),
     ("--env-url http://127.0.0.1:65536", 2, "env_url must be addresses such as"),
@@ -466,6 +469,7 @@ UNAVAILABLE = "has been unavailable for "
     ("http://{missing}", 1, "vLLM at http://{missing}"),
     ("http://{moved}", 1, "HTTP 302"),
     ("ws://{dead}", 2, "vllm_url must be addresses such as"),
+    ("http://user:secret@{dead}", 2, "vllm_url must be addresses without a user and password"),
     ("http://127.0.0.1:99999", 2, "vllm_url must be addresses such as"),
 )
 def test_vllm_servers(refused, command, code, part):

@@ -245,10 +245,33 @@ def test_addresses_that_are_none(name, url):
     assert repr(url) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://user:secret@a:80", "http://***@a:80"),
+        ("https://secret@a", "https://***@a"),
+        ("http://user:sec@ret@a", "http://***@a"),
+        ("http://user:sec/ret@a", "http://***@a"),
+        ("user:secret@a:80", "***@a:80"),
+        ("ftp://user:secret@a", "ftp://***@a"),
+        ("http://user:secret@a:99999", "http://***@a:99999"),
+        ("http://a/?token=secret", "http://a/?***"),
+        ("a?token=secret", "a?***"),
+        ("http://a/#secret", "http://a/#***"),
+    ],
+)
+@pytest.mark.parametrize("name", ["env_url", "vllm_url"])
+def test_addresses_with_a_password_in_them(name, url, shown):
+    with pytest.raises(ConfigError, match=f"^{name} must be addresses ") as error:
+        Config(**{name: url})
+    assert str(error.value).endswith(f"got {shown!r}")
+
+
 def test_addresses():
     urls = ("http://127.0.0.1:8000", "https://huggingface.co/spaces/owner/env", "http://[::1]:80/")
     assert Config(env_url=[*urls, "ws://a/b", "wss://a"]).env_url[:3] == urls
     assert Config(vllm_url=urls).vllm_url == urls
+    assert Config(env_url="https://huggingface.co/spaces/owner/env?logs=build#x").env_url
     with pytest.raises(ConfigError, match=r"vllm_url must be .*\(http, https\), got 'ws://a'"):
         Config(vllm_url="ws://a")
 

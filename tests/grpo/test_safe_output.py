@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 
 from grpo.cli import exit_code
 from grpo.errors import ConfigError
-from grpo.safe_output import accept_any_character, code, markdown, one_line, printable
+from grpo.safe_output import (
+    accept_any_character,
+    code,
+    markdown,
+    one_line,
+    printable,
+    without_passwords,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 ANY = st.text(st.characters(codec=None, categories=None))
@@ -82,20 +89,34 @@ def test_a_stream_that_lacks_a_character():
     accept_any_character(io.StringIO())
 
 
-def test_errors_of_a_program(capsys):
-    def program():
-        raise ConfigError(f"no model at {HOSTILE}\nerror: another line")
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("proxy http://user:secret@proxy:3128/ failed", "proxy http://***@proxy:3128/ failed"),
+        ("'socks5://u:p@a' and 'x://:p@b'", "'socks5://***@a' and 'x://***@b'"),
+        ("http://u:p@ss@a", "http://***@a"),
+        ("http://a/b@c, mail@a, a://b", "http://a/b@c, mail@a, a://b"),
+    ],
+)
+def test_passwords_in_addresses_are_hidden(text, shown):
+    assert without_passwords(text) == shown
 
-    assert exit_code(program) == 2
+
+@pytest.mark.parametrize(("kind", "code"), [(ConfigError, 2), (OSError, 1)])
+def test_errors_of_a_program(capsys, kind, code):
+    def program():
+        raise kind(f"no model at http://user:secret@a {HOSTILE}\nerror: another line")
+
+    assert exit_code(program) == code
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"error: no model at {printable(HOSTILE)} error: another line"
+    assert line == f"error: no model at http://***@a {printable(HOSTILE)} error: another line"
 
 
 PROGRAM = r"""
 import logging, sys, warnings
 from grpo.cli import exit_code
 
-text = "\x1b[31m \u202e \ud800 ▁"
+text = "\x1b[31m \u202e \ud800 ▁ http://user:secret@proxy"
 
 def program():
     print("▁")
@@ -125,6 +146,8 @@ def test_logs_warnings_and_tracebacks(encoding):
     assert printable(out + err) == out + err
     assert "\nwarning: " + r"\x1b[31m \u202e \ud800 " in "\n" + err
     assert " and more\n" in err  # in one line
+    assert err.count("http://***@proxy") == 5
+    assert "secret" not in err
     for part in ("RuntimeWarning: ", "said: ", "\nValueError: ", "\nZeroDivisionError: "):
         assert part + r"\x1b[31m \u202e \ud800 " in err, err
 
