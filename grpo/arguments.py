@@ -11,29 +11,36 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from grpo.config import Config, field_extra, unknown_option
 from grpo.errors import ConfigError
 from grpo.option_values import Names, short
-from grpo.yaml_file import read_yaml
-
-CONFIGS = Path(__file__).parent / "configs"
-"""A task's own configuration is `<task>.yaml` in here."""
+from grpo.task_options import HeldOutOf, options_of_file, own_config, read_address
 
 
 def read_config(
-    argv: Sequence[str], *, prog: str, description: str, of_run: bool = False
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    of_run: bool = False,
+    held_out_of: HeldOutOf | None = None,
 ) -> Config:
     """Read a configuration: a file's options, then those of the command line.
 
-    The file is that of --config, else the task's own in `CONFIGS`.
+    The file is that of --config, else the tasks' own.
 
     Args:
         argv: the command line.
         prog: the program's name, for the usage line.
         description: shown by --help.
-        of_run: True to read the options of the run that --adapter names.
+        of_run: True for a program that does not train: tasks may be held out, and --adapter may
+            name a run, whose options are then read.
+        held_out_of: reads a file of tasks; None for a program that takes no task as its argument.
 
     Raises:
         ConfigError: an option is unknown, or its value is wrong.
+        TaskError: the file of tasks cannot be used, or a task is not in it.
     """
-    parser = config_parser(prog, description, show_all="--help-all" in argv)
+    parser = config_parser(
+        prog, description, show_all="--help-all" in argv, takes_tasks=held_out_of is not None
+    )
     arguments, others = parser.parse_known_args(_join_negative_numbers(argv))
     for other in others:
         if not other.startswith("--"):
@@ -41,24 +48,65 @@ def read_config(
         typed = other.partition("=")[0]
         raise ConfigError(unknown_option(typed[2:].replace("-", "_"), typed=typed, spell=_flag))
     given = vars(arguments)
+    read_address(given)
     path = given.pop("config", None)
+    asked = given.keys() & {"task", "task_file"}  # instead of all tasks of a file or a run
     run = Path(given.get("adapter", ""))
-    if path is None and of_run and given.get("adapter") and (run / "config.yaml").is_file():
+    is_run = of_run and path is None and bool(given.get("adapter"))
+    if is_run := is_run and (run / "config.yaml").is_file():
         path = run / "config.yaml"
         del given["adapter"]
         given = {"output": str(run)} | run_weights(run) | given
-        if "task" in given:  # instead of all tasks of the run
-            given.setdefault("held_out_tasks", "")
     if path is None:
-        path = own_config(Config(task=given.get("task", "click-test")).task)
-    config = Config() if path is None else Config.from_mapping(read_yaml(path), str(path))
-    return config.replace(**given)
+        path = own_config(given)
+    base = Config() if path is None else Config.from_yaml(path)
+    told = given.keys() | base.model_fields_set
+    if asked:
+        told -= {"task"} - given.keys()
+    if asked and is_run:
+        told -= {"held_out_tasks"} - given.keys()
+        given.setdefault("held_out_tasks", "")
+    config = base.replace(**given)
+    if not config.task_file or held_out_of is None:
+        return config
+    names = config.task if "task" in told else ()
+    held_out = config.held_out_tasks if "held_out_tasks" in told else None
+    options = options_of_file(config, names, held_out, held_out_of, to_train=not of_run)
+    return config.replace(**options)
 
 
-def own_config(tasks: Sequence[str]) -> Path | None:
-    """Return the configuration of a single task that has its own, else None."""
-    own = {path.stem: path for path in CONFIGS.glob("*.yaml")}
-    return own.get(tasks[0]) if len(tasks) == 1 else None
+def read_inspection(argv: Sequence[str], *, description: str, held_out_of: HeldOutOf) -> Config:
+    """Read the configuration of `grpo inspect`, which has two options of its own.
+
+    Args and errors are those of `read_config`.
+    """
+    parser = Parser(
+        prog="grpo inspect",
+        usage="grpo inspect [TASKS] [--seed N] [--episodes N] [--output FOLDER] [options]",
+        description=description,
+        epilog="TASKS and the other options are those of grpo train, with the same defaults: "
+        "--model,\n--env-url, --config, ... --help-all shows them.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--episodes", default="20", metavar="N", help="episodes of the random agent (default: 20)"
+    )
+    parser.add_argument(
+        "--output",
+        default="runs/inspect",
+        metavar="FOLDER",
+        help="folder of the screenshots (default: runs/inspect)",
+    )
+    own, others = parser.parse_known_args(_join_negative_numbers(argv))
+    options = [f"--eval-episodes={own.episodes}", f"--output={own.output}"]
+    return read_config(
+        [*options, *others],
+        prog=parser.prog,
+        description=description,
+        of_run=True,
+        held_out_of=held_out_of,
+    )
 
 
 def run_weights(folder: Path) -> dict[str, str]:
@@ -82,25 +130,40 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def config_parser(prog: str, description: str, *, show_all: bool) -> Parser:
+def config_parser(
+    prog: str, description: str, *, show_all: bool, takes_tasks: bool = False
+) -> Parser:
     """Make a parser with one option per field of `Config`, grouped by theme.
 
     Args:
         prog: the program's name.
         description: shown by --help.
         show_all: True to show every option, False for those that people change first.
+        takes_tasks: True for a program whose argument may name tasks.
     """
     parser = Parser(
         prog=prog,
-        usage=f"{prog} [--config FILE] [options]",
+        usage=f"{prog} {'[TASKS] ' * takes_tasks}[--config FILE] [options]",
         description=description,
         epilog="" if show_all else "--help-all shows every option.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    if takes_tasks:
+        parser.add_argument(
+            "tasks",
+            nargs="?",
+            default=argparse.SUPPRESS,
+            metavar="TASKS",
+            help="a file of your own tasks (site/tasks.py), some of it (site/tasks.py:A,B), or "
+            "names of MiniWoB's tasks",
+        )
     parser.add_argument("--help-all", action="help", help="show every option, and exit")
     parser.add_argument(
-        "--config", default=argparse.SUPPRESS, help="YAML file whose keys are the options below"
+        "--config",
+        default=argparse.SUPPRESS,
+        help="YAML file whose keys are the options below (default: config.yaml beside the file of "
+        "tasks)",
     )
     groups: dict[str, Any] = {}
     for name, field in Config.model_fields.items():

@@ -7,15 +7,17 @@ so that `grpo --help` is quick.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grpo.arguments import Parser, read_config
+from grpo.arguments import Parser, read_config, read_inspection
 from grpo.errors import ConfigError
+from grpo.exits import exit_code as exit_code
 from grpo.option_values import short
-from grpo.safe_output import one_line, protect_output
+from grpo.safe_output import one_line, printable
 
 if TYPE_CHECKING:
     from envs.browser.pool import BrowserPool
@@ -37,6 +39,13 @@ SERVE_VLLM = """Serve the policy's model with vLLM, for grpo train --backend vll
 Give it the options of the run: model, dtype, device, lora_r, vllm_memory, seed, and the first
 address of vllm_url are used. Whoever reaches the port controls the server: keep it on 127.0.0.1."""
 
+INSPECT = """Show tasks as a policy meets them.
+
+Prints the goal, the page as the model reads it and its tokens, what a random agent and the task's
+own demonstration score, and saves a screenshot with the elements' ids."""
+
+NEW = "Write a site with a task file: a page, a task on it, and its options. It runs as it is."
+
 PUSH = "Upload a finished run to the Hugging Face Hub, with a model card."
 
 
@@ -46,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         "train": (train, "train a policy and evaluate it before and after"),
         "eval": (evaluate, "evaluate a model or an adapter on held-out seeds"),
+        "inspect": (inspect, "show a task as a model reads it, and what a random agent scores"),
+        "new": (new, "write a first site with a task of your own"),
         "serve-env": (serve_env, "serve browser tasks to trainers on this or other machines"),
         "serve-vllm": (serve_vllm, "serve the policy's model with vLLM"),
         "push": (push, "upload a finished run to the Hugging Face Hub"),
@@ -82,7 +93,7 @@ def train(
     def program() -> None:
         from grpo.files import run_id
 
-        config = read_config(argv, prog=prog, description=description)
+        config = read_config(argv, prog=prog, description=description, held_out_of=_held_out_of)
         pool = _browser_pool(config)
         earlier.append((config, run_id(config.folder)))
 
@@ -108,12 +119,49 @@ def evaluate(
     """Evaluate a policy on browser tasks; return the exit code."""
 
     def program() -> None:
-        config = read_config(argv, prog=prog, description=description, of_run=True)
+        config = read_config(
+            argv, prog=prog, description=description, of_run=True, held_out_of=_held_out_of
+        )
         pool = _browser_pool(config)
 
         from grpo.run import evaluate
 
         evaluate(config, pool, baselines=baselines)
+
+    return exit_code(program)
+
+
+def inspect(argv: Sequence[str]) -> int:
+    """Show tasks as a policy meets them; return the exit code."""
+
+    def program() -> None:
+        config = read_inspection(argv, description=INSPECT, held_out_of=_held_out_of)
+        pool = _browser_pool(config)
+
+        from grpo.inspect import inspect
+
+        inspect(config, pool)
+
+    return exit_code(program)
+
+
+def new(argv: Sequence[str]) -> int:
+    """Write a first site with a task; return the exit code."""
+
+    def program() -> None:
+        parser = Parser(prog="grpo new", description=NEW)
+        parser.add_argument("folder", type=Path, help="folder of the site, new or empty")
+        folder: Path = parser.parse_args(argv).folder
+
+        from envs.browser.new_site import next_steps, write_site
+
+        try:
+            write_site(folder)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigError(str(error)) from error
+        typed = (sys.argv[0], os.path.relpath(sys.argv[0]))
+        grpo = "grpo" if shutil.which("grpo") else min(typed, key=len)
+        print(printable(next_steps(folder, grpo)))
 
     return exit_code(program)
 
@@ -157,44 +205,16 @@ def push(argv: Sequence[str]) -> int:
     return exit_code(program)
 
 
-def exit_code(program: Callable[[], object], *, hint: Callable[[], str] | None = None) -> int:
-    """Run a program; print one line for an error, and return the exit code that a shell expects.
+def _held_out_of(file: str, names: Sequence[str]) -> dict[str, bool]:
+    """Return which tasks of a file are held out; see `grpo.task_options.HeldOutOf`."""
+    from envs.base import TaskError
+    from envs.browser.task_file import TaskFile
 
-    Args:
-        program: raises what `grpo.run.train` raises.
-        hint: returns what is added to the line of a program that a signal has stopped, or whose
-            environment, generator or training has failed.
-
-    Returns:
-        0; 2 if the user asked for something that cannot be done, 1 if the infrastructure failed,
-        128 and the signal's number if a signal ended the program.
-    """
-    protect_output()
+    tasks = TaskFile(file)
     try:
-        program()
-        return 0
-    except KeyboardInterrupt:  # while the program was imported: there is nothing to save
-        return 130
-    except ConfigError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except Exception as error:
-        from envs.base import EnvError, TaskError
-        from grpo.distributed import PeerError
-        from grpo.generators.base import GeneratorError
-        from grpo.shutdown import Stopped
-        from grpo.training.updater import TrainingError
-
-        if isinstance(error, Stopped):
-            print(f"{error}{hint() if hint else ''}", file=sys.stderr, flush=True)
-            sys.stdout.flush()
-            os._exit(error.exit_code)  # torch's thread may be in an update that nobody awaits
-        known = EnvError | TaskError | GeneratorError | TrainingError | PeerError | OSError
-        if not isinstance(error, known):
-            raise
-        more = hint() if hint and not isinstance(error, TaskError | OSError) else ""
-        print(f"error: {one_line(error)}{more}", file=sys.stderr)
-        return 2 if isinstance(error, TaskError) else 1
+        return {name: tasks.find(name).held_out for name in names or tasks.tasks}
+    except TaskError as error:
+        raise TaskError(f"{file}: {error}") from error
 
 
 def _browser_pool(config: Config) -> BrowserPool:
@@ -214,7 +234,7 @@ def _browser_pool(config: Config) -> BrowserPool:
         check_packages(CLIENT if config.env_url else SERVER)
         if not config.env_url:
             find_chromium()
-            for name in config.evaluated_tasks:
+            for name in () if config.task_file else config.evaluated_tasks:
                 find_task(name)
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -99,6 +100,12 @@ class Config(BaseModel):
     task: Names = _run(("click-test",), "tasks to train on, separated by commas", common=True)
     held_out_tasks: Names = _run(
         (), "tasks to evaluate on and never train on, separated by commas", resumable=True
+    )
+    task_file: Text = _run(
+        "",
+        "Python file that the tasks are in (empty: they are BrowserGym's); a relative path in a "
+        "configuration starts from the folder of that",
+        resumable=True,
     )
     model: Text = _run(
         "",
@@ -490,12 +497,15 @@ class Config(BaseModel):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Config:
-        """Read a YAML file.
+        """Read a YAML file; a `task_file` that is relative starts from the file's folder.
 
         Raises:
             ConfigError: there is no such file, or it does not map known options to their values.
         """
-        return cls.from_mapping(read_yaml(path), str(path))
+        options = read_yaml(path)
+        if (file := options.get("task_file")) and isinstance(file, str):
+            options["task_file"] = os.path.abspath(Path(path).parent / Path(file).expanduser())
+        return cls.from_mapping(options, str(path))
 
 
 def field_extra(name: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ LAYERS = (
     ("grpo.errors", "grpo.files", "grpo.safe_output", "grpo.types", "grpo.algorithm", "grpo.tree"),
     (
         *("grpo.option_values", "grpo.yaml_file", "grpo.config", "grpo.arguments"),
-        *("grpo.distributed", "grpo.shutdown", "grpo.blocking"),
+        *("grpo.distributed", "grpo.shutdown", "grpo.blocking", "grpo.task_options"),
     ),
     ("grpo.model",),
     ("grpo.generators",),
@@ -38,7 +38,7 @@ LAYERS = (
     ("grpo.training",),
     ("grpo.runtime",),
     ("grpo.reporting",),
-    ("grpo.run",),
+    ("grpo.run", "grpo.inspect", "grpo.exits"),
     ("grpo.cli",),
     ("grpo.__main__",),
 )

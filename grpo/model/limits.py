@@ -29,6 +29,13 @@ SHORT_WINDOW = 12
 """Tokens; windows that no row of the check would leave are made this short in the copy."""
 
 
+def named_limit(config: Any) -> int:
+    """Return the longest row, in tokens, that a model's configuration names."""
+    text = config.get_text_config()
+    named = (getattr(text, name, None) for name in LIMIT_NAMES)
+    return min((n for n in named if isinstance(n, int) and n > 0), default=UNLIMITED)
+
+
 def length_limit(model: Any) -> int:
     """Return the longest row, in tokens, that a model computes alike whatever else is in the call.
 
@@ -36,9 +43,7 @@ def length_limit(model: Any) -> int:
     exceeds a length (LongRoPE, arXiv 2402.13753; dynamic NTK): a token's hidden state then depends
     on tokens after it and on other rows. Up to that length the model is an ordinary one.
     """
-    config = model.config.get_text_config()
-    named = (getattr(config, name, None) for name in LIMIT_NAMES)
-    limit = min((n for n in named if isinstance(n, int) and n > 0), default=UNLIMITED)
+    limit = named_limit(model.config)
     for module in find_decoder(model).modules():
         if any("inv_freq" in name for name, _ in module.named_buffers(recurse=False)):
             for kind in _layer_types(module):

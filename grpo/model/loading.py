@@ -13,9 +13,15 @@ from grpo.model.bundled import bundled_model_path
 from grpo.model.chat import ChatTemplate
 from grpo.model.chat_date import DATE_FILE, saved_date
 from grpo.model.full_policy import FullPolicy
+from grpo.model.limits import named_limit
 from grpo.model.lora_policy import LoRAPolicy
 from grpo.model.policy import Policy
-from grpo.model.pretrained import one_line_reason, read_pretrained, refusing
+from grpo.model.pretrained import (
+    one_line_reason,
+    quiet_transformers,
+    read_pretrained,
+    refusing,
+)
 
 if TYPE_CHECKING:
     from grpo.config import Config
@@ -132,13 +138,38 @@ def load_model(name: str, *, device: str, dtype: torch.dtype) -> tuple[Any, Any]
     with refusing(name):
         model, tokenizer = read_pretrained(source, dtype)
         model = model.to(device)
+    _check_template(name, tokenizer)
+    if dtype == torch.float16:
+        warnings.warn("float16 has no headroom for gradients; bfloat16 is safer", stacklevel=2)
+    return model, tokenizer
+
+
+def load_chat(config: Config) -> tuple[ChatTemplate, int]:
+    """Load the chat template that a configuration names, without the model's weights.
+
+    Returns:
+        The template, and the longest row, in tokens, that the model's files name.
+
+    Raises:
+        ConfigError: there is no such model, it has no chat template, or one that loses messages.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    source: dict[str, Any] = {**_source(config.model), "trust_remote_code": False}
+    with refusing(config.model), quiet_transformers():
+        limit = named_limit(AutoConfig.from_pretrained(**source))
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    _check_template(config.model, tokenizer)
+    adapter = find_adapter(config.adapter) if config.adapter else None
+    date = saved_date(*(folder for folder in (adapter, config.model) if folder))
+    return ChatTemplate(tokenizer, config.chat_template_kwargs, date), limit
+
+
+def _check_template(name: str, tokenizer: Any) -> None:
     if tokenizer.chat_template is None:
         raise ConfigError(
             f"model {name!r} has no chat template: expected an instruction-tuned model"
         )
-    if dtype == torch.float16:
-        warnings.warn("float16 has no headroom for gradients; bfloat16 is safer", stacklevel=2)
-    return model, tokenizer
 
 
 def _source(name: str) -> dict[str, str]:
