@@ -19,7 +19,7 @@ from envs.browser.limits import MAX_RESPONSE
 from envs.browser.server.errors import SessionError
 from envs.browser.server.processes import kill_marked, last_lines
 
-CLOSE_DEADLINE_S = 10.0
+CLOSE_DEADLINE_S = 8.0
 MARK = "GRPO_BROWSERGYM_SESSION"
 PYTHON = "GRPO_BROWSERGYM_PYTHON"
 """Environment variable with the interpreter that has BrowserGym and the benchmarks; this one by
@@ -85,11 +85,13 @@ class BrowserGymSession:
 
     async def close(self) -> None:
         """End the session: let the task remove what it has made, then end all processes."""
-        if self._process is not None and not self._lost:
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(CLOSE_DEADLINE_S):
-                    await self._exchange(self._process, {"call": "close"})
-        await self._lose("it was closed")
+        try:
+            if self._process is not None and not self._lost:
+                with contextlib.suppress(OSError, TimeoutError):
+                    async with asyncio.timeout(CLOSE_DEADLINE_S):
+                        await self._exchange(self._process, {"call": "close"})
+        finally:
+            await self._lose("it was closed")
 
     async def _call(self, call: str, **arguments: Any) -> dict[str, Any]:
         if self._lost:

@@ -330,4 +330,5 @@ class PooledSession:
             pass  # the browser is gone, and the session's pages with it
         except TimeoutError:
             # A browser that cannot close a page hangs, and so do its other pages.
-            await self._slot.stop()
+            if not isinstance(session, BrowserGymSession):  # whose browsers are its own
+                await self._slot.stop()

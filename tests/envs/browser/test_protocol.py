@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import json
+import re
 import socket
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -287,6 +288,66 @@ def responding(*responses):
         await connection.wait_closed()
 
     return handler
+
+
+OTHER = {"axtree_txt": "RootWebArea 'One Stop Market'\n\t[7] link 'Tea'", "goal": "Find tea."}
+
+
+@pytest.mark.parametrize("name", ["webarena.4", "4", "openended", "AddTodo"])
+async def test_the_address_of_another_benchmarks_page_does_not_name_the_task(name):
+    asked = []
+
+    async def handler(connection):
+        asked.append(json.loads(await connection.recv())["data"]["task_name"])
+        response = copy.deepcopy(GOOD)
+        response["observation"] |= OTHER | {"url": "http://shop.example.com:7770/tea.html"}
+        await connection.send(json.dumps({"type": "observation", "data": response}))
+
+    async with serving(handler) as url:
+        env = BrowserEnv(url)
+        observation = await env.reset(Task(name, 0))
+        await env.close()
+    assert observation.goal == "Find tea."
+    assert asked == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("webarena.4", URL),  # a server that has one task of MiniWoB's for every name
+        ("clik-test", URL),
+        ("click-test", "http://shop.example.com:7770/tea.html"),
+        ("click-test", "http://shop.example.com:7770/"),
+    ],
+)
+async def test_a_page_of_another_task_where_miniwob_is_one_of_the_two(name, address):
+    async with serving(responding(changed("observation.url", address))) as url:
+        env = BrowserEnv(url)
+        with pytest.raises(TaskError, match=f"asked for task '{name}', got the page"):
+            await env.reset(Task(name, 0))
+        await env.close()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "unknown task 'webarena.4': No module named 'browsergym.webarena'",
+        "cannot make task 'NoAddress': TypeError: no start_url",
+        "Failed to create BrowserGym environment 'browsergym/webarena.9999': Environment "
+        "`webarena.9999` doesn't exist in namespace browsergym.",
+    ],
+)
+async def test_a_task_that_the_server_does_not_have(message):
+    async def handler(connection):
+        await connection.recv()
+        error = {"message": message, "code": "EXECUTION_ERROR"}
+        await connection.send(json.dumps({"type": "error", "data": error}))
+
+    async with serving(handler) as url:
+        env = BrowserEnv(url)
+        with pytest.raises(TaskError, match=re.escape(message)):
+            await env.reset(Task("webarena.4", 0))
+        await env.close()
 
 
 async def fails_and_is_dead(env, call, message):
