@@ -13,7 +13,10 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import async_playwright, expect
 
+from envs.base import Task
+from envs.browser.env import BrowserEnv
 from envs.browser.server.chromium import find_chromium
+from envs.browser.server.local import LocalServer
 from envs.browser.task_file import TaskFile
 from envs.browser.web_task import WebTask
 
@@ -21,6 +24,10 @@ SITES = Path(__file__).resolve().parents[2] / "examples" / "sites"
 
 DOCUMENTATION = (SITES.parents[1] / "docs" / "your-site.md").read_text()
 TASK_FILES = re.findall(r"```python\n(.*?)```", DOCUMENTATION, re.DOTALL)
+
+TASKS = [
+    (site, name) for site in ("todo", "shop") for name in TaskFile(SITES / site / "tasks.py").tasks
+]
 
 ORDERS = [
     {"number": 204, "products": {"Chai": 2}, "date": "2027-03-04", "time": "Morning"},
@@ -86,6 +93,32 @@ def customer(browser, shop):
         return page
 
     return open_shop
+
+
+@pytest.fixture(scope="module")
+def servers():
+    """A browser server for each site's tasks."""
+    servers = {
+        site: LocalServer(workers=1, max_sessions=4, task_file=str(SITES / site / "tasks.py"))
+        for site in ("todo", "shop")
+    }
+    yield servers
+    for server in servers.values():
+        server.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def session(servers):
+    """Return a function: a new session with the server of a site."""
+    sessions = []
+
+    async def connect(site):
+        sessions.append(BrowserEnv(await servers[site].ensure()))
+        return sessions[-1]
+
+    yield connect
+    for env in sessions:
+        await env.close()
 
 
 async def state_of(page):
@@ -223,6 +256,61 @@ async def test_every_control_of_the_shop_has_a_name_of_its_own(customer):
         controls = await names_of_controls(page)
         assert all(name for _, name in controls), path
         assert len(set(controls)) == len(controls) == number, path
+
+
+@pytest.mark.parametrize(("site", "name"), TASKS)
+async def test_the_demonstration_of_a_task_succeeds(session, site, name):
+    env = await session(site)
+    for seed in range(2):
+        await env.reset(Task(name, seed))
+        rewards = []
+        while action := env.demonstrate():
+            result = await env.step(action)
+            assert not result.observation.error, action
+            rewards.append(result.reward)
+            if result.done:
+                break
+        assert (result.success, rewards) == (True, [0.0] * (len(rewards) - 1) + [1.0])
+
+
+@pytest.mark.parametrize(
+    ("site", "name", "wrong"),
+    [
+        ("todo", "AddTodo", r"button 'Delete .*' \[(\w+)\]"),
+        ("todo", "CompleteTodo", r"button 'Delete .*' \[(\w+)\]"),
+        ("todo", "DeleteTodo", r"checkbox '.*' \[(\w+)\]"),
+        ("shop", "ChangeAmount", r"button 'Remove .*' \[(\w+)\]"),
+    ],
+)
+async def test_a_wrong_change_ends_the_episode_without_success(session, site, name, wrong):
+    env = await session(site)
+    observation = await env.reset(Task(name, 0))
+    result = await env.step(f"click({re.search(wrong, observation.page)[1]!r})")
+    assert (result.reward, result.done, result.success) == (0.0, True, False)
+
+
+async def test_the_wrong_product_ends_the_episode_without_success(session):
+    env = await session("shop")
+    observation = await env.reset(Task("AddToCart", 0))
+    goal = re.search('"(.*)"', observation.goal)[1]
+    links = re.findall(r"link '(.*)' \[(\w+)\]\ntext '€", observation.page)
+    assert len(links) == 6
+    result = await env.step(f"click({next(id for name, id in links if name != goal)!r})")
+    assert (result.reward, result.done) == (0.0, False)
+    button = re.search(r"button 'Add to cart' \[(\w+)\]", result.observation.page)[1]
+    result = await env.step(f"click({button!r})")
+    assert (result.reward, result.done, result.success) == (0.0, True, False)
+
+
+async def test_episodes_at_the_same_time_have_carts_of_their_own(session):
+    ann, ben = await session("shop"), await session("shop")
+    await ann.reset(Task("FindAndAdd", 0))
+    await ben.reset(Task("FindAndAdd", 0))
+    for _ in range(4):
+        result = await ann.step(ann.demonstrate())
+    assert result.success
+    result = await ben.step("noop()")
+    assert "link 'Cart (0)'" in result.observation.page
 
 
 async def test_the_task_files_of_the_documentation_are_valid(tmp_path):
