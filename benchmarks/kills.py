@@ -42,10 +42,11 @@ COMMON: dict[str, Any] = SETTINGS | {
     "max_turns": 2, "valid_action_bonus": 0.5, "learning_rate": 0.03, "eval_episodes": 2,
     "steps": 4, "save_every": 1, "device": "cpu", "push_to_hub": "user/killed",
 }  # fmt: skip
+WARM: dict[str, Any] = {"warm_start_steps": 2}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "LoRA": {},
     "full, save_every 2": {"train": "full", "save_every": 2},
-    "warm start": {"warm_start_steps": 2},
+    "warm start": WARM,
     "max_staleness 1": {"max_staleness": 1},
     "updates_per_batch 2": {"updates_per_batch": 2, "save_every": 2},
     "keep_checkpoints 1": {"keep_checkpoints": 1},
@@ -54,7 +55,10 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 CUT = "cut write"
 """A kill in the middle of a write, in any part of the run. The other parts are kinds of points."""
 
-PARTS = ("save", "start", "evaluation", "training", "results", "upload", CUT, "warm start")
+WARM_START = "warm start"
+"""A part of the configuration of this name; every other one gets a warm start for it."""
+
+PARTS = ("save", "start", "evaluation", "training", "results", "upload", CUT, WARM_START)
 EVERY = "every part"
 
 
@@ -94,7 +98,7 @@ def kills(folder: Path, count: int, steps: int) -> dict[str, Any]:
     bench = _Bench(folder, Config(**COMMON, model=str(model)))
     rows = [bench.at_random(count // 4, steps)]
     if count < 50:
-        rows.append(bench.at_points("warm start", EVERY, count - count // 4))
+        rows.append(bench.at_points(WARM_START, EVERY, count - count // 4))
     else:
         pairs = plan()
         at_points, of_ranks = count - count // 4 - count // 25, count // 25
@@ -113,9 +117,8 @@ def kills(folder: Path, count: int, steps: int) -> dict[str, Any]:
 
 
 def plan() -> list[tuple[str, str]]:
-    """Return the pairs of a configuration and a part of a run that it has."""
-    parts = ((name, part) for part in PARTS for name in CONFIGURATIONS)
-    return [pair for pair in parts if pair[1] != "warm start" or pair[0] == "warm start"]
+    """Return the pairs of a configuration and a part of a run."""
+    return [(name, part) for part in PARTS for name in CONFIGURATIONS]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -174,13 +177,15 @@ class _Bench:
     def at_points(self, name: str, part: str, count: int) -> Row:
         """Kill a run in one part of it."""
         row, chance = Row(name, part), random.Random(f"{name} {part}")
-        points = self._undisturbed(name)
+        settings = CONFIGURATIONS[name] | (WARM if part == WARM_START else {})
+        whole = f"{name}, warm" if settings != CONFIGURATIONS[name] else name
+        points = self._undisturbed(whole, settings)
         output, old = self._output(f"{name}, {part}"), ""
-        config = self.config.replace(**CONFIGURATIONS[name], output=output)
+        config = self.config.replace(**settings, output=output)
         chosen = choose(points, part, count, chance)
         if part == "start":  # in a folder where another run was; later where its own has begun
-            other = "warm start" if name != "warm start" else "LoRA"
-            self._undisturbed(other)
+            other = WARM_START if name != WARM_START else "LoRA"
+            self._undisturbed(other, CONFIGURATIONS[other])
             shutil.copytree(self.folder / other / "run", output)
             old = run_id(config.folder)
             if len(chosen) > 2:
@@ -189,7 +194,7 @@ class _Bench:
             is_old = run_id(config.folder) == old and bool(checkpoints(config.folder))
             attempt = config.replace(resume=not is_old)
             self._attempt(row, lambda: play(attempt, point))  # noqa: B023, called at once
-        row.different += differences(self.folder / name, config.folder.parent)
+        row.different += differences(self.folder / whole, config.folder.parent)
         if old:
             moved, kept = config.folder / EARLIER / old, self.folder / other / "run"
             row.different += differences(kept, moved)
@@ -219,9 +224,9 @@ class _Bench:
     def _output(self, name: str) -> str:
         return str(self.folder / name / "run")
 
-    def _undisturbed(self, name: str) -> list[Point]:
+    def _undisturbed(self, name: str, settings: dict[str, Any]) -> list[Point]:
         """Play a configuration once; return the points that it passed."""
-        config = self.config.replace(**CONFIGURATIONS[name], output=self._output(name))
+        config = self.config.replace(**settings, output=self._output(name))
         if not config.folder.exists():
             row = Row(name, "")
             self._attempt(row, lambda: play(config))

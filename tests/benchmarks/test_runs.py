@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.kill_points import Point
-from benchmarks.kills import CUT, PARTS, choose
+from benchmarks.kills import CONFIGURATIONS, CUT, PARTS, choose, plan
 from benchmarks.run_files import differences, metrics
 from grpo.reporting.loggers import read_metrics
 from grpo.training.checkpoint import checkpoints
@@ -90,6 +91,11 @@ def test_points_are_chosen_from_each_place_in_the_order_of_the_run():
     assert 15 <= sum(point.place == "step 1" for point in chosen) <= 25
     assert choose(points, "start", 3, random.Random(0)) == points[:1]
     assert all(point.cut for point in choose(points, CUT, 5, random.Random(0)))
+
+
+def test_every_part_of_every_configuration_is_killed_alike():
+    assert Counter(part for _, part in plan()) == dict.fromkeys(PARTS, len(CONFIGURATIONS))
+    assert Counter(name for name, _ in plan()) == dict.fromkeys(CONFIGURATIONS, len(PARTS))
 
 
 def test_two_ranks_equal_one_with_twice_the_groups():
