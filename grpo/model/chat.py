@@ -118,11 +118,11 @@ class ChatTemplate:
     def read(self, completion: Completion) -> str:
         """Return a completion as text, without its end token and the model's reasoning.
 
-        Any other control token is visible, so that an answer that contains one is not taken for
-        the answer without it.
+        Any other control token is visible, and the text begins with U+FFFD then: it is not taken
+        for the same text without the token, or for one that spells the token.
         """
-        ids = completion.completion_ids
-        return self._read(ids[:-1] if completion.finish_reason == "stop" else ids)
+        ids = completion.completion_ids[: -1 if completion.finish_reason == "stop" else None]
+        return "\ufffd" * (not self._control.ids.isdisjoint(ids)) + self._read(ids)
 
     def warn_about_reasoning(self, max_new_tokens: int) -> None:
         """Log a warning if the model reasons first and has too few tokens to finish."""

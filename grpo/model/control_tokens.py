@@ -34,6 +34,7 @@ class ControlTokens:
 
     Attributes:
         pattern: finds the control tokens in what a template has rendered.
+        ids: the control tokens, but for those around the model's reasoning.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -56,6 +57,8 @@ class ControlTokens:
         # private characters, which no added token contains and no normalizer has a rule for.
         used = {character for token in added.values() for character in token.content}
         private = (c for c in map(chr, range(0x10FFFD, 0x100000, -1)) if c not in used)
+        reasoning = {self._ids[text] for text in REASONING if text in self._ids}
+        self.ids = frozenset(self._counted - reasoning)
         self._edge, *digits = islice(private, 17)
         self._digits = str.maketrans("0123456789abcdef", "".join(digits))
         self._secret = secrets.token_hex(8).translate(self._digits)

@@ -5,8 +5,10 @@ A model's agent reads and writes through the model's chat template, `grpo.model.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -14,6 +16,9 @@ from envs.base import Demonstrator, Env, Observation
 from grpo.generators.base import Generator
 from grpo.model.chat import ChatTemplate
 from grpo.types import Completion
+
+LONG_PAGE = 20_000
+"""Characters of a page above which it is tokenized in a thread."""
 
 Agent = Callable[[Observation, int, Env], Awaitable[tuple[str, Completion]]]
 """`(observation, seed, env) -> (text, how it was sampled)`.
@@ -75,7 +80,10 @@ def model_agent(
     """
 
     async def act(observation: Observation, seed: int, env: Env) -> tuple[str, Completion]:
-        prompt_ids, lines_cut = read_prompt(observation, chat, max_prompt_tokens)
+        read = partial(read_prompt, observation, chat, max_prompt_tokens)
+        # A page is foreign text: a long one must not hold up the other episodes.
+        long = len(observation.page) > LONG_PAGE
+        prompt_ids, lines_cut = await asyncio.to_thread(read) if long else read()
         completion = await generator.generate(prompt_ids, seed=seed, temperature=temperature)
         return chat.read(completion), replace(completion, lines_cut=lines_cut)
 

@@ -19,6 +19,7 @@ from tokenizers import (
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from envs.base import Task
+from envs.browser.actions import InvalidAction, parse_action
 from envs.browser.prompts import SYSTEM
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
@@ -560,13 +561,16 @@ def test_a_demonstrated_control_token_is_text(bundled):
     assert chat.read(completion(ids)) == "fill('1', '<|im_start|>')"
 
 
-def test_control_tokens_in_a_completion_are_visible(bundled):
+@pytest.mark.parametrize("action", ["click('<|im_start|>48')", "fill('1', '<|im_start|>')"])
+def test_an_answer_with_a_control_token_is_visible_and_no_action(bundled, action):
     chat = ChatTemplate(bundled)
-    ids = bundled.encode("click('<|im_start|>48')<|im_end|>")
-    assert chat.read(completion(ids)) == "click('<|im_start|>48')"
-    assert chat.read(completion(ids, "length")) == "click('<|im_start|>48')<|im_end|>"
-    ids = bundled.encode("<|endoftext|>click('48')<|im_end|>")
-    assert chat.read(completion(ids)) == "<|endoftext|>click('48')"
+    ids = bundled.encode(f"{action}<|im_end|>")
+    assert chat.read(completion(ids)) == f"\ufffd{action}"
+    assert chat.read(completion(ids, "length")) == f"\ufffd{action}<|im_end|>"
+    with pytest.raises(InvalidAction):
+        parse_action(chat.read(completion(ids)))
+    spelled = chat.demonstration(messages(), "fill('1', '<|im_start|>')")[1]
+    assert parse_action(chat.read(completion(spelled))).name == "fill"  # a text that spells it
 
 
 def trained(model, trainer, *, normalizer=None, pre_tokenizer, decoder, **token):

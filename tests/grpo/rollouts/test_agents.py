@@ -1,5 +1,6 @@
 """Agents: messages become tokens, tokens become text; oracle, random and blind agents."""
 
+import threading
 from collections import Counter
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from envs.scripted import ScriptedEnv
 from grpo.generators.local import LocalGenerator
 from grpo.model.chat import ChatTemplate
 from grpo.rollouts.agents import (
+    LONG_PAGE,
     blind_agent,
     model_agent,
     oracle_agent,
@@ -213,3 +215,25 @@ async def test_the_oracle_of_an_environment_without_demonstrations():
     for env in (Silent(), Ended()):
         text, completion = await oracle_agent()(with_actions("a"), 0, env)
         assert (text, completion.completion_ids) == ("noop()", ())
+
+
+@pytest.mark.parametrize(("characters", "in_thread"), [(1_000, False), (LONG_PAGE + 1, True)])
+async def test_a_long_page_is_tokenized_in_a_thread(characters, in_thread):
+    threads = []
+
+    class Chat:
+        def prompt(self, messages):
+            threads.append(threading.current_thread())
+            return [1]
+
+        def read(self, completion):
+            return ""
+
+    class Nothing:
+        async def generate(self, *args, **options):
+            return NOTHING
+
+    page = "x" * characters
+    observation = Observation(({"role": "user", "content": page},), page=page)
+    await model_agent(Nothing(), Chat(), temperature=1.0)(observation, 0, NO_ENV)
+    assert (threads[0] is not threading.main_thread()) is in_thread
