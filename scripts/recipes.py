@@ -184,7 +184,9 @@ def vllm_recipes(python: str, constraints: str, gpu: bool) -> list[Recipe]:
     """Install the vLLM that suits this machine into an overlay of .venv."""
     limit = ("-c", constraints)
     if gpu:
-        return [Recipe("CUDA build", (pip_install(python, "vllm", *limit),))]
+        # Its tools for agents want mcp 2, which would hide the mcp 1 below that openenv needs.
+        below = (python, "-m", "pip", "uninstall", "--yes", "mcp")
+        return [Recipe("CUDA build", (pip_install(python, "vllm", *limit), below))]
     commands = (
         pip_install(python, "--no-deps", *BARE_VLLM, *limit),
         pip_install(python, *VLLM_IMPORTS, *limit),
