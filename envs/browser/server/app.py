@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -158,6 +160,15 @@ def build_app(pool: ChromiumPool, max_sessions: int) -> FastAPI:
         max_concurrent_envs=max_sessions,
     )
     app.add_middleware(BodyLimit, limit=MAX_REQUEST)
+    lone = asyncio.Lock()
+
+    # A request without a WebSocket opens a session of its own, which `max_sessions` does not count.
+    @app.middleware("http")
+    async def one_at_a_time(request: Request, respond: Callable[..., Any]) -> Any:
+        if request.url.path not in ("/reset", "/step"):
+            return await respond(request)
+        async with lone:
+            return await respond(request)
 
     # Without a WebSocket every request is a session of its own, so a lone step is a mistake.
     @app.exception_handler(SessionError)

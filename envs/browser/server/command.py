@@ -185,7 +185,7 @@ async def _serve(pool: ChromiumPool, listener: socket.socket, args: argparse.Nam
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")  # one line, without the usage
+        self.exit(2, f"error: {one_line(message)}\n")  # one line, without the usage
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -61,6 +62,24 @@ def test_a_body_below_the_limit_arrives_whole(server):
     status, reply = post(server, "/reset", body, **length)
     assert status == 400
     assert reply["detail"].startswith("unknown task 'aaaa")
+
+
+async def test_requests_without_a_session_of_their_own_wait_for_each_other(server):
+    """None of them counts as a session: many at once would open as many pages."""
+    length = {"Content-Length": "2", "Content-Type": "application/json"}
+    sessions = []
+
+    def ready():
+        with urllib.request.urlopen(server.url + "/ready") as response:
+            return json.load(response)["sessions"]
+
+    before = await asyncio.to_thread(ready)
+    posts = [asyncio.create_task(asyncio.to_thread(post, server, "/reset", b"{}", **length))
+             for _ in range(6)]  # fmt: skip
+    while not all(task.done() for task in posts):
+        sessions.append(await asyncio.to_thread(ready))
+    assert [task.result()[0] for task in posts] == [200] * 6
+    assert max(sessions) == before + 1
 
 
 async def test_a_message_over_the_limit_ends_its_own_session_only(server):

@@ -124,7 +124,7 @@ def test_children_that_lost_the_mark_are_found():
         (["--port", "65536"], "argument --port: must be from 0 to 65535, got 65536"),
         (["--workers", "-3"], "argument --workers: must be greater than 0, got -3"),
         (["--host", ""], "argument --host: must not be empty: 0.0.0.0 is every address"),
-        (["--prot", "8000"], "unrecognized arguments: --prot 8000"),
+        (["--prot", "8000"], "unrecognized arguments: --prot"),
     ],
 )
 def test_a_wrong_argument_is_one_line(arguments, message, capsys):
