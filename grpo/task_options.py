@@ -37,6 +37,8 @@ def split_address(address: str) -> tuple[str, str]:
 def read_address(given: dict[str, Any]) -> None:
     """Replace the positional argument of a command line by the options that it stands for.
 
+    Names alone are those of the file that another option or a configuration names, if one does.
+
     Raises:
         ConfigError: an option says the same, or it is a folder.
     """
@@ -50,7 +52,7 @@ def read_address(given: dict[str, Any]) -> None:
         if value and option in given:
             flag = "--" + option.replace("_", "-")
             raise ConfigError(f"expected {short(address)} or {flag}, got both")
-        if value or not file:
+        if value or (option == "task" and not file):
             given[option] = value
 
 

@@ -13,7 +13,7 @@ import pytest
 import grpo.run
 from envs.base import EnvError, TaskError
 from envs.browser.pool import BrowserPool
-from grpo import arguments, cli
+from grpo import cli, task_options
 from grpo.algorithm.choices import Loss
 from grpo.arguments import read_config
 from grpo.cli import exit_code, main
@@ -33,7 +33,7 @@ def read(tmp_path, monkeypatch):
     """A function that reads a command line; FOLDER in it is a folder with two configurations."""
     (tmp_path / "click-test.yaml").write_text("task: click-test\nsteps: 11\nseed: 12\n")
     (tmp_path / "other.yaml").write_text("steps: 21\nlora_r: 4\n")
-    monkeypatch.setattr(arguments, "CONFIGS", tmp_path)
+    monkeypatch.setattr(task_options, "CONFIGS", tmp_path)
 
     def read(*argv, **options):
         argv = [arg.replace("FOLDER", str(tmp_path)) for arg in argv]
@@ -364,7 +364,7 @@ def test_resuming_is_offered_where_the_run_has_a_checkpoint(
     assert capsys.readouterr().err == f"error: it is gone{hint}\n"
 
 
-COMMANDS = ["train", "eval", "serve-env", "serve-vllm", "push"]
+COMMANDS = ["train", "eval", "inspect", "new", "serve-env", "serve-vllm", "push"]
 
 
 def test_help_of_the_command_lists_its_subcommands(capsys):
