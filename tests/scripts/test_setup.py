@@ -226,7 +226,7 @@ def test_a_wheel_holds_the_three_packages_with_all_their_files(
     held: set[Path] = set()
     for package in distribution.packages:
         for pattern in ("*.py", *distribution.package_data.get(package, [])):
-            held |= set(Path(*package.split(".")).glob(pattern))
+            held |= set(filter(Path.is_file, Path(*package.split(".")).glob(pattern)))
     files = {path for name in ("grpo", "envs", "lora") for path in Path(name).rglob("*.*")}
     assert held == {path for path in files if path.suffix != ".pyc"}
 
