@@ -57,18 +57,22 @@
       await frame();
   };
 
-  // The start times of the requests that the page's scripts have made and wait for.
+  // The start times of the requests that the page's scripts have made and wait for. A response is
+  // waited for until its content is read, and until what follows at once has run.
   const requests = new Set();
-  const { fetch } = window;
-  window.fetch = async (...args) => {
+  const pending = (promise) => {
     const started = { time: performance.now() };
     requests.add(started);
-    try {
-      return await fetch(...args);
-    } finally {
-      requests.delete(started);
-    }
+    return promise.finally(() => setTimeout(() => requests.delete(started)));
   };
+  const { fetch } = window;
+  window.fetch = (...args) => pending(fetch(...args));
+  for (const read of ["arrayBuffer", "blob", "formData", "json", "text"]) {
+    const original = Response.prototype[read];
+    Response.prototype[read] = function () {
+      return pending(original.call(this));
+    };
+  }
   const { send } = XMLHttpRequest.prototype;
   XMLHttpRequest.prototype.send = function (...args) {
     const started = { time: performance.now() };
@@ -77,9 +81,13 @@
     return send.apply(this, args);
   };
 
+  // True in a frame that is sandboxed without `allow-scripts`: only what the server evaluates runs.
+  const scriptless = () => matchMedia("(scripting: none)").matches;
+
   // Wait as `settle` does, and until a site's page has rendered what it loads: its requests are
   // answered, but for those that are pending for long, and its elements have stopped changing.
   const settleSite = async () => {
+    if (scriptless()) return; // no frame is ever requested here, and no timer runs
     const start = performance.now();
     let changed = start;
     const observer = new MutationObserver(() => (changed = performance.now()));
@@ -306,31 +314,65 @@
       element.shadowRoot ? [element, ...everyElement(element.shadowRoot)] : [element],
     );
 
+  const overlap = (a, b) => {
+    const [left, right] = [Math.max(a.left, b.left), Math.min(a.right, b.right)];
+    const [top, bottom] = [Math.max(a.top, b.top), Math.min(a.bottom, b.bottom)];
+    return new DOMRect(left, top, Math.max(right - left, 0), Math.max(bottom - top, 0));
+  };
+  const area = ({ width, height }) => width * height;
+
+  // Return where an element is that the window does not show: "above" or "below" it, "clipped" by
+  // a list or frame that scrolls (or beside the window), or "unreachable" for every scroll.
+  const place = (element, box, isFrame, y, height) => {
+    const ltr = getComputedStyle(document.documentElement).direction === "ltr";
+    if ((ltr && box.right + scrollX <= 0) || box.bottom + scrollY <= 0) return "unreachable";
+    for (let up = element; (up = up.assignedSlot ?? up.parentElement ?? up.getRootNode().host); ) {
+      if (up === document.body || up === document.documentElement) break;
+      const { overflow, display } = getComputedStyle(up);
+      if (overflow === "visible" || display === "contents") continue;
+      if (!area(overlap(box, up.getBoundingClientRect())))
+        return /auto|scroll/.test(overflow) ? "clipped" : "unreachable";
+    }
+    if (isFrame && !area(overlap(box, new DOMRect(0, 0, innerWidth, innerHeight)))) return "clipped";
+    if (y + box.bottom <= 0) return "above";
+    return y + box.top >= height ? "below" : "clipped";
+  };
+
   // Return where the marked elements of this frame are. `all`: the ids; `boxes`: the visible parts of
-  // those in the window, by their ids; `outside`: "above", "below" or "clipped" (in a list that
-  // scrolls, or beside the window) of those that are not; `frames`: the corner of each frame's
-  // content. Elements without a size are in none. In pixels of the window, in which this frame
-  // begins at (x, y).
-  const locate = (x, y, height) =>
+  // those in the window, by their ids; `outside`: the `place` of those that are not; `frames`: the
+  // corner of each frame's content. Elements without a size are in none. In pixels of the window, in
+  // which this frame begins at (x, y).
+  const locate = (isFrame, x, y, height) =>
     new Promise((resolve) => {
       const marked = everyElement().filter((element) => element.hasAttribute(BID));
       const places = { all: [], boxes: {}, outside: {}, frames: {} };
-      if (!marked.length) resolve(places);
-      const observer = new IntersectionObserver((entries) => {
-        observer.disconnect();
+      const report = (entries) => {
         for (const { target, intersectionRect: seen, boundingClientRect: all } of entries) {
           const bid = target.getAttribute(BID);
           places.all.push(bid);
           if (target.matches("iframe, frame"))
             places.frames[bid] = [x + all.x + target.clientLeft, y + all.y + target.clientTop];
-          if (seen.width * seen.height > 0 && visible(target))
+          if (area(seen) > 0 && visible(target))
             places.boxes[bid] = [x + seen.x, y + seen.y, seen.width, seen.height];
-          else if (all.width * all.height > 0) {
-            const [top, bottom] = [y + all.top, y + all.bottom];
-            places.outside[bid] = bottom <= 0 ? "above" : top >= height ? "below" : "clipped";
-          }
+          else if (area(all) > 0) places.outside[bid] = place(target, all, isFrame, y, height);
         }
         resolve(places);
+      };
+      if (scriptless()) {
+        // An observer would never report.
+        const frame = new DOMRect(0, 0, innerWidth, innerHeight);
+        const boxes = marked.map((target) => [target, target.getBoundingClientRect()]);
+        return report(
+          boxes.map(([target, boundingClientRect]) => {
+            const intersectionRect = overlap(boundingClientRect, frame);
+            return { target, boundingClientRect, intersectionRect };
+          }),
+        );
+      }
+      if (!marked.length) return resolve(places);
+      const observer = new IntersectionObserver((entries) => {
+        observer.disconnect();
+        report(entries);
       });
       for (const element of marked) observer.observe(element);
     });
@@ -383,7 +425,7 @@
       // Mark the elements of a site's frame for the tree; the ids begin with `prefix`.
       async mark(prefix, x, y, height) {
         await (mark ??= load(MARK))([prefix, BID, "all"]);
-        return locate(x, y, height);
+        return locate(prefix !== "", x, y, height);
       },
     },
   });

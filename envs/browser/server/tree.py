@@ -80,7 +80,8 @@ def in_window(
     Args:
         text: what `tree_text` returned.
         visible: ids of the elements in the window.
-        outside: where each other element with a size is: "above", "below" or "clipped".
+        outside: where each other element with a size is: "above", "below", "clipped" (in a list
+            that scrolls) or "unreachable".
 
     Returns:
         The text, and the number of lines that the model does not see by where they are.
@@ -104,8 +105,9 @@ def in_window(
     left_out = {"above": 0, "below": 0, "clipped": 0}
     seen = {element.id for element in simplify_axtree(kept)}
     for element in simplify_axtree(text) if not all(shown) else ():
-        if element.id and element.id not in seen and element.id in outside:
-            left_out[outside[element.id]] += 1
+        place = outside.get(element.id, "") if element.id not in seen else ""
+        if place in left_out:
+            left_out[place] += 1
     return kept, left_out
 
 

@@ -47,7 +47,7 @@ async def settle(tab: Tab) -> None:
         NavigatedAway: the page navigated; wait for it, and settle again.
         BrowserError: the infrastructure failed.
     """
-    frames = tab.page.main_frame.child_frames
+    frames = [frame for frame in tab.page.frames[1:] if not frame.url.startswith("chrome-error:")]
     await asyncio.gather(
         tab.run("browserServer.settle()"),
         *(_tolerant(tab.run_in(frame, "browserServer.settle()")) for frame in frames),
@@ -68,6 +68,7 @@ async def read(tab: Tab, height: int) -> View:
     places = await _mark(tab, tab.page.main_frame, "", 0, 0, height)
     tab.frames = {"": tab.page.main_frame}
     await _mark_frames(tab, tab.page.main_frame, places, height)
+    tab.known = places["all"]
     recorded = await tab.trees()
     unmark = asyncio.gather(
         *(_tolerant(tab.run_in(f, "browserServer.unmark()")) for f in tab.frames.values())
