@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from envs.browser.server.errors import BrowserError
@@ -28,7 +28,9 @@ class Tab:
     Attributes:
         page: Playwright's page.
         refused: addresses that were refused since the list was emptied last.
+        opened: number of tabs that this one has opened.
         frames: Playwright's frames by the letters in front of their elements' ids.
+        known: ids of the elements as the page was read last.
     """
 
     def __init__(
@@ -42,7 +44,9 @@ class Tab:
         self.attribute = attribute
         self.page = page
         self.refused: list[str] = []
+        self.opened = 0
         self.frames: dict[str, Any] = {"": page.main_frame}
+        self.known: Collection[str] = ()
         self._admits = admits
         self._session: Any = None
 
@@ -50,6 +54,8 @@ class Tab:
         """Connect to the page; before that, nothing else works."""
         self._session = await self.browser.call(self.page.context.new_cdp_session(self.page))
         self._session.on("Fetch.requestPaused", self._on_request)
+        self._session.on("Page.windowOpen", self._on_window_open)
+        await self.send("Page.enable")
         patterns = [{"urlPattern": "*", "resourceType": "Document"}]
         await self.send("Fetch.enable", patterns=patterns)
 
@@ -105,6 +111,9 @@ class Tab:
         }
         return dict(zip(names, trees, strict=True)), frame_tree, inside
 
+    def _on_window_open(self, event: dict[str, Any]) -> None:
+        self.opened += 1
+
     def _on_request(self, event: dict[str, Any]) -> None:
         url = event["request"]["url"]
         if self._admits(url):
@@ -116,10 +125,11 @@ class Tab:
     async def _refuse(self, request: str) -> None:
         # Chromium keeps the page for this reason, and shows an error page for any other.
         await self._answer("Fetch.failRequest", request, errorReason="Aborted")
-        try:
-            await self.run("browserServer.stay()")
-        except BrowserError:
-            return  # it was a new tab without a page
+        for frame in self.page.frames:
+            try:
+                await self.run_in(frame, "browserServer.stay()")
+            except BrowserError:
+                continue  # it was a new tab or a frame without a page
 
     async def _answer(self, method: str, request: str, **parameters: Any) -> None:
         try:

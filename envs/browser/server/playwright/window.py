@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,8 @@ TIMEOUT_MS = 10_000
 NAVIGATION_MS = 20_000
 LOADING_MS = 5_000
 ATTRIBUTE = f"bid-{secrets.token_hex(4)}"  # that no page has
+BLANK = ("", ":", "about:blank")
+POLL_S = 0.02
 ATTEMPTS = 5  # at reading a page that keeps navigating
 Result = TypeVar("Result")
 
@@ -70,6 +73,7 @@ class Window:
         self._opening: dict[Tab, asyncio.Future[None]] = {}
         self._alerts: list[str] = []
         self._refusals: list[str] = []
+        self._outside: list[str] = []  # addresses of documents that were asked for and refused
         self._opened = asyncio.Event()
         self._pending: asyncio.Future[Any] | None = None
 
@@ -90,6 +94,7 @@ class Window:
         self._context.set_default_navigation_timeout(NAVIGATION_MS)
         self._context.on("page", self._on_page)
         self._context.on("dialog", self._on_dialog)
+        self._context.on("request", self._on_request)
         await call(self._context.add_init_script(page_script(ATTRIBUTE)))
         if self._cookies:
             await call(self._context.add_cookies(self._cookies))
@@ -163,11 +168,12 @@ class Window:
         if self.dialog is not None:
             raise DialogOpened
         for attempt in range(1, ATTEMPTS + 1):
-            tab = await self.front()
             try:
+                tab = await self.front()
                 await self._race(self._loaded(tab))
                 await self._race(view.settle(tab))
-                if tab is await self.front():
+                await self._race(self._tabs_opened())
+                if tab is await self.front() and not await self._given_up(tab):
                     return
             except NavigatedAway:
                 if attempt == ATTEMPTS:
@@ -198,14 +204,12 @@ class Window:
 
     def refusals(self) -> list[str]:
         """Return what was refused since the last call: downloads, and addresses outside."""
-        refused, self._refusals = self._refusals, []
-        for tab in self._tabs:
-            refused += map(_outside, tab.refused)
-            tab.refused.clear()
+        refused = [*self._refusals, *map(_outside, self._outside)]
+        self._refusals, self._outside = [], []
         return refused
 
     async def _loaded(self, tab: Tab) -> None:
-        """Wait for the document of a tab; give up one that leads outside of the site."""
+        """Wait for the document of a tab."""
         from playwright.async_api import TimeoutError
 
         try:
@@ -214,13 +218,25 @@ class Window:
             )
         except TimeoutError:
             return  # read as far as it has come
-        if not tab.page.url.startswith("chrome-error:"):
-            return
-        if len(self._tabs) == 1:
+        if tab.page.url.startswith("chrome-error:") and len(self._tabs) == 1:
             raise BrowserError("the site does not respond")
-        if not tab.refused:
-            self._refusals.append("the new tab is outside of the site")
+
+    async def _tabs_opened(self) -> None:
+        """Wait until Playwright knows every tab that a page has opened."""
+        end = time.monotonic() + LOADING_MS / 1000
+        while len(self._opening) <= sum(tab.opened for tab in self._opening):
+            if time.monotonic() > end:
+                return
+            await asyncio.sleep(POLL_S)
+
+    async def _given_up(self, tab: Tab) -> bool:
+        """Close a new tab that leads outside of the site, and return True if it did."""
+        url = tab.page.url
+        failed = url.startswith("chrome-error:") or (url in BLANK and self._outside)
+        if len(self._tabs) == 1 or not failed:
+            return False
         await self.browser.call(tab.page.close())
+        return True
 
     async def _perform(self, tab: Tab, action: Action) -> None:
         try:
@@ -229,6 +245,9 @@ class Window:
             if str(refusal) != actions.IS_FILE_INPUT:
                 raise
             await actions.choose_file(tab, action, self._files)
+        except NavigatedAway:
+            if not tab.page.is_closed():  # an action that closes its page is done
+                raise
 
     async def _navigate(self, navigation: Coroutine[Any, Any, Any]) -> Any:
         try:
@@ -286,6 +305,11 @@ class Window:
         self._tabs.append(tab)
         self._opening[tab] = opening
         page.on("download", self._on_download)
+
+    def _on_request(self, request: Any) -> None:
+        # Also of a tab that is not connected yet, which the proxy refuses.
+        if request.is_navigation_request() and not self._origins.admits(request.url):
+            self._outside.append(request.url)
 
     def _on_download(self, download: Any) -> None:
         self._refusals.append(
