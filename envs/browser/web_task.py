@@ -152,6 +152,9 @@ class WebTask:
     def demonstrate(self, elements: Sequence[Element], turn: int) -> str:
         """Return the right action for a page, for demonstrations; empty if there is none.
 
+        It is asked on every page, also where the agent went another way; a KeyError, IndexError or
+        StopIteration counts as none.
+
         Args:
             elements: the page as the model reads it; an action names an element by its `id`.
             turn: number of actions done so far.

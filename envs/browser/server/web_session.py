@@ -246,6 +246,8 @@ class WebSession:
             return ""
         try:
             return str(task.demonstrate(simplify_axtree(view.text), self._turn))
+        except (LookupError, StopIteration):
+            return ""  # a page without the control that it looks for: the agent went another way
         except Exception as error:
             line = line_of(type(task), error)
             reason = one_line(f"{type(error).__name__}: {error}")

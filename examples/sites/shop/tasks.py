@@ -16,6 +16,7 @@ OLD_NAMES = [name for name in NAMES if name not in NEW_NAMES]
 TIMES = ("Morning", "Afternoon", "Evening")
 PEOPLE = ("ann", "ben", "carla", "david", "emma", "felix", "grace", "hugo")
 SECRETS = ("harbour", "lantern", "meadow", "pepper", "ribbon", "saddle", "thistle", "walnut")
+FIELDS = TEXT_ROLES | {"Date", "combobox"}
 
 Step = str | tuple[str, str]
 """A control to click, by its name, or one to fill and the text: ("Search", "Matcha")."""
@@ -63,20 +64,14 @@ class _Shop(WebTask):
         await page.context.request.delete(f"{self.url}/api/state")
 
     def demonstrate(self, elements: Sequence[Element], turn: int) -> str:
-        if turn >= len(self.solution):
-            return ""
         step = self.solution[turn]
         name, text = (step, "") if isinstance(step, str) else step
-        for element in elements:
-            if element.name != name:
-                continue
-            if not text and element.role in ("button", "link"):
-                return f"click({element.id!r})"
-            if text and element.role == "combobox":
-                return f"select_option({element.id!r}, {text!r})"
-            if text and element.role in TEXT_ROLES | {"Date"}:
-                return f"fill({element.id!r}, {text!r})"
-        return ""  # off the path
+        roles = FIELDS if text else ("button", "link")
+        element = next(each for each in elements if each.name == name and each.role in roles)
+        if not text:
+            return f"click({element.id!r})"
+        action = "select_option" if element.role == "combobox" else "fill"
+        return f"{action}({element.id!r}, {text!r})"
 
 
 class AddToCart(_Shop):
