@@ -137,6 +137,8 @@ class PlaywrightChromium:
         if "crashed" in text:
             return BrowserError("the page crashed")
         if any(words in text for words in _GONE):
+            if self.alive and self.browser.is_connected():
+                return NavigatedAway("the page was closed")
             return BrowserGone("the browser is gone")
         return BrowserError(one_line(text))
 
