@@ -142,9 +142,9 @@ FRAMES = {
         text 'Far above' [*]
         Iframe 'Terms' [*]
         text 'Read all of it' [*]
-        (1 line below)
+        (1 more lines in lists: hover and scroll)
         """,
-        ["scroll(0, 900)", "click({button 'Agree'})"],
+        ["hover({text 'Read all of it'})", "scroll(0, 900)", "click({button 'Agree'})"],
         "window.agreed",
     ),
 }
@@ -298,7 +298,7 @@ DIALOGS = {
     ),
     "dialogs/load": Page(
         """
-        dialog 'Are you 18?'
+        dialog 'Are you 18?' [*]
         button 'OK' [*]
         button 'Cancel' [*]
         """,
@@ -440,12 +440,12 @@ NAVIGATION = {
     "navigation/anchor": Page(
         """
         link 'To the end' [*]
-        (1 line below)
+        (1 more lines below the window: scroll(0, 400))
         """,
         ["click({link 'To the end'})"],
         "scrollY > 1000",
         """
-        (1 line above)
+        (1 more lines above the window)
         heading 'The end' [*]
         """,
     ),
@@ -478,7 +478,7 @@ LATE = {
         """
         text 'Anna'
         button 'Call' [*]
-        text 'Ben'
+        text 'Ben' [*]
         """,
         ["click({button 'Call'})"],
         "window.called",
@@ -523,7 +523,7 @@ LATE = {
             "document.body.innerText.includes('Done')",
             "button 'Done' [*]",
         )
-        for name in ("polls", "long_poll", "errors", "hostile")
+        for name in ("polls", "long_poll", "errors")
     },
     "late/animation": Page(
         """
@@ -542,34 +542,42 @@ LATE = {
 
 SCROLL = {
     "scroll/long": Page(
-        _rows(1, 12) + "\n(28 lines below)",
+        _rows(1, 12) + "\n(28 more lines below the window: scroll(0, 400))",
         ["scroll(0, 600)", "click({button 'Row 20'})"],
         "window.picked === 20",
-        "(12 lines above)\n" + _rows(13, 24) + "\n(16 lines below)",
+        f"""
+        (12 more lines above the window)
+        {_rows(13, 24)}
+        (16 more lines below the window: scroll(0, 400))
+        """,
     ),
     "scroll/infinite": Page(
-        _rows(1, 6, "Post") + "\n(2 lines below)",
+        _rows(1, 6, "Post") + "\n(2 more lines below the window: scroll(0, 400))",
         ["scroll(0, 300)", "scroll(0, 600)", "click({button 'Post 12'})"],
         "window.liked === 12",
-        "(8 lines above)\n" + _rows(9, 15, "Post") + "\n(1 line below)",
+        f"""
+        (8 more lines above the window)
+        {_rows(9, 14, "Post")}
+        (2 more lines below the window: scroll(0, 400))
+        """,
     ),
     "scroll/sticky": Page(
-        "button 'Menu' [*]\n" + _rows(1, 9) + "\n(11 lines below)",
-        ["scroll(0, 300)", "click({button 'Row 6'})"],
-        "window.picked === 6",
-        "button 'Menu' [*]\n(5 lines above)\n" + _rows(6, 14) + "\n(6 lines below)",
+        "button 'Menu' [*]\n" + _rows(1, 9) + "\n(11 more lines below the window: scroll(0, 400))",
+        ["scroll(0, 300)", "click({button 'Row 5'})"],  # the header covers this row
+        "window.picked === 5",
     ),
     "scroll/container": Page(
         f"""
         heading 'Countries' [*]
         {_rows(1, 4, "Land")}
         text 'Pick one' [*]
+        (16 more lines in lists: hover and scroll)
         """,
-        ["click({button 'Land 3'})"],
-        "document.querySelector('p').textContent === 'Land 3'",
+        ["hover({button 'Land 3'})", "scroll(0, 120)", "click({button 'Land 8'})"],
+        "document.querySelector('p').textContent === 'Land 8'",
     ),
     "scroll/sideways": Page(
-        "button 'Left' [*]\n(1 line below)",
+        "button 'Left' [*]\n(1 more lines in lists: hover and scroll)",
         ["scroll(1200, 0)", "click({button 'Right'})"],
         "window.picked === 'right'",
     ),
@@ -602,7 +610,7 @@ CONTROLS = {
     ),
     "controls/select": Page(
         """
-        text 'Fruit'
+        text 'Fruit' [*]
         combobox 'Fruit' [*], value='Apple'
         group 'Red' [*]
         option 'Apple' [*], selected
@@ -702,8 +710,8 @@ CONTROLS = {
         text 'Or read it here' [*]
         """,
         [
-            "click({link 'Report'}) -> a download was refused: report.pdf",
-            "click({link 'Data'}) -> a download was refused: data.csv",
+            "click({link 'Report'}) -> click failed: a download was refused: report.pdf",
+            "click({link 'Data'}) -> click failed: a download was refused: data.csv",
             "click({text 'Or read it here'})",
         ],
         "document.querySelector('p').textContent === 'Read'",
@@ -957,7 +965,7 @@ TEXT = {
     ),
     "text/long": Page(
         f"""
-        text '{("word " * 400)[:2000]}...' [*]
+        text '{"word " * 1000}...' [*]
         button 'I have read it' [*]
         """,
         ["click({button 'I have read it'})"],

@@ -11,7 +11,7 @@ from envs.browser import Outcome, WebTask
 
 class _PageTask(WebTask):
     site = os.environ.get("PAGES_SITE", "http://127.0.0.1:9")
-    max_turns = 20
+    max_turns = 50
     path = ""
     check = "false"
     wait_until = "load"
