@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from grpo.arguments import Parser, read_config, read_inspection
 from grpo.errors import ConfigError
 from grpo.exits import exit_code as exit_code
-from grpo.option_values import short
+from grpo.option_values import check_text, require_text, short
 from grpo.safe_output import one_line, printable
 
 if TYPE_CHECKING:
@@ -150,13 +150,16 @@ def new(argv: Sequence[str]) -> int:
 
     def program() -> None:
         parser = Parser(prog="grpo new", description=NEW)
-        parser.add_argument("folder", type=Path, help="folder of the site, new or empty")
-        folder: Path = parser.parse_args(argv).folder
+        parser.add_argument("folder", help="folder of the site, new or empty")
+        given = parser.parse_args(argv).folder
 
         from envs.browser.new_site import next_steps, write_site
 
         try:
+            folder = Path(require_text(check_text(given)))
             write_site(folder)
+        except ValueError as error:
+            raise ConfigError(f"folder {error}") from error
         except (FileExistsError, NotADirectoryError) as error:
             raise ConfigError(str(error)) from error
         typed = (sys.argv[0], os.path.relpath(sys.argv[0]))
@@ -224,6 +227,7 @@ def _browser_pool(config: Config) -> BrowserPool:
         ConfigError: a package or Chromium is not installed, or torchrun's variables are wrong.
         TaskError: the server that is started here does not have one of the tasks.
     """
+    from envs.browser.browsergym_task import is_browsergym_task
     from envs.browser.miniwob.tasks import find_task
     from envs.browser.pool import BrowserPool
     from envs.browser.server.chromium import find_chromium
@@ -235,7 +239,8 @@ def _browser_pool(config: Config) -> BrowserPool:
         if not config.env_url:
             find_chromium()
             for name in () if config.task_file else config.evaluated_tasks:
-                find_task(name)
+                if not is_browsergym_task(name):  # those are looked up by BrowserGym
+                    find_task(name)
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
     return BrowserPool(config, rank=ranks_of(os.environ).rank)

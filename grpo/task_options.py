@@ -46,7 +46,8 @@ def read_address(given: dict[str, Any]) -> None:
     if address is None:
         return
     file, names = split_address(address)
-    if not file and (inside := Path(address, "tasks.py")).is_file():
+    inside = os.path.join(address, "tasks.py")
+    if not file and os.path.isfile(inside):
         raise ConfigError(f"expected tasks, got the folder {short(address)}: try {inside}")
     for option, value in (("task_file", file), ("task", names)):
         if value and option in given:
@@ -63,7 +64,7 @@ def own_config(given: Mapping[str, Any]) -> Path | None:
     """
     if given.get("task_file"):
         beside = Path(absolute(given["task_file"])).with_name("config.yaml")
-        return beside if beside.is_file() else None
+        return beside if os.path.isfile(beside) else None
     tasks = Config(task=given.get("task", "click-test")).task
     own = {path.stem: path for path in CONFIGS.glob("*.yaml")}
     return own.get(tasks[0]) if len(tasks) == 1 else None

@@ -27,7 +27,7 @@ def write_site(folder: Path) -> list[Path]:
         OSError: it cannot be written.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        kind = "a folder with files in it" if folder.is_dir() else "a file"
+        kind = "one with files in it" if folder.is_dir() else "a file"
         raise FileExistsError(f"expected a new or empty folder, got {kind}: {str(folder)!r}")
     for name in CONTENT:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

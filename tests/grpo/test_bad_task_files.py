@@ -55,7 +55,7 @@ def folder(tmp_path, monkeypatch):
         ("empty.py", "empty.py has no task: expected a subclass of WebTask"),
         (
             "bad_task.py",
-            "bad_task.py: task 'Add': site must be an http address, a Folder or a Comm",
+            "bad_task.py: task 'Add': site must be an http address, a Folder or",
         ),
         ("tasks.py:Ad", "{folder}/tasks.py: unknown task 'Ad'; close names: Add"),
         ("tasks.py:Add,click-test", "{folder}/tasks.py: unknown task 'click-test'; close names: "),
