@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import uuid
@@ -158,8 +159,9 @@ class BrowserGymSession:
     async def _clean(self, process: asyncio.subprocess.Process) -> None:
         # All at once: a frozen child would outlive the process and become an orphan.
         await asyncio.to_thread(kill_marked, f"{MARK}={self._mark}", process.pid)
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()  # for systems without /proc
+        if process.returncode is None:  # for systems without /proc
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)  # `kill` of asyncio's races with its own wait
         await process.wait()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

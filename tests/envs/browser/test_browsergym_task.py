@@ -1,5 +1,7 @@
 """Which names and classes stand for BrowserGym's tasks; a task file that holds some."""
 
+from pathlib import Path
+
 import pytest
 
 from envs.base import TaskError
@@ -71,6 +73,15 @@ def test_a_task_file_may_hold_browsergyms_tasks(tmp_path):
     assert (four.task, four.held_out, four.options) == ("webarena.4", True, {"slow_mo": 0})
     assert isinstance(tea, BrowserGymTask)
     assert (tea.task.__name__, tea.max_turns, tea.held_out) == ("BuyTea", 7, True)
+
+
+def test_the_task_file_in_the_docs(tmp_path):
+    text = (Path(__file__).parents[3] / "docs" / "browsergym.md").read_text()
+    path = tmp_path / "tasks.py"
+    path.write_text(text.partition("```python\n")[2].partition("```")[0])
+    file = TaskFile(path)
+    assert file.names(held_out=False) == ["Look", "PickFruit"]
+    assert file.names(held_out=True) == ["Market"]
 
 
 def test_an_attribute_that_cannot_be_used(tmp_path):
