@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -101,8 +102,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def run_id(folder: Path) -> str:
-    """Return the id of the run that a folder belongs to; "" if it has none."""
-    return str(read_json(folder / RUN_FILE).get("id", ""))
+    """Return the id of the run that a folder belongs to; "" if it has none, or none of ours."""
+    found = read_json(folder / RUN_FILE).get("id")
+    if not isinstance(found, str) or not re.fullmatch("[0-9a-zA-Z]{1,64}", found):
+        return ""
+    return found
 
 
 def begin_run(folder: Path) -> str:
@@ -124,6 +128,8 @@ def set_aside(folder: Path) -> Path | None:
     if _is_card(folder / CARD):
         names.insert(-1, CARD)
     target = folder / EARLIER / (run_id(folder) or secrets.token_hex(6))
+    if any(os.path.lexists(target / name) for name in names):  # somebody has copied it back
+        target = target.with_name(f"{target.name}-{secrets.token_hex(3)}")
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / name).rename(target / name)

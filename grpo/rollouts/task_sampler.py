@@ -94,9 +94,16 @@ class TaskSampler:
         return {"seeds": seeds, "rates": self._rates}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned."""
-        self._success = {Task(name, seed): p for name, seed, p in state["seeds"]}
-        self._rates = dict(state["rates"])
+        """Restore what `state` returned.
+
+        Raises:
+            LookupError, TypeError, ValueError: it is something else.
+        """
+        self._success = {Task(name, int(seed)): float(p) for name, seed, p in state["seeds"]}
+        if not all(0 < p < 1 for p in self._success.values()):
+            raise ValueError("seeds solved sometimes must have rates between 0 and 1")
+        rates = {name: state["rates"][name] for name in self._rates}
+        self._rates = {name: (float(rate), int(seen)) for name, (rate, seen) in rates.items()}
 
     def _weights(self) -> Any:
         """Return the probability of each task, in the order of the names."""

@@ -22,7 +22,10 @@ from grpo.training.checkpoint import (
 if TYPE_CHECKING:
     from grpo.config import Config
 
-_STATE = {"step": int, "groups": int, "episodes": int, "version": int, "seconds": dict}
+_STATE = {
+    **{"step": int, "groups": int, "episodes": int, "version": int},
+    **{"date": str, "seconds": dict, "failures": dict},
+}
 """What the trainer's state must have, whoever wrote it; `restore` notices the rest."""
 
 _log = logging.getLogger(__name__)

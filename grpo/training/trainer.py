@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor
+from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -299,9 +300,12 @@ class Trainer:
                 f"{groups} now: change groups_per_step with the number of ranks"
             )
         self.step, self.episodes = state["step"], state["episodes"]
-        self.policy.version, self.seconds = state["version"], state["seconds"]
+        self.policy.version = state["version"]
+        self.seconds = {phase: float(state["seconds"][phase]) for phase in self.seconds}
+        date.fromisoformat(state["date"])  # raises what is none
         self.policy.chat.date = state["date"]  # a prompt after midnight is the one before
-        self.rollouts.counters.update(state["failures"])
+        failures = {name: int(count) for name, count in state["failures"].items()}
+        self.rollouts.counters.update(failures)
         self._counted = dict(self.rollouts.counters)
         self.task_sampler.load_state(state["tasks"])
         torch.set_rng_state(state["random"])

@@ -18,6 +18,7 @@ from grpo.distributed import World
 from grpo.model.forward import SharedPrefix
 from grpo.model.policy import Policy
 from grpo.training.gap import GapMonitor, mean_gap
+from grpo.training.optimizer_state import load_optimizer
 from grpo.types import TokenBatch
 
 if TYPE_CHECKING:
@@ -239,8 +240,12 @@ class Updater:
         return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Restore what `state` returned.
+
+        Raises:
+            LookupError, TypeError, ValueError: it is of another optimizer, or of none.
+        """
+        load_optimizer(self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
 
 

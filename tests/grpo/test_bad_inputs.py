@@ -380,8 +380,14 @@ def test_a_checkpoint_that_is_corrupt(refused, place, tmp_path, change):
         ({"optimizer": {"state": {}, "param_groups": []}}, "cannot be used: ValueError: "),
         ({"optimizer": 3}, "trainer.pt cannot be used: "),
         ({"tasks": {}}, "trainer.pt cannot be used: KeyError: 'seeds'"),
-        ({"failures": 3}, "trainer.pt cannot be used: "),
+        ({"failures": 3}, "trainer.pt holds no valid failures"),
         ({"scheduler": None}, "trainer.pt cannot be used: "),
+        ({"seconds": {}}, "trainer.pt cannot be used: KeyError: 'rollout'"),
+        ({"failures": {"env_failures": "many"}}, "trainer.pt cannot be used: ValueError: "),
+        ({"date": "today"}, "trainer.pt cannot be used: ValueError: Invalid isoformat string"),
+        ({"date": None}, "trainer.pt holds no valid date"),
+        ({"tasks": {"seeds": [], "rates": {}}}, "trainer.pt cannot be used: KeyError: 'click-"),
+        ({"tasks": {"seeds": [["a", 1, 2.0]], "rates": {}}}, "rates between 0 and 1"),
     ],
     ids=str,
 )
@@ -390,6 +396,25 @@ def test_a_checkpoint_that_another_program_wrote(refused, place, tmp_path, chang
         return state | changes
 
     refused_with_state(refused, place, tmp_path, change, part)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda optimizer: optimizer["param_groups"][0].update(lr="x"), "must have the options"),
+        (lambda optimizer: optimizer["param_groups"][0].update(betas=(2, 3)), "have the options"),
+        (lambda optimizer: optimizer["state"][0].update(exp_avg=torch.ones(3)), "have the shape"),
+        (lambda optimizer: optimizer["state"][0].update(exp_avg=None), "exp_avg must have the"),
+    ],
+)
+def test_a_checkpoint_of_another_optimizer(refused, place, tmp_path, change, part):
+    def save(state):
+        of_first = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(8, 32)}
+        state["optimizer"]["state"][0] = of_first | {"exp_avg_sq": torch.zeros(8, 32)}
+        change(state["optimizer"])
+        return state
+
+    refused_with_state(refused, place, tmp_path, save, part)
 
 
 def refused_with_state(refused, place, tmp_path, change, part):
@@ -450,6 +475,7 @@ PLAYED = "no group of the step survived; the last error: browser server "
     ("--env-url http://127.0.0.1:1/#x", 2, "env_url must be addresses without ?query and #"),
     ("--env-url http://user:secret@{dead}", 2, "without a user and password, which every file of"),
     ("--env-url user:secret@{dead}", 2, "env_url must be addresses such as"),
+    ("--env-url http://xn--a", 1, PLAYED + "http://xn--a: "),
     ("--env-url http://{dead} --warm-start-steps 1", 1, "no demonstration could be played: "),
     ("--env-url 127.0.0.1:80", 2, "env_url must be addresses such as http://127.0.0.1:8000"),
     ("--env-url http://127.0.0.1:65536", 2, "env_url must be addresses such as"),
@@ -480,6 +506,7 @@ UNAVAILABLE = "has been unavailable for "
     ("http://{missing}", 1, "vLLM at http://{missing}"),
     ("http://{moved}", 1, "HTTP 302"),
     ("ws://{dead}", 2, "vllm_url must be addresses such as"),
+    ("http://xn--a", 2, "vllm_url 'http://xn--a' is not an address: Codepoint U+0080"),
     ("http://user:secret@{dead}", 2, "vllm_url must be addresses without a user and password"),
     ("http://127.0.0.1:99999", 2, "vllm_url must be addresses such as"),
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -152,6 +153,26 @@ def test_an_earlier_run_is_set_aside_and_nothing_else(tmp_path):
     assert second != first
     assert json.loads((tmp_path / "run.json").read_text())["id"] == second
     assert set_aside(tmp_path) == tmp_path / "earlier" / second
+
+
+@pytest.mark.parametrize("name", ["../../up", "a/b", "", "..", 3, None, "x" * 65, "a\nb"])
+def test_an_id_that_names_another_folder_is_none(tmp_path, name):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"id": name}))
+    assert run_id(folder) == ""
+    assert set_aside(folder).parent == folder / "earlier"
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_that_was_copied_back_is_set_aside_beside_itself(tmp_path):
+    first = begin_run(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    target = set_aside(tmp_path)
+    shutil.copytree(target, tmp_path, dirs_exist_ok=True)
+    again = set_aside(tmp_path)
+    assert again.name.startswith(f"{first}-")
+    assert {p.name for p in again.iterdir()} == {p.name for p in target.iterdir()}
 
 
 def test_a_model_card_goes_with_its_run(tmp_path):

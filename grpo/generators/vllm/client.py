@@ -120,8 +120,8 @@ class VLLMClient:
             self._loaded = [loaded for loaded in self._loaded if loaded != snapshot]
             raise ServerUnavailable(f"it does not have {snapshot.name}")
         self._connection.require_success(response)
-        choices: list[dict[str, Any]] = self._connection.field(response, "choices")
-        return choices
+        choices = self._connection.field(response, "choices")
+        return choices if isinstance(choices, list) else []
 
     async def close(self) -> None:
         """Unload the policy and give the lease back, if the server is available; disconnect."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 
+from grpo.errors import ConfigError
 from grpo.generators.base import GeneratorError
 from grpo.generators.vllm.lease import RUN_HEADER
 from grpo.safe_output import one_line
@@ -34,14 +37,18 @@ class ServerConnection:
             url: address of the server.
             timeout_s: seconds that a response may take.
             run: id of the run that makes the requests.
+
+        Raises:
+            ConfigError: the address is none.
         """
         self.url = url.rstrip("/")
-        self._client = httpx.AsyncClient(
-            base_url=self.url,
-            headers={RUN_HEADER: run},
-            timeout=httpx.Timeout(timeout_s, connect=5.0, pool=None),
-            limits=httpx.Limits(max_connections=None),
-        )
+        with self._address_errors():
+            self._client = httpx.AsyncClient(
+                base_url=self.url,
+                headers={RUN_HEADER: run},
+                timeout=httpx.Timeout(timeout_s, connect=5.0, pool=None),
+                limits=httpx.Limits(max_connections=None),
+            )
 
     async def request(
         self, method: str, path: str, *, attempts: int = ATTEMPTS, **options: Any
@@ -127,12 +134,22 @@ class ServerConnection:
 
     async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
-            response = await self._client.request(method, path, **options)
+            with self._address_errors():
+                response = await self._client.request(method, path, **options)
         except httpx.RequestError as error:
             raise ServerUnavailable(f"{type(error).__name__} {error}".strip()) from error
         if response.status_code in (502, 503, 504):
             raise ServerUnavailable(f"HTTP {response.status_code} from {path}: {reason(response)}")
         return response
+
+    @contextmanager
+    def _address_errors(self) -> Iterator[None]:
+        """Raise ConfigError where the server's name cannot be one."""
+        try:
+            yield
+        except (httpx.InvalidURL, UnicodeError) as error:
+            text = " ".join(str(error).split())
+            raise ConfigError(f"vllm_url {self.url!r} is not an address: {text}") from error
 
     def _raise_refusal(self, response: httpx.Response) -> None:
         """Raise the error of a request without the server's lease."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import time
@@ -20,6 +21,7 @@ from grpo.generators.vllm.lease import Holder
 from grpo.generators.vllm.options import choose_sync
 from grpo.generators.vllm.snapshots import PolicyFolders, PolicySnapshot
 from grpo.model.policy import Policy
+from grpo.option_values import short
 from grpo.types import Completion
 
 
@@ -193,6 +195,10 @@ class VLLMServers(Generator):
             finally:
                 client.load -= n
                 self._client_of.pop(request.prompt_ids, None)
+            if len(choices) != n:
+                raise GeneratorError(
+                    f"vLLM at {client.url} must respond with {n} choices, got {len(choices)}"
+                )
             return [self._completion(request, snapshot, choice) for choice in choices]
 
     def _newest(self) -> PolicySnapshot:
@@ -209,14 +215,34 @@ class VLLMServers(Generator):
     def _completion(
         self, request: _Request, snapshot: PolicySnapshot, choice: dict[str, Any]
     ) -> Completion:
-        ids = tuple(choice["token_ids"])
+        ids, logprobs = _read_choice(choice, request.max_new_tokens)
         return Completion(
             prompt_ids=request.prompt_ids,
             completion_ids=ids,
-            logprobs=tuple(choice["logprobs"]["token_logprobs"]),
+            logprobs=logprobs,
             policy_version=snapshot.version,
             finish_reason="stop" if ids[-1] in self.policy.stop_ids else "length",
         )
+
+
+def _read_choice(choice: Any, limit: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Return the tokens of a choice and their log-probabilities.
+
+    Raises:
+        GeneratorError: it has none, or others than were asked for.
+    """
+    try:
+        ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+        is_right = 0 < len(ids) == len(logprobs) <= limit
+        is_right = is_right and all(type(i) is int and i >= 0 for i in ids)
+        if is_right and all(-math.inf < logprob <= 0 for logprob in logprobs):
+            return tuple(ids), tuple(map(float, logprobs))
+    except (LookupError, TypeError):
+        pass
+    raise GeneratorError(
+        f"a vLLM server must respond with up to {limit} tokens and their log-probabilities, got "
+        f"{short(choice)}. Was it started by grpo serve-vllm?"
+    )
 
 
 def _cancel_if_alone(

@@ -70,6 +70,7 @@ class PolicyFolders:
             GeneratorError: the folder cannot be made.
         """
         try:
+            root = os.path.abspath(root)  # servers run in folders of their own
             for folder in Path(root).glob(f"{PREFIX}*"):
                 if os.path.exists(folder / LOCK_FILE) and is_abandoned(folder):
                     shutil.rmtree(folder, ignore_errors=True)

@@ -46,7 +46,8 @@ def test_the_newest_checkpoints_are_kept(policy, config):
     assert load_checkpoint(config, policy)["step"] == 11
 
 
-STATE = {"step": 0, "groups": 1, "episodes": 0, "version": 0, "seconds": {}}
+STATE = {"step": 0, "groups": 1, "episodes": 0, "version": 0, "seconds": {}, "failures": {}}
+STATE |= {"date": "2026-11-26"}
 
 
 def test_a_copy_that_a_user_keeps_beside_the_checkpoints_stays(policy, config):

@@ -376,6 +376,37 @@ async def test_an_internal_error_is_repeated_thrice_and_told(open_generator_on, 
         assert server.count("/health") >= 5
 
 
+CHOICE = {"token_ids": [3, 4], "logprobs": {"token_logprobs": [-0.5, 0]}}
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [], [CHOICE, CHOICE], {"a": 1}, None, ["text"], [None], [{}],
+        [CHOICE | {"token_ids": []}], [CHOICE | {"token_ids": [3]}], [CHOICE | {"token_ids": None}],
+        [CHOICE | {"token_ids": ["3", "4"]}], [CHOICE | {"token_ids": [3, -1]}],
+        [CHOICE | {"logprobs": None}], [CHOICE | {"logprobs": {"token_logprobs": [-0.5, None]}}],
+        [CHOICE | {"logprobs": {"token_logprobs": [-0.5, float("nan")]}}],
+        [{"token_ids": [3] * 99, "logprobs": {"token_logprobs": [-1.0] * 99}}],
+    ],
+)  # fmt: skip
+async def test_a_response_without_what_was_asked_for_is_one_line(open_generator_on, choices):
+    async with fake_servers() as [server], open_generator_on([server]) as generator:
+        server.failures = {"/v1/completions": [(200, {"choices": choices})]}
+        with pytest.raises(GeneratorError, match=r"must respond with (1 choices|up to 32 tokens)"):
+            await ask(generator, PROMPT)
+        server.failures = {"/v1/completions": [(200, {"choices": [CHOICE]})]}
+        (completion,) = await ask(generator, PROMPT)
+        assert (completion.completion_ids, completion.logprobs) == ((3, 4), (-0.5, 0.0))
+
+
+def test_servers_are_given_a_path_that_they_find_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = PolicyFolders(".")
+    assert folders.root.parent == tmp_path
+    folders.remove()
+
+
 async def test_an_internal_error_of_a_dying_server_is_waited_for(open_generator_on, caplog):
     async with fake_servers() as [server], open_generator_on([server]) as generator:
         await generator.sync()
