@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+DEADLINE_S = 30.0
+
 
 class SiteServer:
     """Serves a folder, and some paths that a folder cannot.
@@ -21,6 +23,7 @@ class SiteServer:
     - `/redirect?to=ADDRESS`: status 302.
     - `/attachment/NAME`: a download.
     - `/never`: the request is read, and nothing comes until the server is closed.
+    - `/held`: nothing until `release`.
     - `/html?...`: the rest of the address as a page.
     - `/refresh?to=ADDRESS`: a page with a header `Refresh`.
     - `/csp?ADDRESS`: a page that breaks its policy, which is to be reported to the address.
@@ -35,17 +38,17 @@ class SiteServer:
     Attributes:
         names: what stands in them instead of `{{name}}`.
         requests: a line per request, such as `GET /echo?q=1`, with the body of a POST after it.
-        hosts: the hosts that were asked for.
         connections: number of connections so far, with and without a request.
     """
 
     def __init__(self, folder: Path | None = None, *, host: str = "127.0.0.1"):
         self.names: dict[str, str] = {}
         self.requests: list[str] = []
-        self.hosts: set[str] = set()
         self.connections = 0
         self._folder = folder
         self._closed = threading.Event()
+        self._released = threading.Event()
+        self._asked = threading.Condition()
         self._server = _server_class(host)((host, 0), _handler(self))
         self.port: int = self._server.server_address[1]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
@@ -56,6 +59,7 @@ class SiteServer:
     def close(self) -> None:
         """Stop the server."""
         self._closed.set()
+        self._released.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -79,6 +83,30 @@ class SiteServer:
         for name, value in self.names.items():
             content = content.replace(b"{{%s}}" % name.encode(), value.encode())
         return content
+
+    def ask(self, request: str) -> None:
+        """Note a request."""
+        with self._asked:
+            self.requests.append(request)
+            self._asked.notify_all()
+
+    def wait_for(self, request: str) -> None:
+        """Block until a request has come.
+
+        Raises:
+            TimeoutError: it did not come in time.
+        """
+        with self._asked:
+            if not self._asked.wait_for(lambda: request in self.requests, DEADLINE_S):
+                raise TimeoutError(f"no {request} within {DEADLINE_S:g} s")
+
+    def release(self) -> None:
+        """Let what is held go on."""
+        self._released.set()
+
+    def wait_until_released(self) -> None:
+        """Block until `release` or `close`."""
+        self._released.wait()
 
     def wait_until_closed(self) -> None:
         """Block until `close`."""
@@ -113,8 +141,7 @@ def _handler(site: SiteServer) -> type[BaseHTTPRequestHandler]:
             self._respond(self.rfile.read(int(self.headers.get("Content-Length", 0))).decode())
 
         def _respond(self, body: str) -> None:
-            site.requests.append(f"{self.command} {self.path} {body}".rstrip())
-            site.hosts.add(self.headers.get("Host", ""))
+            site.ask(f"{self.command} {self.path} {body}".rstrip())
             url = urlsplit(self.path)
             fields = dict(parse_qsl(url.query))
             if url.path == "/echo":
@@ -128,6 +155,9 @@ def _handler(site: SiteServer) -> type[BaseHTTPRequestHandler]:
                 self._send(b"", Location=self.path.partition("to=")[2], status=302)
             elif url.path.startswith("/attachment/"):
                 self._send(b"%PDF-1.4", "application/pdf", **{"Content-Disposition": "attachment"})
+            elif url.path == "/held":
+                site.wait_until_released()
+                self._send(b"")
             elif url.path == "/never":
                 site.wait_until_closed()
             elif url.path == "/html":

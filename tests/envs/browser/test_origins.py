@@ -113,3 +113,14 @@ async def test_localhost_is_another_origin_than_its_address(sites):
     await env.close()
     asked = [request for request in sites.site.requests if "/only_" in request]
     assert asked == ["GET /only_there"]
+
+
+async def test_a_site_at_localhost_opens_the_way_to_no_other_name(sites):
+    env = BrowserEnv(sites.url)
+    observation = await env.reset(Task("localhost", 0))
+    assert observation.url.startswith(sites.site.names["localhost"])
+    links = re.findall(r"^link '(.*)' \[(\w+)\]", observation.page, re.MULTILINE)
+    told = [(await env.step(f"click({link!r})")).observation.error for _, link in links]
+    await env.close()
+    assert ["is outside of the site" in error for error in told] == [True] * 6
+    assert_nothing_came(sites)

@@ -503,6 +503,14 @@ LATE = {
         textbox 'Note' [*], value='x'
         """,
     ),
+    "late/replaced": Page(
+        "button 'Buy' [*]",
+        [
+            "click({button 'Buy'}) -> click failed: there is no element [*]",
+            "click({button 'Buy'})",
+        ],
+        "window.bought",
+    ),
     "late/never_loads": Page(
         """
         image 'Chart' [*]
