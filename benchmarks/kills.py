@@ -8,6 +8,7 @@ with the same content, but for times, ids and the run's own options.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import random
@@ -61,6 +62,9 @@ WARM_START = "warm start"
 PARTS = ("save", "start", "evaluation", "training", "results", "upload", CUT, WARM_START)
 EVERY = "every part"
 
+LATE = ("matplotlib.backends.backend_agg", "matplotlib.figure", "torch.utils.tensorboard")
+"""What a run imports when it needs it: once here, or again in every fork."""
+
 
 @dataclass
 class Row:
@@ -81,7 +85,7 @@ class Row:
     different: list[str] = field(default_factory=list)
 
 
-def kills(folder: Path, count: int, steps: int) -> dict[str, Any]:
+def kills(folder: Path, count: int, steps: int, part: str = "") -> dict[str, Any]:
     """Kill runs, resume them, and compare them with undisturbed ones.
 
     Args:
@@ -90,20 +94,24 @@ def kills(folder: Path, count: int, steps: int) -> dict[str, Any]:
             of a run: fewer than 50 in a single run, otherwise over all configurations, with one
             in 25 in one of two ranks.
         steps: of the run that is killed at random moments.
+        part: where all kills are, over all configurations; empty for every part.
     """
     torch.set_num_threads(1)
+    for name in LATE:
+        importlib.import_module(name)
     model = folder / "model"
     make_llama().save_pretrained(model)
     make_tokenizer().save_pretrained(model)
     bench = _Bench(folder, Config(**COMMON, model=str(model)))
-    rows = [bench.at_random(count // 4, steps)]
-    if count < 50:
+    if part:
+        rows = _at_all_points(bench, [pair for pair in plan() if pair[1] == part], count)
+    elif count < 50:
+        rows = [bench.at_random(count // 4, steps)]
         rows.append(bench.at_points(WARM_START, EVERY, count - count // 4))
     else:
-        pairs = plan()
-        at_points, of_ranks = count - count // 4 - count // 25, count // 25
-        numbers = Counter(pairs[i % len(pairs)] for i in range(at_points))
-        rows += [bench.at_points(name, part, number) for (name, part), number in numbers.items()]
+        of_ranks = count // 25
+        rows = [bench.at_random(count // 4, steps)]
+        rows += _at_all_points(bench, plan(), count - count // 4 - of_ranks)
         rows += [bench.of_ranks(rank, (of_ranks + 1 - rank) // 2) for rank in (0, 1)]
     wrong = [name for row in rows for name in row.different]
     return {
@@ -114,6 +122,12 @@ def kills(folder: Path, count: int, steps: int) -> dict[str, Any]:
         "metrics_equal": not any("metrics.jsonl" in name for name in wrong),
         "rows": [asdict(row) for row in rows],
     }
+
+
+def _at_all_points(bench: _Bench, pairs: Sequence[tuple[str, str]], count: int) -> list[Row]:
+    """Divide the kills among pairs of a configuration and a part."""
+    numbers = Counter(pairs[i % len(pairs)] for i in range(count))
+    return [bench.at_points(name, part, number) for (name, part), number in numbers.items()]
 
 
 def plan() -> list[tuple[str, str]]:

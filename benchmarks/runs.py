@@ -31,7 +31,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.kills import kills
+from benchmarks.kills import PARTS, kills
 from benchmarks.kills import table as rows_table
 from grpo.config import Config
 from grpo.distributed import World
@@ -152,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("benchmark", choices=("kills", "soak", "ranks", "browser"))
     parser.add_argument("--kills", type=int, default=200, help="kills: how many")
+    parser.add_argument("--part", default="", choices=("", *PARTS), help="kills: all in this part")
     steps_help = "training steps (kills 300, soak 500, ranks 20, browser 7)"
     parser.add_argument("--steps", type=int, help=steps_help)
     parser.add_argument("--group-size", type=int, default=8, help="ranks: episodes per group")
@@ -159,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     steps = arguments.steps
     benchmarks: dict[str, Callable[[Path], dict[str, Any]]] = {
-        "kills": lambda folder: kills(folder, arguments.kills, steps or 300),
+        "kills": lambda folder: kills(folder, arguments.kills, steps or 300, arguments.part),
         "soak": lambda folder: soak(folder, steps or 500),
         "ranks": lambda folder: ranks(folder, steps or 20, arguments.group_size),
         "browser": lambda folder: browser(folder, steps or 7),
