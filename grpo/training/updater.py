@@ -240,11 +240,7 @@ class Updater:
         return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned.
-
-        Raises:
-            LookupError, TypeError, ValueError: it is of another optimizer, or of none.
-        """
+        """Restore what `state` returned; see `load_optimizer` for what it raises."""
         load_optimizer(self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
 

@@ -195,9 +195,9 @@ class VLLMServers(Generator):
             finally:
                 client.load -= n
                 self._client_of.pop(request.prompt_ids, None)
-            if len(choices) != n:
+            if (got := len(choices)) != n:
                 raise GeneratorError(
-                    f"vLLM at {client.url} must respond with {n} choices, got {len(choices)}"
+                    f"vLLM at {client.url} must respond with {n} choices, got {got}"
                 )
             return [self._completion(request, snapshot, choice) for choice in choices]
 
@@ -233,9 +233,8 @@ def _read_choice(choice: Any, limit: int) -> tuple[tuple[int, ...], tuple[float,
     """
     try:
         ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
-        is_right = 0 < len(ids) == len(logprobs) <= limit
-        is_right = is_right and all(type(i) is int and i >= 0 for i in ids)
-        if is_right and all(-math.inf < logprob <= 0 for logprob in logprobs):
+        is_right = 0 < len(ids) == len(logprobs) <= limit and all(map(math.isfinite, logprobs))
+        if is_right and all(type(i) is int and i >= 0 for i in ids):
             return tuple(ids), tuple(map(float, logprobs))
     except (LookupError, TypeError):
         pass
