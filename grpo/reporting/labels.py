@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from envs.base import Box
 from grpo.safe_output import one_line
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 Rect = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels; the last two are outside."""
@@ -77,23 +74,25 @@ def labelled(picture: bytes, boxes: Mapping[str, Box]) -> bytes:
     rects = _on_canvas(boxes, scale, page.size)
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(rects)}
     font = ImageFont.load_default(FONT_SIZE)
-    places = _Places(canvas, rects)
     draw = ImageDraw.Draw(canvas)
-    for name, rect in rects.items():
-        around = (rect[0] - LINE, rect[1] - LINE, rect[2] + LINE - 1, rect[3] + LINE - 1)
+    texts = {name: one_line(name) for name in rects}
+    inks = {name: tuple(map(int, draw.textbbox((0, 0), texts[name], font))) for name in rects}
+    sizes = {
+        name: (right - left + 2 * PADDING[0], bottom - top + 2 * PADDING[1])
+        for name, (left, top, right, bottom) in inks.items()
+    }
+    places = place_labels(np.asarray(canvas.convert("L")), rects, sizes)
+    for name, (left, top, right, bottom) in rects.items():
+        around = (left - LINE, top - LINE, right + LINE - 1, bottom + LINE - 1)
         draw.rectangle(around, None, colours[name], LINE)
-    for name in sorted(rects, key=lambda name: _area(rects[name])):  # small ones have least room
-        text = one_line(name)
-        left, top, right, bottom = map(int, draw.textbbox((0, 0), text, font))
-        width, height = right - left + 2 * PADDING[0], bottom - top + 2 * PADDING[1]
-        spot, at_element = places.find(rects[name], width, height)
+    for name, (spot, at_element) in places.items():
         if not at_element:
             ends = (*_nearest(rects[name], _centre(spot)), *_centre(spot))
             draw.line(ends, colours[name], LINE)
-        corner = (spot[2] - 1, spot[3] - 1)
-        draw.rounded_rectangle((*spot[:2], *corner), 3, colours[name])
-        origin = (spot[0] + PADDING[0] - left, spot[1] + PADDING[1] - top)
-        draw.text(origin, text, "white", font)
+    for name, ((left, top, right, bottom), _) in places.items():
+        draw.rounded_rectangle((left, top, right - 1, bottom - 1), 3, colours[name])
+        origin = (left + PADDING[0] - inks[name][0], top + PADDING[1] - inks[name][1])
+        draw.text(origin, texts[name], "white", font)
     file = io.BytesIO()
     canvas.save(file, "PNG")
     return file.getvalue()
@@ -113,27 +112,39 @@ def _on_canvas(boxes: Mapping[str, Box], scale: int, page: tuple[int, int]) -> d
     return {name: (x + m, y + m, right + m, bottom + m) for name, (x, y, right, bottom) in inside}
 
 
-class _Places:
-    """Finds places for labels, and keeps in mind those that are taken.
+def place_labels(
+    grey: np.ndarray[Any, Any], rects: Mapping[str, Rect], sizes: Mapping[str, tuple[int, int]]
+) -> dict[str, tuple[Rect, bool]]:
+    """Choose a place for the label of each element; no two overlap while there is room.
 
     Args:
-        canvas: the picture before anything is drawn on it.
-        rects: the elements.
-    """
+        grey: brightness [height, width] of the canvas: the page within its margin.
+        rects: the elements on the canvas.
+        sizes: width and height of each label.
 
-    def __init__(self, canvas: Image, rects: Mapping[str, Rect]):
-        grey = np.asarray(canvas.convert("L"), dtype=np.int16)
+    Returns:
+        By element its label's rectangle, and whether that is at the element.
+    """
+    places = _Places(grey.astype(np.int16), list(rects.values()))
+    in_order = sorted(rects, key=lambda name: _area(rects[name]))  # small ones have least room
+    return {name: places.find(rects[name], *sizes[name]) for name in in_order}
+
+
+class _Places:
+    """Finds places for labels, and keeps in mind those that are taken."""
+
+    def __init__(self, grey: np.ndarray[Any, Any], elements: Sequence[Rect]):
         price = np.zeros(grey.shape)
         price[:, 1:] += np.abs(np.diff(grey, axis=1)) > EDGE
         price[1:] += np.abs(np.diff(grey, axis=0)) > EDGE
         page = np.zeros_like(price)  # 1 on the page, its border aside
         page[MARGIN_WIDTH + 1 : -MARGIN_WIDTH, MARGIN_WIDTH + 1 : -MARGIN_WIDTH] = 1
         price *= page
-        for left, top, right, bottom in rects.values():
+        for left, top, right, bottom in elements:
             price[top:bottom, left:right] += OTHERS
         self._sums = np.pad(price, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
         self._height, self._width = grey.shape
-        self._elements = list(rects.values())
+        self._elements = elements
         self._taken: list[Rect] = []
 
     def find(self, element: Rect, width: int, height: int) -> tuple[Rect, bool]:
@@ -154,7 +165,7 @@ class _Places:
         self._taken.append(best)
         return best, bool(at_element)
 
-    def _free(self, corners: Any, width: int, height: int) -> list[Rect]:
+    def _free(self, corners: Iterable[tuple[int, int]], width: int, height: int) -> list[Rect]:
         free = []
         for x, y in corners:
             rect = (x, y, x + width, y + height)
