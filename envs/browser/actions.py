@@ -9,8 +9,12 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+
+from envs.browser.limits import MAX_ACTIONS
+from envs.browser.page_text import TEXT_ROLES, Element
 
 ACTIONS: dict[str, tuple[str, ...]] = {
     "click": ("id",),
@@ -118,6 +122,23 @@ def parse_action(text: str, extra: Collection[str] = ()) -> Action:
 def format_action(action: Action) -> str:
     """Format an action as text: the inverse of `parse_action`."""
     return f"{action.name}({', '.join(repr(arg) for arg in action.args)})"
+
+
+def possible_actions(elements: Sequence[Element], goal: str) -> Iterator[str]:
+    """Yield a click on every element, and for text fields a `fill` with each quote of the goal.
+
+    At most `MAX_ACTIONS` of them.
+    """
+    quotes = [quote for quote in re.findall(r'"([^"]+)"', goal) if len(quote) < MAX_LENGTH]
+
+    def every() -> Iterator[str]:
+        for element in elements:
+            if element.id:
+                yield f"click({element.id!r})"
+                if element.role in TEXT_ROLES:
+                    yield from (f"fill({element.id!r}, {quote!r})" for quote in quotes)
+
+    yield from islice(every(), MAX_ACTIONS)
 
 
 def _argument(node: ast.expr, kind: str) -> str | int | float:

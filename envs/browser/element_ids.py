@@ -15,9 +15,14 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from envs.base import Task
+from envs.browser.foreign_text import one_line
 from envs.browser.limits import MAX_FRAMES, MAX_ID
 
 _BID = re.compile(r"([A-Za-z]*)(0|[1-9][0-9]*|)")
+_MENTIONED = re.compile(
+    r"""(bid[ =]|get_by_test_id\()(["'])([A-Za-z]{0,5}(?:0|[1-9][0-9]{0,5}))\2"""
+)
+MAX_ERROR_LENGTH = 200
 _LONGEST_SHUFFLE = 1000
 _ROUNDS = 4
 
@@ -68,6 +73,12 @@ def page_id(task: Task, bid: str) -> str:
     if size <= _LONGEST_SHUFFLE:
         return f"{frame}{size + _shuffled(key, 9 * size)[number - size]}"
     return f"{frame}{size + _scattered(key, 9 * size, number - size)}"
+
+
+def with_page_ids(task: Task, error: str) -> str:
+    """Return the first line of a server's error, with the ids that the model reads."""
+    error = one_line(error.strip().partition("\n")[0], MAX_ERROR_LENGTH)
+    return _MENTIONED.sub(lambda m: f"{m[1]}{m[2]}{page_id(task, m[3])}{m[2]}", error)
 
 
 @lru_cache(maxsize=4 * MAX_FRAMES)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import re
-from collections.abc import Awaitable, Callable, Iterator
-from itertools import islice
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from envs.base import Box, EnvError, Observation, StepResult, Task, TaskError
 from envs.browser.actions import (
     EXTRA_ACTIONS,
-    MAX_LENGTH,
     InvalidAction,
     format_action,
     parse_action,
+    possible_actions,
 )
 from envs.browser.connection import (
     ServerError,
@@ -24,21 +22,14 @@ from envs.browser.connection import (
     server_url,
     token_headers,
 )
-from envs.browser.element_ids import page_id, page_ids
-from envs.browser.foreign_text import one_line
-from envs.browser.limits import MAX_ACTIONS
+from envs.browser.element_ids import page_ids, with_page_ids
 from envs.browser.miniwob.solvers import SOLVERS
-from envs.browser.page_text import TEXT_ROLES, Element, simplify_axtree
+from envs.browser.page_text import Element, format_page, simplify_axtree
 from envs.browser.prompts import page_messages
 from envs.browser.protocol import Response, read_reset, read_step, unknown_task
 
 CLOSE_DEADLINE_S = 5.0
-MAX_ERROR_LENGTH = 200
 Read = TypeVar("Read")
-
-_MENTIONED_BID = re.compile(
-    r"""(bid[ =]|get_by_test_id\()(["'])([A-Za-z]{0,5}(?:0|[1-9][0-9]{0,5}))\2"""
-)
 
 
 class BrowserEnv:
@@ -228,17 +219,16 @@ class BrowserEnv:
             for element in elements
         ]
         self._elements = elements
-        left_out = response.left_out
-        page = "\n".join([*_above(left_out), *map(str, elements), *_below(left_out)])
+        page = format_page(elements, response.left_out)
         self._demonstration = self._with_page_ids(response.demonstration)
-        error = _with_page_ids(task, response.error)
+        error = with_page_ids(task, response.error)
         return Observation(
             messages=page_messages(goal, page, self._history, error, self._extra),
             goal=goal,
             page=page,
             url=response.url,
             error=error,
-            actions=tuple(islice(_possible_actions(elements, goal), MAX_ACTIONS)),
+            actions=tuple(possible_actions(elements, goal)),
             screenshot=response.screenshot,
         )
 
@@ -257,31 +247,3 @@ class BrowserEnv:
         return StepResult(
             self._observation, reward=0.0, done=False, valid_action=False, info={"raw_reward": 0.0}
         )
-
-
-def _above(left_out: dict[str, int]) -> Iterator[str]:
-    if count := left_out.get("above"):
-        yield f"({count} more lines above the window)"
-
-
-def _below(left_out: dict[str, int]) -> Iterator[str]:
-    if count := left_out.get("clipped"):
-        yield f"({count} more lines in lists: hover and scroll)"
-    if count := left_out.get("below"):
-        yield f"({count} more lines below the window: scroll(0, 400))"
-
-
-def _possible_actions(elements: list[Element], goal: str) -> Iterator[str]:
-    """Yield a click on every element, and for text fields a `fill` with each quote of the goal."""
-    quotes = [quote for quote in re.findall(r'"([^"]+)"', goal) if len(quote) < MAX_LENGTH]
-    for element in elements:
-        if element.id:
-            yield f"click({element.id!r})"
-            if element.role in TEXT_ROLES:
-                yield from (f"fill({element.id!r}, {quote!r})" for quote in quotes)
-
-
-def _with_page_ids(task: Task, error: str) -> str:
-    """Return the first line of a server's error, with the ids that the model reads."""
-    line = one_line(error.strip().partition("\n")[0], MAX_ERROR_LENGTH)
-    return _MENTIONED_BID.sub(lambda m: f"{m[1]}{m[2]}{page_id(task, m[3])}{m[2]}", line)

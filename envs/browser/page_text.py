@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from envs.browser.foreign_text import unquote
@@ -92,6 +93,24 @@ def simplify_axtree(axtree_txt: str) -> list[Element]:
         if name and (node.id or not (elements and elements[-1].shows(name))):
             elements.append(Element(node.id, "text", name))
     return elements
+
+
+def format_page(elements: Iterable[Element], left_out: Mapping[str, int]) -> str:
+    """Return the page as the model reads it, one element per line.
+
+    Args:
+        elements: the elements.
+        left_out: number of lines that are not shown, "above" and "below" the window, and "clipped":
+            in lists that scroll.
+    """
+    lines = [str(element) for element in elements]
+    if count := left_out.get("above"):
+        lines.insert(0, f"({count} more lines above the window)")
+    if count := left_out.get("clipped"):
+        lines.append(f"({count} more lines in lists: hover and scroll)")
+    if count := left_out.get("below"):
+        lines.append(f"({count} more lines below the window: scroll(0, 400))")
+    return "\n".join(lines)
 
 
 def _parse(line: str) -> tuple[int, Element]:

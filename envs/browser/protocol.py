@@ -18,8 +18,6 @@ so is one that is over a limit of `envs.browser.limits`. Text is cleaned of cont
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -27,16 +25,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from envs.base import Box, TaskError
-from envs.browser.foreign_text import brief, clean, one_line
+from envs.browser.fields import (
+    of_type,
+    read_boxes,
+    read_list,
+    read_number,
+    read_png,
+    read_text,
+)
+from envs.browser.foreign_text import clean, one_line
 from envs.browser.limits import (
-    MAX_COORDINATE,
-    MAX_ERROR,
-    MAX_GOAL,
     MAX_LINES,
-    MAX_PAGE,
-    MAX_PIXELS,
     MAX_REWARD,
-    MAX_URL,
 )
 from envs.browser.miniwob.names import MINIWOB_TASKS
 
@@ -56,11 +56,6 @@ _UNKNOWN_TASK = re.compile(
     r"|Failed to create BrowserGym .* doesn't exist.*"
 )
 _OBSERVED = ("axtree_txt", "goal", "url", "error")
-_MAX_TEXT = {
-    **{"axtree_txt": MAX_PAGE, "goal": MAX_GOAL, "url": MAX_URL, "error": MAX_PAGE},
-    **{"task_name": MAX_ERROR, "actions": MAX_ERROR, "demonstration": MAX_GOAL},
-}
-_MAX_LIST = 100
 
 
 @dataclass(frozen=True)
@@ -152,42 +147,44 @@ def unknown_task(message: str) -> str:
 
 def _read(payload: Any, reward: float | None, screenshot: bool) -> Response:
     """Read a response, with its own reward if `reward` is None."""
-    data = _of_type(dict, payload, "the response")
-    observation = _of_type(dict, data.get("observation"), "the response's observation")
+    data = of_type(dict, payload, "the response")
+    observation = of_type(dict, data.get("observation"), "the response's observation")
     metadata = data.get("metadata") or observation.get("metadata") or {}
-    metadata = _of_type(dict, metadata, "metadata")
-    browsergym = _of_type(dict, metadata.get("browsergym_obs", {}), "browsergym_obs")
-    info = _of_type(dict, metadata.get("browsergym_info", {}), "browsergym_info")
-    text = {name: _text(observation.get(name), name) for name in _OBSERVED}
+    metadata = of_type(dict, metadata, "metadata")
+    browsergym = of_type(dict, metadata.get("browsergym_obs", {}), "browsergym_obs")
+    info = of_type(dict, metadata.get("browsergym_info", {}), "browsergym_info")
+    text = {name: read_text(observation.get(name), name) for name in _OBSERVED}
     # Our server leaves out the finished page if no screenshot was asked for.
     finished = data.get("done") is True and "success" in metadata
     if not text["axtree_txt"] and not finished:
         raise ValueError(f"the server sent no axtree_txt: {text['error'] or 'it gives no reason'}")
-    task_info = _of_type(dict, info.get("task_info") or {}, "task_info")
+    task_info = of_type(dict, info.get("task_info") or {}, "task_info")
     raw = metadata.get("raw_reward", task_info.get("RAW_REWARD_GLOBAL"))
     failed = browsergym.get("last_action_error") or observation.get("last_action_error")
     lines = text["axtree_txt"].splitlines()
-    reward = _number(data.get("reward"), "reward", MAX_REWARD) if reward is None else reward
+    reward = read_number(data.get("reward"), "reward", MAX_REWARD) if reward is None else reward
     success = metadata.get("success")
-    left_out = _of_type(dict, metadata.get("left_out", {}), "left_out")
+    left_out = of_type(dict, metadata.get("left_out", {}), "left_out")
     return Response(
         goal=text["goal"],
         axtree_txt="\n".join(line for line in lines if not _REPEATED_TEXT.match(line)),
         url=text["url"],
         error=text["error"] or (action_failure(failed) if failed else ""),
-        screenshot=_png(observation.get("screenshot")) if screenshot else None,
+        screenshot=read_png(observation.get("screenshot")) if screenshot else None,
         reward=reward,
-        raw_reward=None if raw is None else _number(raw, "raw_reward", MAX_REWARD),
-        done=_of_type(bool, data.get("done"), "done"),
-        boxes=_boxes(metadata.get("boxes", {})) if screenshot else {},
-        success=reward > 0 if success is None else _of_type(bool, success, "success"),
-        task_name=_text(metadata.get("task_name"), "task_name"),
-        actions=tuple(_text(a, "actions") for a in _list(metadata.get("actions", []), "actions")),
+        raw_reward=None if raw is None else read_number(raw, "raw_reward", MAX_REWARD),
+        done=of_type(bool, data.get("done"), "done"),
+        boxes=read_boxes(metadata.get("boxes", {})) if screenshot else {},
+        success=reward > 0 if success is None else of_type(bool, success, "success"),
+        task_name=read_text(metadata.get("task_name"), "task_name"),
+        actions=tuple(
+            read_text(a, "actions") for a in read_list(metadata.get("actions", []), "actions")
+        ),
         left_out={
-            name: int(_number(left_out.get(name, 0), "left_out", MAX_LINES))
+            name: int(read_number(left_out.get(name, 0), "left_out", MAX_LINES))
             for name in ("above", "below", "clipped")
         },
-        demonstration=_text(metadata.get("demonstration"), "demonstration"),
+        demonstration=read_text(metadata.get("demonstration"), "demonstration"),
     )
 
 
@@ -205,72 +202,3 @@ def action_failure(reason: Any) -> str:
         if refusal in log:
             return f"{timeout[1] or 'the action'} failed: {meaning}"
     raise ValueError(f"the server's browser was too slow: {log}")
-
-
-def _png(screenshot: Any) -> bytes | None:
-    if screenshot is None:
-        return None
-    import numpy as np
-    from PIL import Image
-
-    if isinstance(screenshot, str):
-        png = base64.b64decode(screenshot, validate=True)
-        try:
-            with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"it has {image.width} x {image.height} pixels")
-                image.load()  # what cannot be decoded would end a gallery later
-        except Exception as error:  # Pillow raises many types, also SyntaxError and zlib's own
-            raise ValueError(f"the screenshot is not a PNG: {error}") from error
-        return png
-    try:
-        pixels = np.array(screenshot, dtype=np.uint8)
-    except (TypeError, OverflowError) as error:
-        raise ValueError(f"the screenshot is not a list of pixels: {error}") from error
-    if pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"a screenshot must be [H, W, 3], got {list(pixels.shape)}")
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def _boxes(boxes: Any) -> dict[str, Box]:
-    found = {}
-    if len(_of_type(dict, boxes, "boxes")) > MAX_LINES:
-        raise ValueError(f"there may be {MAX_LINES} boxes, got {len(boxes)}")
-    for bid, box in boxes.items():
-        name = f"the box of {bid[:80]}"
-        if len(_of_type(list, box, name)) != 4:
-            raise ValueError(f"{name} must be 4 numbers, got {len(box)}")
-        x, y, width, height = (_number(number, name, MAX_COORDINATE) for number in box)
-        found[bid] = (x, y, width, height)
-    return found
-
-
-def _list(value: Any, name: str) -> list[Any]:
-    if len(_of_type(list, value, name)) > _MAX_LIST:
-        raise ValueError(f"{name} may have {_MAX_LIST} entries, got {len(value)}")
-    found: list[Any] = value
-    return found
-
-
-def _number(number: Any, name: str, limit: float) -> float:
-    if type(number) not in (int, float) or not abs(number) < float("inf"):  # NaN is not
-        raise ValueError(f"{name} must be a finite number, got {brief(number)}")
-    if abs(number) > limit:
-        raise ValueError(f"{name} must be from -{limit:g} to {limit:g}, got {brief(number)}")
-    return float(number)
-
-
-def _text(value: Any, name: str) -> str:
-    text: str = _of_type(str, "" if value is None else value, name)
-    if len(text) > _MAX_TEXT[name]:
-        raise ValueError(f"{name} may have {_MAX_TEXT[name]} characters, got {len(text)}")
-    return clean(text)
-
-
-def _of_type(kind: type, value: Any, name: str) -> Any:
-    if not isinstance(value, kind):
-        shown = value[:80] if isinstance(value, str) else brief(value)
-        raise ValueError(f"{name} must be a {kind.__name__}, got {shown!r}")
-    return value

@@ -253,7 +253,7 @@ class Window:
         try:
             return await self.browser.call(navigation)
         except BrowserError as error:
-            if "ERR_ABORTED" in str(error):  # a download, or refused: reported by another road
+            if "ERR_ABORTED" in str(error):  # a download, or refused: told by other means
                 return None
             raise
 
