@@ -3,51 +3,62 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from envs.browser.actions import Action
-from envs.browser.foreign_text import one_line
 from envs.browser.server.errors import ActionRefused, BrowserError
-from envs.browser.server.playwright.tab import Tab
+from envs.browser.server.playwright.browser import PlaywrightChromium
 
 TIMEOUT_MS = 3000
 """How long an action waits for its element to be visible, still, enabled and uncovered."""
+SLOW_MS = 20_000
+"""How long it waits if the page does not respond."""
 
-# Parts of Playwright's log when the page, not a slow machine, stopped an action; the last one that
-# the log names is the reason.
+# Lines of Playwright's log (1.44 to 1.55) when the page, not a slow machine, stopped an action. The
+# last of them is the reason.
 _REASONS = {
-    "element is not attached": "the element is gone",
-    "element was detached": "the element is gone",
     "element is not visible": "the element is not visible",
     "element is not enabled": "the element is not enabled",
     "element is not editable": "the element is not editable",
     "element is not stable": "the element keeps moving",
-    "intercepts pointer events": "another element covers it",
-    "outside of the viewport": "the element is outside the window",
+    "element is outside of the viewport": "the element is outside the window",
     "did not find some options": "there is no such option",
     "option being selected is not enabled": "the option is not enabled",
 }
-# Parts of the errors that Playwright raises at once.
+_LOG_LINE = re.compile(r"^[\s-]*(?:\d+ \u00d7 )?(.*?)\s*$", re.MULTILINE)
+# Beginnings of the errors that Playwright raises at once.
 _REFUSALS = {
-    "Clicking the checkbox did not change": "clicking it did not change its state",
+    "Clicking the checkbox did not change its state": "clicking it did not change its state",
     "Not a checkbox or radio button": "the element is neither a checkbox nor a radio button",
     "Element is not a <select>": "the element is not a list of options",
     "Element is not an <input>": "the element is not a text field",
     "Cannot type text into input[type=number]": "the field takes numbers only",
-    "Malformed value": "not a value of this field",
-    "Element is not attached": "the element is gone",
-    "Element is not visible": "the element is not visible",
-    "Element is outside of the viewport": "the element is outside the window",
+    "Element is not attached to the DOM": "the element is gone",
 }
+_MALFORMED = "Malformed value"
 IS_FILE_INPUT = "an input of type file cannot be filled"
 
 _CANNOT_FILL = re.compile(r'Input of type "(\w+)" cannot be filled')
-_UNKNOWN_KEY = re.compile(r'Unknown key: "(.*?)"')
+_UNKNOWN_KEY = re.compile(r'Unknown key: "(.*?)"(?:\nCall log:|\s*$)', re.DOTALL)
 
 
-async def perform(tab: Tab, action: Action, *, scroll_scale: float = 1.0) -> None:
+class Host(Protocol):
+    """What an action needs of a page."""
+
+    browser: PlaywrightChromium
+    page: Any
+    """Playwright's page."""
+    frames: dict[str, Any]
+    """Playwright's frames by the letters in front of their elements' ids."""
+    attribute: str
+    """The attribute that holds an element's id."""
+    known: Collection[str]
+    """Ids of the elements as the page was read last."""
+
+
+async def perform(tab: Host, action: Action, *, scroll_scale: float = 1.0) -> None:
     """Execute an action.
 
     Args:
@@ -59,27 +70,54 @@ async def perform(tab: Tab, action: Action, *, scroll_scale: float = 1.0) -> Non
         ActionRefused: the page does not allow it.
         BrowserError: the infrastructure failed.
     """
+    located = {bid: _locate(tab, bid) for bid in action.ids}
+    impatient = action.name not in ("focus", "press")
+    for bid, locator in located.items():
+        # Playwright would wait for an element that was never there.
+        if not (impatient and bid in tab.known) and not await tab.browser.call(locator.count()):
+            raise _no_element(bid)
+    limits = (TIMEOUT_MS, SLOW_MS) if impatient else (SLOW_MS,)
+    elements = list(located.values())
+    for limit in limits:
+        if await _attempt(tab, action, elements, {"timeout": limit}, scroll_scale):
+            return
+        for bid, locator in located.items():
+            if not await tab.browser.call(locator.count()):
+                raise _no_element(bid)
+    raise BrowserError(f"the page did not respond to {action.name} within {limits[-1]} ms")
+
+
+async def _attempt(
+    tab: Host, action: Action, located: list[Any], limit: dict[str, int], scroll_scale: float
+) -> bool:
+    """Execute an action; return False if a slow page has not let it begin in time."""
     from playwright.async_api import Error, TimeoutError
 
-    located = [_locate(tab, str(bid)) for bid in action.ids]
+    call = tab.browser.call
     try:
-        await tab.browser.call(_start(tab, action, located, scroll_scale))
+        await call(_start(tab.page, action, located, limit, scroll_scale))
     except TimeoutError as error:
-        reason = _last_reason(str(error))
-        if located and "locator resolved" not in str(error):
-            reason = f"there is no element {action.ids[0]}"
-        if not reason:
-            raise BrowserError(f"the browser was too slow: {one_line(str(error))}") from None
-        raise ActionRefused(reason) from None
+        reason, begun = _read_log(str(error), action.ids)
+        if begun and action.name == "drag_and_drop":
+            await call(tab.page.mouse.up())
+        if reason:
+            raise ActionRefused(reason) from None
+        # Once begun it is done: the page, or a dialog, keeps Playwright from seeing so.
+        return begun and action.name != "drag_and_drop"
     except BrowserError as error:
         cause = error.__cause__
-        reason = _refusal(str(cause)) if isinstance(cause, Error) else ""
+        text = str(cause) if isinstance(cause, Error) else ""
+        reason = _refusal(text)
+        if _MALFORMED in text:
+            kind = "e => (e.closest('label')?.control ?? e).type"
+            reason = f"not a value of a {await call(located[0].evaluate(kind))} field"
         if not reason:
             raise
         raise ActionRefused(reason) from None
+    return True
 
 
-async def choose_file(tab: Tab, action: Action, files: Mapping[str, Path]) -> None:
+async def choose_file(tab: Host, action: Action, files: Mapping[str, Path]) -> None:
     """Choose a file in a file input.
 
     Args:
@@ -93,12 +131,15 @@ async def choose_file(tab: Tab, action: Action, files: Mapping[str, Path]) -> No
     name = str(action.args[1])
     if name not in files:
         raise ActionRefused(f"the files to choose from are {', '.join(files) or 'none'}")
-    await tab.browser.call(_locate(tab, action.ids[0]).set_input_files(files[name]))
+    await tab.browser.call(
+        _locate(tab, action.ids[0]).set_input_files(files[name], timeout=TIMEOUT_MS)
+    )
 
 
-async def _start(tab: Tab, action: Action, located: list[Any], scroll_scale: float) -> None:
+async def _start(
+    page: Any, action: Action, located: list[Any], limit: dict[str, int], scroll_scale: float
+) -> None:
     name, args = action.name, action.args
-    page, limit = tab.page, {"timeout": TIMEOUT_MS}
     if name in ("click", "dblclick", "hover", "check", "uncheck", "clear"):
         await getattr(located[0], name)(**limit)
     elif name == "focus":
@@ -114,16 +155,37 @@ async def _start(tab: Tab, action: Action, located: list[Any], scroll_scale: flo
         raise AssertionError(f"no such action: {name}")
 
 
-def _locate(tab: Tab, bid: str) -> Any:
+def _locate(tab: Host, bid: str) -> Any:
     frame = tab.frames.get(bid.rstrip("0123456789"))
     if frame is None:
-        raise ActionRefused(f"there is no element {bid}")
+        raise _no_element(bid)
     return frame.locator(f'[{tab.attribute}="{bid}"]').first
 
 
-def _last_reason(log: str) -> str:
-    place, reason = max((log.rfind(part), reason) for part, reason in _REASONS.items())
-    return reason if place >= 0 else ""
+def _no_element(bid: str) -> ActionRefused:
+    return ActionRefused(f"there is no element {bid}")
+
+
+def _read_log(error: str, bids: Sequence[str]) -> tuple[str, bool]:
+    """Return why the last attempt in Playwright's log failed, and True if an input event was sent.
+
+    Args:
+        error: Playwright's error, with its log.
+        bids: ids of the action's elements.
+    """
+    reason, begun, sought = "", False, ""
+    for line in _LOG_LINE.findall(error):
+        if line.startswith("waiting for locator("):
+            sought = next((bid for bid in bids if f'"{bid}\\"' in line), bids[0])
+        elif line == "element was detached from the DOM, retrying":
+            reason = f"there is no element {sought}"
+        elif line.endswith(" intercepts pointer events"):
+            reason = "another element covers it"
+        elif line.startswith(("locator resolved to ", "performing ")):
+            reason, begun = "", begun or line.startswith("performing ")
+        else:
+            reason = _REASONS.get(line, reason)
+    return reason, begun
 
 
 def _refusal(error: str) -> str:

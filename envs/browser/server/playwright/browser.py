@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import re
 import uuid
 from collections.abc import Awaitable, Coroutine
 from functools import cache
@@ -13,26 +14,24 @@ from typing import Any, TypeVar
 from envs.browser.foreign_text import one_line
 from envs.browser.server.chromium import SITE_ARGS, chromium_args, find_chromium
 from envs.browser.server.errors import BrowserError, BrowserGone, NavigatedAway
-from envs.browser.server.processes import kill_marked, marked
+from envs.browser.server.processes import kill_marked, last_lines, marked
 
 MARK = "GRPO_BROWSER"
 Result = TypeVar("Result")
 
 # Parts of Playwright's errors.
-_GONE = (
-    "Browser closed",
-    "browser has been closed",
-    "Connection closed",
-    "has been closed",
-    "Target closed",
-)
+_CLOSED = ("browser has been closed", "has been closed", "Target closed", "Session closed")
+_GONE = ("Browser closed", "Connection closed", "reading from the driver")
 _NAVIGATED = (
     "context was destroyed",
     "Frame was detached",
     "Frame has been detached",
     "Cannot find context",
     "navigating and changing",
+    "navigated or closed",
+    "Cannot find default execution context",
 )
+_LOGGED = re.compile(r"^\[pid=\d+\]\[err\] (.*)", re.MULTILINE)
 
 _starting = asyncio.Lock()
 """Held while the mark is in this process's environment, which the node process inherits."""
@@ -76,6 +75,7 @@ class PlaywrightChromium:
             self.browser = await self._playwright.chromium.launch(
                 executable_path=path,
                 args=[*chromium_args(), *SITE_ARGS],
+                ignore_default_args=["--hide-scrollbars"],  # pages look as on a desktop
                 handle_sigint=False,
                 handle_sigterm=False,
                 handle_sighup=False,
@@ -84,7 +84,10 @@ class PlaywrightChromium:
             self._session = await self.browser.new_browser_cdp_session()
         except Exception as error:
             await self.stop()
-            raise BrowserGone(f"cannot start {path}: {one_line(str(error))}") from error
+            output = last_lines("\n".join(_LOGGED.findall(str(error))), 3)
+            if output == "nothing":
+                raise BrowserGone(f"cannot start {path}: {one_line(str(error))}") from error
+            raise BrowserGone(f"{path} exited at its start; its last output:\n{output}") from error
         self.alive = True
         self.browser.on("disconnected", lambda _: self._died())
 
@@ -94,6 +97,8 @@ class PlaywrightChromium:
         Raises:
             BrowserError: it is gone.
         """
+        if not self.alive:
+            raise BrowserGone("the browser is gone")
         await self.call(self._session.send("Browser.getVersion"))
 
     async def call(self, awaitable: Awaitable[Result]) -> Result:
@@ -112,6 +117,7 @@ class PlaywrightChromium:
             if inspect.iscoroutine(awaitable):
                 awaitable.close()
             raise BrowserGone("the browser is gone")
+        spare_stack()
         try:
             return await awaitable
         except PlaywrightTimeout:
@@ -129,7 +135,7 @@ class PlaywrightChromium:
         """Return one of Playwright's errors as one of ours; other exceptions unchanged."""
         from playwright.async_api import Error
 
-        text = str(error)
+        text = str(error).removeprefix(": ")  # the name of the call, which `spare_stack` hides
         if not isinstance(error, Error) and "reading from the driver" not in text:
             return error
         if any(words in text for words in _NAVIGATED):
@@ -137,6 +143,8 @@ class PlaywrightChromium:
         if "crashed" in text:
             return BrowserError("the page crashed")
         if any(words in text for words in _GONE):
+            self._died()
+        if any(words in text for words in (*_CLOSED, *_GONE)):
             if self.alive and self.browser.is_connected():
                 return NavigatedAway("the page was closed")
             return BrowserGone("the browser is gone")

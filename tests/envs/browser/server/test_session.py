@@ -1,7 +1,12 @@
-"""One session in a real browser, also on pages that misbehave as MiniWoB's do not."""
+"""One session in a real browser, also on pages that misbehave as MiniWoB's do not.
+
+Every test runs on both drivers, but for those that say why they are about one of them.
+"""
 
 import asyncio
+import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -12,21 +17,31 @@ from envs.browser.miniwob.files import miniwob_url
 from envs.browser.server import chromium_pool
 from envs.browser.server.cdp.chromium import Chromium
 from envs.browser.server.cdp.page import Page
-from envs.browser.server.chromium import find_chromium
-from envs.browser.server.chromium_pool import ChromiumPool, Slot
+from envs.browser.server.chromium_pool import ChromiumPool, Slot, cdp_chromium
 from envs.browser.server.errors import BrowserError, BrowserGone, SessionError
+from envs.browser.server.playwright import actions
+from envs.browser.server.playwright.browser import PlaywrightChromium
+from envs.browser.server.playwright.page import Page as PlaywrightPage
+from envs.browser.server.processes import marked
 from envs.browser.server.session import Session
+from tests.support.processes import chromiums
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
+BROWSERS = {"cdp": cdp_chromium, "playwright": PlaywrightChromium}
 CLICK = "click('13')"
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared():
-    slot = Slot()
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["cdp", "playwright"])
+async def shared(request):
+    slot = Slot(BROWSERS[request.param])
     yield slot
     await slot.stop()
+
+
+@pytest.fixture
+def driver(browser):
+    return "cdp" if isinstance(browser, Chromium) else "playwright"
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -35,8 +50,10 @@ async def browser(shared):
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def session(browser):
-    session = Session(Page(browser, miniwob_url()))
+async def session(browser, driver, monkeypatch):
+    monkeypatch.setattr(actions, "TIMEOUT_MS", 1000)  # what cannot be done is refused sooner
+    page = PlaywrightPage if driver == "playwright" else Page
+    session = Session(page(browser, miniwob_url()))
     await session.page.open()
     await session.reset("click-test", 0)
     yield session
@@ -54,15 +71,25 @@ async def html(session, body):
     await js(session, f"document.querySelector('#area').innerHTML = `{body}`; 0")
 
 
-async def js(session, expression):
-    return await session.page.run(expression)
+async def js(session, script):
+    """Run a script in the page and return its value."""
+    return await session.page.run(f"(0, eval)({json.dumps(script)})")
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.5])  # of the new page: until then the old one responds
 async def test_navigating_away_ends_the_episode_but_not_the_session(session, monkeypatch, delay):
     admit = session.page._admit
+
+    def later(*request):
+        loop.call_later(delay, lambda: asyncio.ensure_future(admitted(admit(*request))))
+        return asyncio.sleep(0)
+
+    async def admitted(answer):
+        if answer is not None:
+            await answer
+
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(session.page, "_admit", lambda *a: loop.call_later(delay, admit, *a))
+    monkeypatch.setattr(session.page, "_admit", later)
     await js(
         session,
         "document.querySelector('button').addEventListener('click', "
@@ -90,29 +117,30 @@ async def test_only_the_tasks_pages_can_be_opened(session, url):
 async def test_a_slow_page_is_waited_for(session):
     await js(
         session,
-        "setInterval(() => { const end = Date.now() + 700; while (Date.now() < end); }, 0); 0",
+        "setInterval(() => { const end = Date.now() + 400; while (Date.now() < end); }, 0); 0",
     )
     async with asyncio.timeout(60):
         assert (await act(session, CLICK))["reward"] == 1.0
 
 
-async def test_a_hanging_page_hits_the_deadline_and_the_other_pages_go_on(browser):
-    pool = ChromiumPool(1, deadline_s=4.0, idle_s=60.0)
+async def test_a_hanging_page_hits_the_deadline_and_the_other_pages_go_on(browser, driver):
+    pool = ChromiumPool(1, deadline_s=4.0, idle_s=60.0, driver=driver)
     pool.slots[0]._chromium = browser
     hung, other = pool.open(), pool.open()
     for session in (hung, other):
         await session.call("reset", "click-test", 0)
-    hung._session.page.send("Runtime.evaluate", expression="for (;;) {}")
+    running = asyncio.create_task(js(hung._session, "for (;;) {}"))
     with pytest.raises(SessionError, match="lost: no response within 4 s"):
         await hung.call("step", parse_action(CLICK))
     with pytest.raises(SessionError, match="open a new one"):
         await hung.call("reset", "click-test", 0)
     assert (await other.call("step", parse_action(CLICK)))["reward"] == 1.0
     assert pool.slots[0].sessions == {other}
+    running.cancel()
 
 
-async def test_idle_sessions_are_closed(browser):
-    pool = ChromiumPool(1, deadline_s=30.0, idle_s=0.4)
+async def test_idle_sessions_are_closed(browser, driver):
+    pool = ChromiumPool(1, deadline_s=30.0, idle_s=0.4, driver=driver)
     pool.slots[0]._chromium = browser
     await pool.start()
     session = pool.open()
@@ -126,34 +154,105 @@ async def test_idle_sessions_are_closed(browser):
     await pool.stop()
 
 
-async def test_a_hanging_browser_is_replaced_before_the_deadline(monkeypatch):
+def processes(browser):
+    """Return the processes of a browser, with those of Playwright."""
+    return marked(f"GRPO_BROWSER={browser._mark}")
+
+
+def culprit(browser, name):
+    """Return the id of a browser's main process, or of the node process that controls it."""
+    (found,) = [browser._node] if name == "node" else chromiums(processes(browser))
+    return found
+
+
+FAULTS = [("cdp", "chromium"), ("playwright", "chromium"), ("playwright", "node")]
+"""The processes of each driver without which a session ends."""
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def faulty(monkeypatch, driver):
+    """A pool with a session, whose browser is checked often."""
     monkeypatch.setattr(chromium_pool, "WATCH_INTERVAL_S", 0.2)
     monkeypatch.setattr(chromium_pool, "HEARTBEAT_S", 3.0)
-    pool = ChromiumPool(1, deadline_s=60.0, idle_s=60.0)
+    monkeypatch.setattr(chromium_pool, "CLOSE_DEADLINE_S", 1.0)
+    pool = ChromiumPool(1, deadline_s=60.0, idle_s=60.0, driver=driver)
     await pool.start()
     session = pool.open()
     await session.call("reset", "click-test", 0)
-    hung = pool.slots[0]._chromium
-    os.kill(hung.process.pid, signal.SIGSTOP)
+    yield pool, session
+    async with asyncio.timeout(20):
+        await pool.stop()
+
+
+async def recovers(pool, broken):
+    """Wait until nothing is left of a broken browser, and return True if another one plays."""
+    async with asyncio.timeout(20):
+        while processes(broken) or pool.slots[0]._chromium in (None, broken):
+            await asyncio.sleep(0.05)
+        other = pool.open()
+        first = await other.call("reset", "click-test", 0)
+        return first["goal"] == "Click the button."
+
+
+@pytest.mark.parametrize(("driver", "process"), FAULTS)
+async def test_a_frozen_process_is_noticed_by_the_heartbeat(faulty, process):
+    pool, session = faulty
+    broken = pool.slots[0]._chromium
+    os.kill(culprit(broken, process), signal.SIGSTOP)
     with pytest.raises(SessionError, match="lost: the browser is gone"):
         async with asyncio.timeout(30):
             await session.call("step", parse_action(CLICK))
-    async with asyncio.timeout(10):
-        while hung.process.poll() is None:
-            await asyncio.sleep(0.01)
-    other = pool.open()
-    assert (await other.call("reset", "click-test", 0))["goal"] == "Click the button."
-    await pool.stop()
+    assert await recovers(pool, broken)
 
 
-async def test_a_page_that_crashes_fails_at_once(session):
+@pytest.mark.parametrize(("driver", "process"), FAULTS)
+async def test_a_killed_process_is_noticed_at_once_by_a_pending_call(faulty, process, monkeypatch):
+    pool, session = faulty
+    monkeypatch.setattr(chromium_pool, "WATCH_INTERVAL_S", 1000.0)
+    broken = pool.slots[0]._chromium
+    call = asyncio.create_task(js(session._session, "new Promise(() => {})"))
+    await js(session._session, "0")  # the call before it has arrived
+    await asyncio.sleep(0.3)  # the last check with the old interval is over
+    os.kill(culprit(broken, process), signal.SIGKILL)
+    with pytest.raises(BrowserGone):
+        async with asyncio.timeout(10):
+            await call
+    with pytest.raises(SessionError, match="lost: the browser is gone"):
+        await session.call("step", parse_action(CLICK))
+
+
+@pytest.mark.parametrize(("driver", "process"), FAULTS)
+async def test_a_killed_process_is_noticed_without_a_call(faulty, process):
+    pool, session = faulty
+    broken = pool.slots[0]._chromium
+    os.kill(culprit(broken, process), signal.SIGKILL)
+    assert await recovers(pool, broken)
+    with pytest.raises(SessionError, match="lost: the browser is gone"):
+        await session.call("step", parse_action(CLICK))
+
+
+@pytest.mark.parametrize(("driver", "process"), FAULTS)
+async def test_a_pool_with_a_frozen_process_stops(faulty, process):
+    pool, _ = faulty
+    broken = pool.slots[0]._chromium
+    os.kill(culprit(broken, process), signal.SIGSTOP)
+    async with asyncio.timeout(20):
+        await pool.stop()
+    assert processes(broken) == []
+
+
+async def test_a_page_that_crashes_fails_at_once(session, browser):
+    call = asyncio.create_task(js(session, "new Promise(() => {})"))
+    await js(session, "0")  # the call before it has arrived
+    for pid in chromiums(processes(browser), pages=True):
+        os.kill(pid, signal.SIGKILL)
     with pytest.raises(BrowserError, match="the page crashed"):
         async with asyncio.timeout(20):
-            await session.page.send("Page.crash")
+            await call
 
 
 async def test_a_browser_that_dies_fails_at_once(session, browser):
-    os.kill(browser.process.pid, signal.SIGKILL)
+    os.kill(culprit(browser, "chromium"), signal.SIGKILL)
     with pytest.raises(BrowserGone):
         async with asyncio.timeout(20):
             await act(session, CLICK)
@@ -162,13 +261,16 @@ async def test_a_browser_that_dies_fails_at_once(session, browser):
         await js(session, "1")
 
 
-async def test_a_browser_that_cannot_start_says_why():
-    with pytest.raises(BrowserGone, match="last output:\\ncat: unrecognized"):
-        await Chromium(["cat"]).start()
-    browser = Chromium([find_chromium(), "--headless"])
+@pytest.mark.parametrize("driver", BROWSERS)
+async def test_a_browser_that_cannot_start_says_why(driver, monkeypatch):
+    monkeypatch.setenv("GRPO_CHROMIUM", shutil.which("cat"))
+    browser = BROWSERS[driver]()
+    with pytest.raises(BrowserGone, match=r"cat exited at its start; its last output:\n.*cat: unr"):
+        await browser.start()
     assert not browser.alive
+    assert processes(browser) == []
     with pytest.raises(BrowserGone):
-        await browser.send("Browser.getVersion")
+        await browser.ping()
 
 
 async def test_clicking_a_covered_element_is_an_action_error(session):
@@ -184,45 +286,47 @@ async def test_clicking_a_covered_element_is_an_action_error(session):
 
 
 REFUSALS = {
-    "<p bid=x style='display: none'>a</p>": "the element is not visible",
-    "<p bid=x style='visibility: hidden'>a</p>": "the element is not visible",
-    "<button bid=x disabled>a</button>": "the element is not enabled",
-    "<fieldset disabled><button bid=x>a</button></fieldset>": "the element is not enabled",
-    "<button bid=x style='position: fixed; left: -500px'>a</button>": "the element is outside "
+    "<p bid=91 style='display: none'>a</p>": "the element is not visible",
+    "<p bid=91 style='visibility: hidden'>a</p>": "the element is not visible",
+    "<button bid=91 disabled>a</button>": "the element is not enabled",
+    "<fieldset disabled><button bid=91>a</button></fieldset>": "the element is not enabled",
+    "<button bid=91 style='position: fixed; left: -500px'>a</button>": "the element is outside "
     "the window",
-    "<p bid=y>a</p>": "there is no element x",
+    "<p bid=92>a</p>": "there is no element 91",
 }
 
 
 @pytest.mark.parametrize("body", REFUSALS)
 async def test_elements_that_cannot_be_clicked(session, body):
     await html(session, body)
-    assert (await act(session, "click('x')"))["error"] == f"click failed: {REFUSALS[body]}"
+    assert (await act(session, "click('91')"))["error"] == f"click failed: {REFUSALS[body]}"
 
 
 async def test_clicking_a_moving_element_is_an_action_error(session):
-    await html(session, "<button bid=x style='position: absolute'>a</button>")
+    await html(session, "<button bid=91 style='position: absolute'>a</button>")
     await js(
         session,
-        "let n = 0; const move = () => { document.querySelector('[bid=x]').style.left = "
+        "let n = 0; const move = () => { document.querySelector(`[bid='91']`).style.left = "
         "`${n++ % 50}px`; requestAnimationFrame(move) }; move()",
     )
-    assert (await act(session, "click('x')"))["error"] == "click failed: the element keeps moving"
+    assert (await act(session, "click('91')"))["error"] == "click failed: the element keeps moving"
 
 
 async def test_an_element_that_appears_late_is_waited_for(session):
-    await html(session, "<button bid=x hidden onclick='core.endEpisode(1)'>a</button>")
-    await js(session, "setTimeout(() => document.querySelector('[bid=x]').hidden = false, 200); 0")
-    assert (await act(session, "click('x')"))["reward"] == 1.0
+    await html(session, "<button bid=91 hidden onclick='core.endEpisode(1)'>a</button>")
+    await js(
+        session, "setTimeout(() => document.querySelector(`[bid='91']`).hidden = false, 200); 0"
+    )
+    assert (await act(session, "click('91')"))["reward"] == 1.0
 
 
 async def test_an_element_out_of_view_is_scrolled_to(session):
     await html(
         session,
         "<div style='height: 90px; overflow: scroll'><div style='height: 900px'></div>"
-        "<button bid=x onclick='core.endEpisode(1)'>a</button></div>",
+        "<button bid=91 onclick='core.endEpisode(1)'>a</button></div>",
     )
-    assert (await act(session, "click('x')"))["reward"] == 1.0
+    assert (await act(session, "click('91')"))["reward"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -267,15 +371,15 @@ async def test_a_dialog_is_dismissed(session):
 
 
 FIELDS = {
-    "<input bid=x value=old>": "new",
-    "<textarea bid=x>old</textarea>": "new",
-    "<input bid=x type=password value=old>": "new",
-    "<input bid=x type=number value=1>": "27",
-    "<input bid=x type=date>": "2020-02-29",
-    "<input bid=x type=range max=10>": "7",
-    "<input bid=x value=old> ": "Zoë, 東京",
-    "<input bid=x value=old>  ": "",
-    "<label bid=x>name <input value=old></label>": "new",
+    "<input bid=91 value=old>": "new",
+    "<textarea bid=91>old</textarea>": "new",
+    "<input bid=91 type=password value=old>": "new",
+    "<input bid=91 type=number value=1>": "27",
+    "<input bid=91 type=date>": "2020-02-29",
+    "<input bid=91 type=range max=10>": "7",
+    "<input bid=91 value=old> ": "Zoë, 東京",
+    "<input bid=91 value=old>  ": "",
+    "<label bid=91>name <input value=old></label>": "new",
 }
 
 
@@ -284,45 +388,45 @@ async def test_fill(session, body):
     await html(session, body)
     await js(session, "seen = 0; addEventListener('input', () => seen++)")
     text = FIELDS[body]
-    assert (await act(session, f"fill('x', {text!r})"))["error"] == ""
+    assert (await act(session, f"fill('91', {text!r})"))["error"] == ""
     assert await js(session, "document.querySelector('input, textarea').value") == text
     assert await js(session, "seen") == 1
 
 
 async def test_clear(session):
-    await html(session, "<input bid=x value=old>")
-    await act(session, "clear('x')")
+    await html(session, "<input bid=91 value=old>")
+    await act(session, "clear('91')")
     assert await js(session, "document.querySelector('input').value") == ""
 
 
 async def test_fill_contenteditable(session):
-    await html(session, "<div bid=x contenteditable>old</div>")
-    assert (await act(session, "fill('x', 'new')"))["error"] == ""
-    assert await js(session, "document.querySelector('[bid=x]').textContent") == "new"
+    await html(session, "<div bid=91 contenteditable>old</div>")
+    assert (await act(session, "fill('91', 'new')"))["error"] == ""
+    assert await js(session, "document.querySelector(`[bid='91']`).textContent") == "new"
 
 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("<p bid=x>a</p>", "the element is not a text field"),
-        ("<input bid=x readonly>", "the element is not editable"),
-        ("<input bid=x type=checkbox>", "an input of type checkbox cannot be filled"),
-        ("<input bid=x type=number>", "the field takes numbers only"),
-        ("<input bid=x type=date>", "not a value of a date field"),
+        ("<p bid=91>a</p>", "the element is not a text field"),
+        ("<input bid=91 readonly>", "the element is not editable"),
+        ("<input bid=91 type=checkbox>", "an input of type checkbox cannot be filled"),
+        ("<input bid=91 type=number>", "the field takes numbers only"),
+        ("<input bid=91 type=date>", "not a value of a date field"),
     ],
 )
 async def test_elements_that_cannot_be_filled(session, body, reason):
     await html(session, body)
-    assert (await act(session, "fill('x', 'new')"))["error"] == f"fill failed: {reason}"
+    assert (await act(session, "fill('91', 'new')"))["error"] == f"fill failed: {reason}"
 
 
 async def test_select_option(session):
-    await html(session, "<select bid=x><option value=1>one<option value=2>two<option disabled>no")
+    await html(session, "<select bid=91><option value=1>one<option value=2>two<option disabled>no")
     for text in ("2", "one"):
-        assert (await act(session, f"select_option('x', {text!r})"))["error"] == ""
+        assert (await act(session, f"select_option('91', {text!r})"))["error"] == ""
         wanted = {"one": "1"}.get(text, text)
         assert await js(session, "document.querySelector('select').value") == wanted
-    errors = [(await act(session, f"select_option('x', {t!r})"))["error"] for t in ("no", "Oslo")]
+    errors = [(await act(session, f"select_option('91', {t!r})"))["error"] for t in ("no", "Oslo")]
     assert errors == [
         "select_option failed: the option is not enabled",
         "select_option failed: there is no such option",
@@ -330,38 +434,38 @@ async def test_select_option(session):
 
 
 async def test_check(session):
-    await html(session, "<input bid=x type=checkbox><p bid=y>a</p>")
+    await html(session, "<input bid=91 type=checkbox><p bid=92>a</p>")
     for text, state in [("check", True), ("check", True), ("uncheck", False), ("uncheck", False)]:
-        await act(session, f"{text}('x')")
-        assert await js(session, "document.querySelector('[bid=x]').checked") is state
-    error = (await act(session, "check('y')"))["error"]
+        assert (await act(session, f"{text}('91')"))["error"] == ""
+        assert await js(session, "document.querySelector(`[bid='91']`).checked") is state
+    error = (await act(session, "check('92')"))["error"]
     assert error == "check failed: the element is neither a checkbox nor a radio button"
 
 
 async def test_press(session):
-    await html(session, "<input bid=x value=abc>")
+    await html(session, "<input bid=91 value=abc>")
     await js(session, "keys = []; addEventListener('keydown', e => keys.push([e.key, e.keyCode]))")
     for combination in ("End", "Shift+d", "Backspace", "!", "Control+a", "Enter"):
-        assert (await act(session, f"press('x', {combination!r})"))["error"] == ""
+        assert (await act(session, f"press('91', {combination!r})"))["error"] == ""
     assert await js(session, "document.querySelector('input').value") == "abc!"
     assert await js(session, "keys") == [
         ["End", 35], ["Shift", 16], ["d", 68], ["Backspace", 8], ["!", 49],
         ["Control", 17], ["a", 65], ["Enter", 13],
     ]  # fmt: skip
-    error = (await act(session, "press('x', 'Banana')"))["error"]
+    error = (await act(session, "press('91', 'Banana')"))["error"]
     assert error == "press failed: unknown key 'Banana'"
 
 
 async def test_pointer_events(session):
-    await html(session, "<button bid=x>a</button><button bid=y>b</button>")
+    await html(session, "<button bid=91>a</button><button bid=92>b</button>")
     await js(
         session,
         "seen = []; for (const kind of ['mouseover', 'mousedown', 'mouseup', 'click', 'dblclick'])"
         "addEventListener(kind, e => seen.push(kind + ' ' + e.target.textContent + e.buttons))",
     )
-    await act(session, "hover('x')")
-    await act(session, "dblclick('y')")
-    await act(session, "drag_and_drop('x', 'y')")
+    await act(session, "hover('91')")
+    await act(session, "dblclick('92')")
+    await act(session, "drag_and_drop('91', '92')")
     assert await js(session, "seen") == [
         "mouseover a0", "mouseover b0",
         "mousedown b1", "mouseup b0", "click b0", "mousedown b1", "mouseup b0", "click b0",
@@ -373,17 +477,17 @@ async def test_pointer_events(session):
 
 EFFECTS = {
     "noop()": "seen.join() === ''",
-    "focus('field')": "document.activeElement === field",
-    "press('field', 'End')": "seen.includes('keydown field')",
-    "clear('field')": "field.value === ''",
-    "fill('field', 'new')": "field.value === 'new'",
-    "check('box')": "box.checked",
-    "uncheck('box')": "!box.checked",
-    "select_option('choice', 'b')": "choice.value === 'b'",
-    "click('one')": "seen.includes('click one')",
-    "dblclick('one')": "seen.includes('dblclick one')",
-    "hover('two')": "two.matches(':hover')",
-    "drag_and_drop('one', 'two')": "seen.includes('mouseup two')",
+    "focus('93')": "document.activeElement === field",
+    "press('93', 'End')": "seen.includes('keydown field')",
+    "clear('93')": "field.value === ''",
+    "fill('93', 'new')": "field.value === 'new'",
+    "check('94')": "box.checked",
+    "uncheck('94')": "!box.checked",
+    "select_option('95', 'b')": "choice.value === 'b'",
+    "click('96')": "seen.includes('click one')",
+    "dblclick('96')": "seen.includes('dblclick one')",
+    "hover('97')": "two.matches(':hover')",
+    "drag_and_drop('96', '97')": "seen.includes('mouseup two')",
     "scroll(0, 150)": "scrollY === 100",
 }
 
@@ -392,9 +496,9 @@ async def test_the_effect_of_every_action(session):
     assert {parse_action(text).name for text in EFFECTS} == set(ACTIONS)
     await html(
         session,
-        "<input bid=field id=field value=old><input bid=box id=box type=checkbox>"
-        "<select bid=choice id=choice><option>a<option>b</select>"
-        "<button bid=one id=one>1</button><button bid=two id=two>2</button>"
+        "<input bid=93 id=field value=old><input bid=94 id=box type=checkbox>"
+        "<select bid=95 id=choice><option>a<option>b</select>"
+        "<button bid=96 id=one>1</button><button bid=97 id=two>2</button>"
         "<div style='height: 3000px'></div>",
     )
     await js(
@@ -412,15 +516,15 @@ async def test_an_element_that_moves_away_from_the_pointer(session):
     await html(
         session,
         "<p id=space hidden style='height: 40px'></p>"
-        "<div onmouseover='space.hidden = false'><button id=other bid=y>a</button><br>"
-        "<button bid=x onclick='core.endEpisode(1)'>b</button></div>",
+        "<div onmouseover='space.hidden = false'><button id=other bid=92>a</button><br>"
+        "<button bid=91 onclick='core.endEpisode(1)'>b</button></div>",
     )
     await js(session, "seen = 0; other.onmousedown = () => seen++; 0")
-    result = await act(session, "click('x')")
+    result = await act(session, "click('91')")
     assert (result["error"], result["reward"], await js(session, "seen")) == ("", 1.0, 0)
-    await html(session, "<div bid=x>a</div>")
-    await js(session, "document.querySelector('[bid=x]').onmouseover = e => e.target.remove()")
-    assert (await act(session, "click('x')"))["error"] == "click failed: there is no element x"
+    await html(session, "<div bid=91>a</div>")
+    await js(session, "document.querySelector(`[bid='91']`).onmouseover = e => e.target.remove()")
+    assert (await act(session, "click('91')"))["error"] == "click failed: there is no element 91"
 
 
 async def test_boxes_are_the_visible_parts(session):
@@ -428,21 +532,21 @@ async def test_boxes_are_the_visible_parts(session):
     scrolled = "<div style='position: fixed; left: 20px; top: 90px; width: 90px; height: 30px; "
     await html(
         session,
-        f"<button bid=a {place}left: 20px; top: 60px'>a</button>"
-        f"<button bid=b {place}left: 300px; top: 60px'>half outside</button>"
-        f"<button bid=c {place}left: 400px; top: 60px'>outside</button>"
-        f"<button bid=d {place}visibility: hidden'>unseen</button>"
-        "<button bid=e style='display: none'>gone</button>"
+        f"<button bid=81 {place}left: 20px; top: 60px'>a</button>"
+        f"<button bid=82 {place}left: 300px; top: 60px'>half outside</button>"
+        f"<button bid=83 {place}left: 400px; top: 60px'>outside</button>"
+        f"<button bid=84 {place}visibility: hidden'>unseen</button>"
+        "<button bid=85 style='display: none'>gone</button>"
         f"{scrolled}overflow: hidden'><div style='height: 20px'></div>"
-        "<p bid=f style='margin: 0; height: 40px'>a quarter</p><p bid=g>nothing</p></div>",
+        "<p bid=86 style='margin: 0; height: 40px'>a quarter</p><p bid=87>nothing</p></div>",
     )
     assert "boxes" not in (await act(session, "noop()"))["metadata"]  # they take time
     session._screenshot = True
     boxes = (await act(session, "noop()"))["metadata"]["boxes"]
-    assert {bid: box for bid, box in boxes.items() if bid in "abcdefg"} == {
-        "a": [20, 60, 50, 20],
-        "b": [300, 60, 32, 20],
-        "f": [20, 110, 90, 10],
+    assert {bid: box for bid, box in boxes.items() if int(bid) > 80} == {
+        "81": [20, 60, 50, 20],
+        "82": [300, 60, 32, 20],
+        "86": [20, 110, 90, 10],
     }
 
 
