@@ -1,12 +1,14 @@
 """Thousands of episodes through `EnvPool` and `BrowserEnv`: lost and wrong ones, memory, processes.
 
-The oracle of `envs.browser.miniwob.solvers` plays every task that it solves, in turn; an episode
-that ends without reward 1 is `wrong`. If an attempt raises EnvError it is `lost` and repeated in a
-fresh session; if that fails too, the episode is `dropped`. The exit status is 1 if an episode was
-wrong, a call exceeded its deadline, a process was left or, without --faults, an attempt was lost.
+The oracle of `envs.browser.miniwob.solvers` plays every task that it solves, in turn, or the
+demonstrations of a file of tasks; an episode that ends without success is `wrong`. If an attempt
+raises EnvError it is `lost` and repeated in a fresh session; if that fails too, the episode is
+`dropped`. The exit status is 1 if an episode was wrong, a call exceeded its deadline, a process was
+left or, without --faults, an attempt was lost.
 
     python -m benchmarks.soak                                # does memory grow?
     python -m benchmarks.soak --faults --episodes 1000       # is every failure noticed?
+    python -m benchmarks.soak --task-file examples/sites/shop/tasks.py --faults --episodes 1000
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ from benchmarks.episodes import pss
 from benchmarks.rollouts import slope
 from benchmarks.rollouts_worker import MAX_TURNS
 from envs.base import EnvError, Task
-from envs.browser.actions import Action, format_action
+from envs.browser.actions import Action, format_action, parse_action
 from envs.browser.env import BrowserEnv
 from envs.browser.miniwob.solvers import SOLVERS
 from envs.browser.server.local import LocalServer
+from envs.browser.task_file import TaskFile
 from envs.pool import EnvPool
-from tests.support.faults import FAULTS, Faults
+from tests.support.faults import FAULTS, SITE_FAULTS, Faults
 
 WARM_UP = 500
 """Episodes after which memory should stop growing."""
@@ -54,7 +57,11 @@ class SolverEnv(BrowserEnv):
         Raises:
             LookupError: the page lacks what the solver needs.
         """
-        return SOLVERS[task.name](self._observation.goal, self._elements, step)
+        if task.name in SOLVERS:
+            return SOLVERS[task.name](self._observation.goal, self._elements, step)
+        if not (action := self.demonstrate()):
+            raise LookupError(f"nothing to demonstrate on: {self._observation.page[:200]!r}")
+        return parse_action(action)
 
 
 class Soak:
@@ -62,7 +69,11 @@ class Soak:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        self.server = LocalServer(arguments.workers, max_sessions=4 * arguments.sessions)
+        self.server = LocalServer(
+            arguments.workers,
+            max_sessions=4 * arguments.sessions,
+            task_file=arguments.task_file,
+        )
         self.pool = EnvPool(self._connect, arguments.sessions)
         self.playing: set[SolverEnv] = set()
         self.faults = Faults(
@@ -169,7 +180,7 @@ class Soak:
                 press = Action("press", (action.args[0], "Enter"))
                 result = await self._timed(env.step(format_action(press)))
             if result.done:
-                return "" if result.reward == 1 else f"reward {result.reward:g}"
+                return "" if result.success else f"reward {result.reward:g}"
             observation = result.observation
         return f"not over after {MAX_TURNS} steps; the last error: {observation.error}"
 
@@ -206,13 +217,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=3000, help="episodes to play")
     parser.add_argument("--sessions", type=int, default=8, help="concurrent sessions")
     parser.add_argument("--workers", type=int, default=2, help="Chromiums of the server")
-    parser.add_argument("--tasks", nargs="+", default=sorted(SOLVERS), choices=sorted(SOLVERS),
-                        metavar="TASK",
+    parser.add_argument(
+        "--task-file", default="", help="file of tasks to play instead of MiniWoB's"
+    )
+    parser.add_argument("--tasks", nargs="+", metavar="TASK",
                         help="tasks to play (default: all that the oracle solves)")  # fmt: skip
     parser.add_argument("--every", type=int, default=100, help="episodes between reports")
     parser.add_argument("--deadline", type=float, default=45.0, help="seconds allowed per call")
-    parser.add_argument("--faults", nargs="*", choices=FAULTS, metavar="FAULT",
-                        help=f"faults to inject (default: all): {', '.join(FAULTS)}")  # fmt: skip
+    kinds = (*FAULTS, *SITE_FAULTS)
+    parser.add_argument("--faults", nargs="*", choices=kinds, metavar="FAULT",
+                        help=f"faults to inject (default: all): {', '.join(kinds)}")  # fmt: skip
     parser.add_argument("--gap", type=float, default=20.0, help="mean seconds between faults")
     parser.add_argument(
         "--stall", type=float, default=30.0, help="seconds that a stalled server is stopped"
@@ -223,7 +237,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
     arguments = parser.parse_args(argv)
     if arguments.faults == []:
-        arguments.faults = FAULTS
+        arguments.faults = kinds if arguments.task_file else FAULTS
+    every = sorted(TaskFile(arguments.task_file).tasks if arguments.task_file else SOLVERS)
+    arguments.tasks = arguments.tasks or every
+    if unknown := set(arguments.tasks) - set(every):
+        parser.error(f"expected tasks of {', '.join(every)}, got {', '.join(sorted(unknown))}")
     result = asyncio.run(Soak(arguments).run())
     table = Table(show_header=False)
     for name, value in (result | {"wrong": len(result["wrong"])}).items():

@@ -14,19 +14,22 @@ from rich.console import Console
 from envs.base import EnvError
 from envs.browser.env import BrowserEnv
 from envs.browser.server.local import LocalServer
-from tests.support.processes import chromiums, freeze
+from tests.support.processes import chromiums, freeze, running
 
 FAULTS = (
     *("kill-browser", "hang-browser", "kill-page", "hang-page"),
     *("kill-server", "stall-server", "cut-connection"),
 )
 
+SITE_FAULTS = ("kill-node", "kill-app")
+"""Faults of users' sites: Playwright's node process, and the app of a site."""
+
 
 class Faults:
     """Injects one fault after the other, each kind equally often.
 
     Args:
-        kinds: the kinds to inject, of `FAULTS`.
+        kinds: the kinds to inject, of `FAULTS` and `SITE_FAULTS`.
         server: the server whose processes are killed and stopped.
         playing: environments in use; the connection of a random one is cut.
         gap_s: mean seconds from the end of a fault to the next one.
@@ -78,6 +81,9 @@ class Faults:
                 os.kill(pid, signal.SIGKILL)
             else:
                 await freeze(pid, self.hang_s)
+        elif target in ("node", "app"):
+            parts = (b"/node\0", b"run-driver") if target == "node" else (b"app:app",)
+            os.kill(self.random.choice(running(self.server.processes(), parts)), signal.SIGKILL)
         elif fault == "kill-server":
             os.kill(self.server.pid, signal.SIGKILL)
         elif fault == "stall-server":

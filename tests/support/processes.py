@@ -41,6 +41,19 @@ def alive(pids: Iterable[int]) -> list[int]:
     return found
 
 
+def running(pids: Iterable[int], parts: Iterable[bytes]) -> list[int]:
+    """Return the processes whose command contains all of these parts."""
+    found = []
+    for pid in pids:
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue  # it has ended
+        if all(part in command for part in parts):
+            found.append(pid)
+    return found
+
+
 def chromiums(pids: Iterable[int], *, pages: bool = False) -> list[int]:
     """Return the main process of each Chromium, or with `pages` those that render its pages."""
     found = []

@@ -10,9 +10,7 @@ import uuid
 from collections.abc import Coroutine
 from typing import Any
 
-from envs.base import TaskError
 from envs.browser.actions import Action, format_action
-from envs.browser.foreign_text import one_line
 from envs.browser.limits import MAX_GOAL, MAX_REWARD
 from envs.browser.page_text import simplify_axtree
 from envs.browser.server.errors import ActionRefused, BrowserError, SessionError
@@ -21,7 +19,8 @@ from envs.browser.server.playwright.origins import Origins
 from envs.browser.server.playwright.view import View
 from envs.browser.server.playwright.window import DialogOpened, Window
 from envs.browser.server.sites import RunningSite, Sites, per_session
-from envs.browser.task_file import TaskFile, line_of
+from envs.browser.server.task_code import code_error, run_code, task_error
+from envs.browser.task_file import TaskFile
 from envs.browser.web_task import Outcome, WebTask
 
 
@@ -77,7 +76,7 @@ class WebSession:
         rng = random.Random(f"{task.name}/{seed}")
         self._goal = await self._run(task, "setup", task.setup((await window.front()).page, rng))
         if not isinstance(self._goal, str) or not 0 < len(self._goal) <= MAX_GOAL:
-            raise _task_error(task, f"setup must return the goal as a text, got {self._goal!r:.80}")
+            raise task_error(task, f"setup must return the goal as a text, got {self._goal!r:.80}")
         window.interactive = True
         await self._settle(window)
         window.refusals()  # what frames asked for while the page loaded
@@ -177,38 +176,19 @@ class WebSession:
         if isinstance(verdict, bool):
             return Outcome(float(verdict), verdict, verdict)
         if not isinstance(verdict, Outcome):
-            raise _task_error(task, f"evaluate must return a bool or Outcome, got {verdict!r:.80}")
+            raise task_error(task, f"evaluate must return a bool or Outcome, got {verdict!r:.80}")
         reward, done, success = verdict
         if (
             type(reward) not in (int, float)
             or not math.isfinite(reward)
             or abs(reward) > MAX_REWARD
         ):
-            raise _task_error(task, f"a reward must be a finite number, got {reward!r:.80}")
+            raise task_error(task, f"a reward must be a finite number, got {reward!r:.80}")
         return Outcome(float(reward), bool(done or success), bool(success))
 
     async def _run(self, task: WebTask, what: str, work: Coroutine[Any, Any, Any]) -> Any:
-        """Run the task's own code.
-
-        Raises:
-            TaskError: it failed though browser and site are there: a mistake in the task.
-            SessionError, BrowserError: the infrastructure failed.
-        """
-        from playwright.async_api import TimeoutError as PlaywrightTimeout
-
-        try:
-            return await self.browser.call(work)
-        except (BrowserError, SessionError):
-            raise
-        except (AssertionError, PlaywrightTimeout) as error:
-            # How setup says that page or app are not as they should be.
-            raise SessionError(f"{what} of {task.name} failed: {one_line(str(error))}") from error
-        except Exception as error:
-            if self._site is not None and not await asyncio.to_thread(self._site.responds):
-                raise SessionError(f"the app of {task.name} does not respond") from error
-            line = line_of(type(task), error)
-            reason = one_line(f"{type(error).__name__}: {error}")
-            raise _task_error(task, f"{what}, line {line}: {reason}") from error
+        assert self._site is not None
+        return await run_code(task, what, work, self.browser, self._site)
 
     async def _observation(
         self, task: WebTask, outcome: Outcome, error: str = ""
@@ -247,20 +227,14 @@ class WebSession:
         try:
             return str(task.demonstrate(simplify_axtree(view.text), self._turn))
         except (LookupError, StopIteration):
-            return ""  # a page without the control that it looks for: the agent went another way
+            return ""  # the page lacks what it looks for: the agent went another way
         except Exception as error:
-            line = line_of(type(task), error)
-            reason = one_line(f"{type(error).__name__}: {error}")
-            raise _task_error(task, f"demonstrate, line {line}: {reason}") from error
+            raise code_error(task, "demonstrate", error) from error
 
 
 def _check_allowed(task: WebTask, action: Action) -> None:
     if action.name in ("goto", "go_back", "answer") and action.name not in task.actions:
         raise ActionRefused(f"this task has no action {format_action(action):.80}")
-
-
-def _task_error(task: WebTask, reason: str) -> TaskError:
-    return TaskError(f"task {task.name!r} failed: {reason}")
 
 
 async def _close(window: Window) -> None:
