@@ -33,8 +33,8 @@ async def run_code(
 
     Raises:
         TaskError: it raised an exception though browser and site are there: a mistake in the task.
-        SessionError, BrowserError: the infrastructure failed. A failed assertion counts as that, and
-            so do Playwright's errors: they say that page or app are not as they should be.
+        SessionError, BrowserError: the infrastructure failed. A failed assertion counts as that,
+            and so do Playwright's errors: they say that page or app are not as they should be.
     """
     from playwright.async_api import TimeoutError as PlaywrightTimeout
 
