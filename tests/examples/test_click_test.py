@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -21,13 +22,14 @@ from grpo.training.checkpoint import checkpoints
 from tests.support.processes import alive, descendants
 
 ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = "examples/click_test.py"
 TINY = ("--steps", "1", "--group-size", "2", "--groups-per-step", "2", "--eval-episodes", "2",
         "--env-sessions", "4", "--env-workers", "1", "--max-new-tokens", "8")  # fmt: skip
 
 
-def click_test(folder, *options, program="click_test"):
+def click_test(folder, *options, program=PROGRAM):
     return subprocess.run(
-        [sys.executable, f"examples/{program}.py", "--output", str(folder), *options],
+        [sys.executable, program, "--output", str(folder), *options],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -36,40 +38,49 @@ def click_test(folder, *options, program="click_test"):
     )
 
 
-def error_line(folder, *options):
-    """Return the one line that a run prints for an error that the user can fix."""
-    done = click_test(folder, *options)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    return line
+@pytest.fixture
+def error_line(capsys, monkeypatch):
+    """A function that runs the program here, and returns the one line of its error."""
+
+    def run(folder, *options):
+        monkeypatch.setattr(sys, "argv", [PROGRAM, "--output", str(folder), *options])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / PROGRAM), run_name="__main__")
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return run
 
 
 def test_an_unknown_key_in_the_file(tmp_path):
     path = tmp_path / "my.yaml"
     path.write_text("grup_size: 4\n")
-    line = error_line(tmp_path / "run", "--config", str(path))
-    assert line == f"error: {path}: unknown option 'grup_size'; did you mean 'group_size'?"
+    done = click_test(tmp_path / "run", "--config", str(path))
+    expected = f"error: {path}: unknown option 'grup_size'; did you mean 'group_size'?\n"
+    assert (done.returncode, done.stderr) == (2, expected)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_group_of_one(tmp_path):
+def test_a_group_of_one(error_line, tmp_path):
     assert "group_size must be at least 2, got 1" in error_line(tmp_path, "--group-size", "1")
 
 
-def test_a_missing_model(tmp_path):
+@pytest.mark.browser
+def test_a_missing_model(error_line, tmp_path):
     assert "no model at '/no/such/model'" in error_line(tmp_path, "--model", "/no/such/model")
-
-
-@pytest.mark.model
-def test_an_adapter_that_matches_no_layer(tmp_path, bundled_path):
-    line = error_line(tmp_path, "--lora-target-modules", "nothing_like_this")
-    assert "['nothing_like_this'] match no nn.Linear; there are: down_proj" in line
 
 
 @pytest.mark.browser
 @pytest.mark.model
-def test_an_unknown_task(tmp_path, bundled_path):
+def test_an_adapter_that_matches_no_layer(error_line, tmp_path, tiny_path):
+    options = ("--model", tiny_path, "--lora-target-modules", "nothing_like_this")
+    line = error_line(tmp_path, *options)
+    assert "['nothing_like_this'] match no nn.Linear; there are: down_proj" in line
+
+
+@pytest.mark.browser
+def test_an_unknown_task(error_line, tmp_path):
     line = error_line(tmp_path, "--task", "no-such-task", *TINY)
     assert "unknown task 'no-such-task'" in line
 
@@ -112,10 +123,11 @@ def test_a_run_leaves_the_promised_files(tmp_path, bundled_path):
 
 @pytest.mark.browser
 @pytest.mark.model
-def test_several_tasks_with_an_oracle_a_warm_start_and_a_held_out_task(tmp_path, bundled_path):
+def test_several_tasks_with_an_oracle_a_warm_start_and_a_held_out_task(tmp_path, tiny_path):
     tasks = ("--task", "click-test,enter-text", "--held-out-tasks", "click-test-2")
     options = (*TINY, "--eval-episodes", "1", "--max-turns", "2", "--warm-start-steps", "1")
-    done = click_test(tmp_path, *tasks, *options, "--no-blind", program="miniwob")
+    options += ("--model", tiny_path, "--no-blind")
+    done = click_test(tmp_path, *tasks, *options, program="examples/miniwob.py")
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     names = ["click-test", "enter-text", "click-test-2"]
@@ -174,7 +186,7 @@ async def test_a_killed_process_costs_retries_but_not_the_run(victim, browsers):
 def start(folder, *options):
     options = ("--eval-episodes", "0", "--steps", "1000", *options)
     return subprocess.Popen(
-        [sys.executable, "examples/click_test.py", "--output", str(folder), *TINY, *options],
+        [sys.executable, PROGRAM, "--output", str(folder), *TINY, *options],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -221,10 +233,3 @@ def test_the_first_signal_saves_the_second_ends_at_once_and_no_process_is_left(
     assert "Traceback" not in errors
     assert time.monotonic() - sent < 15
     assert not alive(family)
-
-
-@pytest.fixture(scope="session")
-def bundled_path():
-    from grpo.model.bundled import bundled_model_path
-
-    return bundled_model_path()

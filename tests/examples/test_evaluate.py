@@ -101,16 +101,16 @@ def test_a_run_that_has_not_finished(start, run_folder, capsys):
 
 @pytest.mark.browser
 @pytest.mark.model
-def test_an_evaluation_of_a_run_leaves_the_promised_files(tmp_path):
-    config = Config(max_new_tokens=8, max_turns=2, blind=False)
+def test_an_evaluation_of_a_run_leaves_the_promised_files(tmp_path, tiny_path):
+    config = Config(model=tiny_path, max_new_tokens=8, max_turns=2, blind=False)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     (tmp_path / "adapter").mkdir()
     settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
     weights = {
         f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{name}.weight": zeros
-        for layer in range(30)
-        for name, zeros in (("A", torch.zeros(1, 576)), ("B", torch.zeros(576, 1)))
+        for layer in range(2)
+        for name, zeros in (("A", torch.zeros(1, 32)), ("B", torch.zeros(32, 1)))
     }
     save_file(weights, tmp_path / "adapter" / "adapter_model.safetensors")
     done = subprocess.run(

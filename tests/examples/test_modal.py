@@ -205,9 +205,9 @@ time.sleep(60)
 
 @pytest.mark.browser
 @pytest.mark.model
-def test_the_files_of_a_run_come_back(example, on_modal, tmp_path, monkeypatch, capfd):
+def test_the_files_of_a_run_come_back(example, on_modal, tmp_path, tiny_path, monkeypatch, capfd):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    example.main(args=TINY, gpu="L4", name="mine")
+    example.main(args=f"{TINY} --model {tiny_path}", gpu="L4", name="mine")
     back = tmp_path / "runs" / "mine"
     files = {str(path.relative_to(back)) for path in back.rglob("*") if path.is_file()}
     assert {"summary.json", "config.yaml", "metrics.jsonl", "curves.png"} <= files
