@@ -2,9 +2,12 @@
 
     python -m scripts.equivalence --tasks click-test,login-user --seeds 3
     python -m scripts.equivalence --write docs/equivalence.md     # every task: an hour
+    python -m scripts.equivalence --drivers --write docs/equivalence.md     # ten minutes
 
 BrowserGym runs with its defaults, at least twice: a task whose runs differ is not repeatable and
-never counts as equal. Both sides read the same pages in the same Chromium.
+never counts as equal. Both sides read the same pages in the same Chromium. With `--drivers`, the
+server on its own driver takes BrowserGym's place, and the server on Playwright is compared with it.
+Each of the two writes its part of the file and leaves the other's.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,9 +25,10 @@ from rich.console import Console
 from rich.progress import track
 
 from envs.browser.miniwob.tasks import tasks
+from envs.browser.page_text import simplify_axtree
 from envs.browser.server.chromium import find_chromium
 from envs.browser.server.local import LocalServer
-from scripts.equivalence_worker import Episode, State, play_on_browsergym
+from scripts.equivalence_worker import Episode, State, choose, play_on_browsergym
 
 EQUAL, DIFFERENT, UNREPEATABLE = "equal", "different", "not repeatable"
 
@@ -43,9 +48,29 @@ Of {all} tasks, {equal} are equal, {different} different and {unrepeatable} not 
 |---|---|---|---|---|---|
 """
 
+DRIVERS_TITLE = "## The server on Playwright"
+DRIVERS_HEADER = (
+    DRIVERS_TITLE
+    + """
+
+Written by `scripts/equivalence.py --drivers`. MiniWoB's pages are on the server's own driver; on
+Playwright {playwright}, which drives users' own sites, they were played to compare the two: for
+each task and seed the same actions (the solver's, or up to three clicks on random elements), twice
+on the own driver, and compared as above. The browser: {chromium}.
+
+Of {all} tasks, {equal} are equal, {different} different and {unrepeatable} not repeatable.
+
+| task | seeds | steps | reward 1 | result | first difference |
+|---|---|---|---|---|---|
+"""
+)
+
 
 async def play_on_server(url: str, wanted: Sequence[Episode], sessions: int = 2) -> list[Episode]:
-    """Repeat the actions of episodes on the server at `url`, in several sessions at once."""
+    """Repeat the actions of episodes on the server at `url`, in several sessions at once.
+
+    An episode without states has its actions chosen: the solver's, otherwise random clicks.
+    """
     limit = asyncio.Semaphore(sessions)
 
     async def play(episode: Episode) -> Episode:
@@ -59,12 +84,18 @@ async def _play(url: str, wanted: Episode) -> Episode:
     from openenv.core import GenericEnvClient
 
     episode = Episode(wanted.task, wanted.seed, wanted.random)
+    rng = random.Random(f"{episode.task} {episode.seed}")
     client = GenericEnvClient(base_url=url)
     try:
         response = await client.reset(task_name=episode.task, seed=episode.seed)
         episode.states.append(_state(response))
-        for action in wanted.actions:
-            if episode.states[-1].done:
+        while not episode.states[-1].done:
+            if wanted.states:
+                action = next(iter(wanted.actions[len(episode.actions) :]), None)
+            else:
+                ids = [e.id for e in simplify_axtree(episode.states[-1].page) if e.id]
+                action = choose(episode, ids, rng)
+            if action is None:
                 break
             response = await client.step({"action_str": action})
             episode.actions.append(action)
@@ -140,13 +171,14 @@ def judge(
     }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Format the rows as the page for the documentation."""
+def table(rows: Sequence[dict[str, Any]], header: str = HEADER) -> str:
+    """Format the rows as the page for the documentation, or as its part with another header."""
     from importlib.metadata import version
 
     results = [row["result"] for row in rows]
-    text = HEADER.format(
+    text = header.format(
         browsergym=version("browsergym-core"),
+        playwright=version("playwright"),
         chromium=subprocess.check_output([find_chromium(), "--version"], text=True).strip(),
         all=len(rows),
         equal=results.count(EQUAL),
@@ -160,6 +192,27 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return text
 
 
+def merged(page: str, part: str) -> str:
+    """Return the page with one of its two parts, BrowserGym's or the drivers', replaced."""
+    first, title, second = page.partition(DRIVERS_TITLE)
+    if part.startswith(DRIVERS_TITLE):
+        return f"{first.rstrip()}\n\n{part}"
+    return part + (f"\n{title}{second}" if title else "")
+
+
+def compare_drivers(wanted: Sequence[Episode]) -> tuple[list[Episode], ...]:
+    """Play episodes on the own driver, on it once more, and on Playwright."""
+    played: list[list[Episode]] = []
+    for driver in ("cdp", "cdp", "playwright"):
+        server = LocalServer(driver=driver)
+        try:
+            episodes = played[0] if played else wanted
+            played.append(asyncio.run(play_on_server(server.start(), episodes)))
+        finally:
+            server.close()
+    return tuple(played)
+
+
 def main() -> None:
     """Play, compare and print the table."""
     parser = argparse.ArgumentParser(
@@ -168,6 +221,7 @@ def main() -> None:
     parser.add_argument("--tasks", help="names, separated by commas (default: all tasks)")
     parser.add_argument("--seeds", type=int, default=2, help="seeds per task: 0, 1, ...")
     parser.add_argument("--random", action="store_true", help="random actions instead of solvers")
+    parser.add_argument("--drivers", action="store_true", help="compare the two drivers instead")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON instead")
     parser.add_argument("--write", metavar="FILE", help="write the table as Markdown to this file")
     args = parser.parse_args()
@@ -178,22 +232,26 @@ def main() -> None:
     def played(episodes: Sequence[Episode], label: str) -> list[Episode]:
         return list(track(play_on_browsergym(episodes), label, len(episodes), console=console))
 
-    first = played(wanted, "BrowserGym")
-    again = played(first, "BrowserGym once more")
-    server = LocalServer()
-    try:
-        ours = asyncio.run(play_on_server(server.start(), first))
-    finally:
-        server.close()
-    differing = [one for one, our in zip(first, ours, strict=True) if differences(one, our)]
-    again += played(2 * differing, "BrowserGym where the server differs")
+    if args.drivers:
+        first, again, ours = compare_drivers(wanted)
+    else:
+        first = played(wanted, "BrowserGym")
+        again = played(first, "BrowserGym once more")
+        server = LocalServer()
+        try:
+            ours = asyncio.run(play_on_server(server.start(), first))
+        finally:
+            server.close()
+        differing = [one for one, our in zip(first, ours, strict=True) if differences(one, our)]
+        again += played(2 * differing, "BrowserGym where the server differs")
     rows = [
         judge(*([e for e in episodes if e.task == name] for episodes in (first, again, ours)))
         for name in names
     ]
-    text = table(rows)
+    text = table(rows, DRIVERS_HEADER if args.drivers else HEADER)
     if args.write:
-        Path(args.write).write_text(text)
+        page = Path(args.write)
+        page.write_text(merged(page.read_text() if page.exists() else "", text))
     print(json.dumps(rows) if args.json else text)
 
 
