@@ -11,6 +11,8 @@ import torch
 
 import grpo
 from envs import Task, check_env
+from envs.browser.new_site import write_site
+from envs.browser.task_file import TaskFile
 from grpo.arguments import read_config
 from grpo.config import Config
 from grpo.errors import ConfigError
@@ -27,7 +29,7 @@ COMMANDS = [
     for line in text.splitlines()
 ]
 TINY = {"steps": 2, "group_size": 4, "groups_per_step": 2, "eval_episodes": 2, "env_sessions": 4}
-SUBCOMMANDS = ("train", "eval", "serve-env", "serve-vllm", "push")
+SUBCOMMANDS = ("train", "eval", "inspect", "new", "serve-env", "serve-vllm", "push")
 
 
 def program(word, name="readme"):
@@ -106,6 +108,21 @@ def test_its_reward_example_trains_a_task_that_is_learned_from_reward(monkeypatc
     assert config.warm_start_steps == 0
 
 
+def test_its_own_site_is_the_one_that_grpo_new_writes(tmp_path):
+    """The program is the template's without its comments and what is optional."""
+    write_site(tmp_path)
+    (text,) = [text for text in PROGRAMS if "class Order" in text]
+    assert sum(bool(line.strip()) for line in text.splitlines()) <= 15
+    template = (tmp_path / "tasks.py").read_text().splitlines()
+    for line in text.splitlines():
+        assert line.partition("  #")[0] in template
+    (tmp_path / "tasks.py").write_text(text)
+    assert list(TaskFile(tmp_path / "tasks.py").tasks) == ["Order", "OrderNew"]
+    assert [line.split()[1] for line in COMMANDS if "my_site" in line] == [
+        *("new", "inspect", "train", "eval")
+    ]
+
+
 def test_the_advantages():
     names = program("group_advantages")
     expected = torch.tensor([0.5, -0.5, -0.5, 0.5]) / (1 / 3**0.5 + 1e-4)
@@ -128,7 +145,7 @@ def test_every_option_in_its_commands_exists():
             continue
         if "my.yaml" in options or "--help" in options:
             continue
-        read_config(options, prog="", description="")
+        read_config(options, prog="", description="", held_out_of=lambda *_: {"Order": False})
         seen += 1
     assert seen >= 14
 
