@@ -6,6 +6,7 @@
   const DELAY_MS = 500; // how long BrowserGym sleeps before it reads the page
   const ANIMATION_MS = 1000;
   const LEAVING_MS = 3000;
+  const FORGET_LEAVING_MS = 10000;
   const CHANGING_MS = 1000; // how long to wait for a site's page that keeps changing
   const LOADING_MS = 3000; // how long to wait for what a site's scripts load
   const QUIET_MS = 30;
@@ -27,11 +28,15 @@
     clearTimeout(id);
   };
 
-  // True once the address is about to change: results would describe a page that is gone.
-  let leaving = false;
-  window.navigation?.addEventListener("navigate", (event) => {
-    leaving ||= !event.destination.sameDocument && event.downloadRequest === null;
+  // When the address was about to change: results would describe a page that is gone. It stays if
+  // the response is a download or empty, and for schemes such as `mailto:`.
+  let left = -Infinity;
+  const SCHEMES = ["http:", "https:", "blob:", "about:", location.protocol];
+  window.navigation?.addEventListener("navigate", ({ destination, downloadRequest }) => {
+    const leaves = !destination.sameDocument && downloadRequest === null;
+    if (leaves && SCHEMES.includes(new URL(destination.url).protocol)) left = performance.now();
   });
+  const leaving = () => performance.now() < left + FORGET_LEAVING_MS;
 
   const frame = () => new Promise((resolve) => requestAnimationFrame(resolve));
   const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -52,7 +57,7 @@
     while (
       (waiting() && early(DELAY_MS)) ||
       (moving() && early(ANIMATION_MS)) ||
-      (leaving && early(LEAVING_MS))
+      (leaving() && early(LEAVING_MS))
     )
       await frame();
   };
@@ -418,9 +423,9 @@
       },
       unmark: () => (unmark ??= load(UNMARK))(),
       settle: settleSite,
-      // The navigation that was about to happen was refused.
+      // The navigation that was about to happen was refused, or is a download.
       stay() {
-        leaving = false;
+        left = -Infinity;
       },
       // Mark the elements of a site's frame for the tree; the ids begin with `prefix`.
       async mark(prefix, x, y, height) {

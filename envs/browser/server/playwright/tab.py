@@ -125,6 +125,10 @@ class Tab:
     async def _refuse(self, request: str) -> None:
         # Chromium keeps the page for this reason, and shows an error page for any other.
         await self._answer("Fetch.failRequest", request, errorReason="Aborted")
+        await self.stay()
+
+    async def stay(self) -> None:
+        """Tell every frame that the navigation which was about to happen does not."""
         for frame in self.page.frames:
             try:
                 await self.run_in(frame, "browserServer.stay()")

@@ -26,6 +26,7 @@ NAVIGATION_MS = 20_000
 LOADING_MS = 5_000
 ATTRIBUTE = f"bid-{secrets.token_hex(4)}"  # that no page has
 BLANK = ("", ":", "about:blank")
+NEW_TAB_S = 3.0
 POLL_S = 0.02
 ATTEMPTS = 5  # at reading a page that keeps navigating
 Result = TypeVar("Result")
@@ -171,7 +172,7 @@ class Window:
             try:
                 tab = await self.front()
                 await self._race(self._loaded(tab))
-                await self._race(view.settle(tab))
+                await self._race(self._settled(tab))
                 await self._race(self._tabs_opened())
                 if tab is await self.front() and not await self._given_up(tab):
                     return
@@ -220,6 +221,16 @@ class Window:
             return  # read as far as it has come
         if tab.page.url.startswith("chrome-error:") and len(self._tabs) == 1:
             raise BrowserError("the site does not respond")
+
+    async def _settled(self, tab: Tab) -> None:
+        if len(self._tabs) == 1 or tab.page.url not in BLANK:
+            return await view.settle(tab)
+        try:
+            await asyncio.wait_for(view.settle(tab), NEW_TAB_S)
+        except TimeoutError:
+            # Chromium opens no document for `data:` or `mailto:`, and Playwright waits for one.
+            self._refusals.append("the new tab has no page")
+            await self.browser.call(tab.page.close())
 
     async def _tabs_opened(self) -> None:
         """Wait until Playwright knows every tab that a page has opened."""
@@ -304,14 +315,15 @@ class Window:
         opening.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._tabs.append(tab)
         self._opening[tab] = opening
-        page.on("download", self._on_download)
+        page.on("download", lambda download: self._on_download(tab, download))
 
     def _on_request(self, request: Any) -> None:
         # Also of a tab that is not connected yet, which the proxy refuses.
         if request.is_navigation_request() and not self._origins.admits(request.url):
             self._outside.append(request.url)
 
-    def _on_download(self, download: Any) -> None:
+    def _on_download(self, tab: Tab, download: Any) -> None:
+        self.browser.run(tab.stay())
         self._refusals.append(
             f"a download was refused: {one_line(download.suggested_filename, 80)}"
         )

@@ -20,11 +20,11 @@ from envs.browser.miniwob.files import miniwob_url
 from envs.browser.server.browsergym_page import error_text
 from envs.browser.server.browsergym_session import MARK, BrowserGymSession
 from envs.browser.server.cdp.page import Page
-from envs.browser.server.chromium_pool import Slot
 from envs.browser.server.errors import SessionError
 from envs.browser.server.local import LocalServer
 from envs.browser.server.processes import marked
 from envs.browser.server.session import Session
+from envs.browser.server.slot import Slot
 from tests.support.processes import chromiums
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]

@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 
 from envs.base import EnvError
 from envs.browser.limits import MAX_REQUEST
-from envs.browser.server import chromium_pool, command
+from envs.browser.server import command, slot
 from envs.browser.server.local import LocalServer
 from envs.browser.server.processes import last_lines
 
@@ -103,8 +103,8 @@ def chromium(tmp_path, script):
 def serve(path, deadline_s):
     """Return the process of a server whose Chromium is at `path`."""
     code = (
-        "import sys; from envs.browser.server import chromium_pool, command; "
-        f"chromium_pool.START_DEADLINE_S = {deadline_s}; sys.exit(command.main([]))"
+        "import sys; from envs.browser.server import command, slot; "
+        f"slot.START_DEADLINE_S = {deadline_s}; sys.exit(command.main([]))"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code],
@@ -134,7 +134,7 @@ def serve(path, deadline_s):
 def test_a_chromium_that_does_not_start_is_one_line(tmp_path, monkeypatch, capsys, script, message):
     path = chromium(tmp_path, script)
     monkeypatch.setenv("GRPO_CHROMIUM", path)
-    monkeypatch.setattr(chromium_pool, "START_DEADLINE_S", 1.5)
+    monkeypatch.setattr(slot, "START_DEADLINE_S", 1.5)
     assert command.main([]) == 1
     out, err = capsys.readouterr()
     assert out == ""

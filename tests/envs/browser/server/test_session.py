@@ -14,16 +14,18 @@ import pytest_asyncio
 
 from envs.browser.actions import ACTIONS, parse_action
 from envs.browser.miniwob.files import miniwob_url
-from envs.browser.server import chromium_pool
+from envs.browser.server import chromium_pool, pooled_session
+from envs.browser.server import slot as slots
 from envs.browser.server.cdp.chromium import Chromium
 from envs.browser.server.cdp.page import Page
-from envs.browser.server.chromium_pool import ChromiumPool, Slot, cdp_chromium
+from envs.browser.server.chromium_pool import ChromiumPool
 from envs.browser.server.errors import BrowserError, BrowserGone, SessionError
 from envs.browser.server.playwright import actions
 from envs.browser.server.playwright.browser import PlaywrightChromium
 from envs.browser.server.playwright.page import Page as PlaywrightPage
 from envs.browser.server.processes import marked
 from envs.browser.server.session import Session
+from envs.browser.server.slot import Slot, cdp_chromium
 from tests.support.processes import chromiums
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
@@ -173,8 +175,8 @@ FAULTS = [("cdp", "chromium"), ("playwright", "chromium"), ("playwright", "node"
 async def faulty(monkeypatch, driver):
     """A pool with a session, whose browser is checked often."""
     monkeypatch.setattr(chromium_pool, "WATCH_INTERVAL_S", 0.2)
-    monkeypatch.setattr(chromium_pool, "HEARTBEAT_S", 3.0)
-    monkeypatch.setattr(chromium_pool, "CLOSE_DEADLINE_S", 1.0)
+    monkeypatch.setattr(slots, "HEARTBEAT_S", 3.0)
+    monkeypatch.setattr(pooled_session, "CLOSE_DEADLINE_S", 1.0)
     pool = ChromiumPool(1, deadline_s=60.0, idle_s=60.0, driver=driver)
     await pool.start()
     session = pool.open()
