@@ -34,11 +34,11 @@ class _Todo(WebTask):
     deterministic = True
     expected: list[dict[str, object]]
 
-    async def open_list(self, page: Page, texts: Sequence[str]) -> None:
+    async def open(self, page: Page, path: str, texts: Sequence[str]) -> None:
         self.start = [{"text": text, "done": False} for text in texts]
         # Runs before the page's own scripts, on every page: `??=` keeps a list that is there.
         await page.add_init_script(f"localStorage.todos ??= {json.dumps(json.dumps(self.start))}")
-        await page.goto(self.url)
+        await page.goto(self.url + path)
 
     async def evaluate(self, page: Page) -> Outcome:
         todos = await page.evaluate("JSON.parse(localStorage.todos)")
@@ -53,13 +53,13 @@ class AddTodo(_Todo):
 
     async def setup(self, page: Page, rng: Random) -> str:
         self.item, *others = rng.sample(self.items, 4)
-        await self.open_list(page, others)
+        await self.open(page, "/new.html", others)
         self.expected = [*self.start, {"text": self.item, "done": False}]
         return f'Add "{self.item}" to the list.'
 
     def demonstrate(self, elements: Sequence[Element], turn: int) -> str:
         if turn == 0:
-            return f"fill({id_of('New todo', elements)!r}, {self.item!r})"
+            return f"fill({id_of('Text', elements)!r}, {self.item!r})"
         return f"click({id_of('Add', elements)!r})"
 
 
@@ -69,7 +69,7 @@ class CompleteTodo(_Todo):
     async def setup(self, page: Page, rng: Random) -> str:
         texts = rng.sample(self.items, 3)
         self.item = rng.choice(texts)
-        await self.open_list(page, texts)
+        await self.open(page, "/", texts)
         self.expected = [todo | {"done": todo["text"] == self.item} for todo in self.start]
         return f'Mark "{self.item}" as done.'
 
@@ -83,9 +83,9 @@ class DeleteTodo(_Todo):
     async def setup(self, page: Page, rng: Random) -> str:
         texts = rng.sample(self.items, 3)
         self.item = rng.choice(texts)
-        await self.open_list(page, texts)
+        await self.open(page, "/", texts)
         self.expected = [todo for todo in self.start if todo["text"] != self.item]
-        return f'Delete "{self.item}" from the list.'
+        return f'Delete "{self.item}".'
 
     def demonstrate(self, elements: Sequence[Element], turn: int) -> str:
         return f"click({id_of(f'Delete {self.item}', elements)!r})"

@@ -1,5 +1,6 @@
-// The list is kept in localStorage, as [{text: "Buy milk", done: false}, ...].
+// The list is kept in localStorage, as [{text: "buy milk", done: false}, ...].
 const todos = JSON.parse(localStorage.todos ?? "[]");
+const list = document.getElementById("todos");
 
 function save() {
   localStorage.todos = JSON.stringify(todos);
@@ -7,11 +8,8 @@ function save() {
 }
 
 function show() {
-  document.getElementById("todos").replaceChildren(...todos.map(row));
-  const open = todos.filter((todo) => !todo.done).length;
-  document.getElementById("count").textContent = todos.length
-    ? `${open} of ${todos.length} open`
-    : "Nothing to do";
+  list.replaceChildren(...todos.map(row));
+  if (!todos.length) list.textContent = "Nothing to do";
 }
 
 function row(todo) {
@@ -35,15 +33,5 @@ function row(todo) {
   item.append(label, button);
   return item;
 }
-
-document.getElementById("add").onsubmit = (event) => {
-  event.preventDefault();
-  const input = document.getElementById("text");
-  const text = input.value.trim();
-  if (!text) return;
-  todos.push({ text, done: false });
-  input.value = "";
-  save();
-};
 
 show();
