@@ -124,3 +124,15 @@ async def test_a_site_at_localhost_opens_the_way_to_no_other_name(sites):
     await env.close()
     assert ["is outside of the site" in error for error in told] == [True] * 6
     assert_nothing_came(sites)
+
+
+async def test_no_address_shows_what_is_not_on_the_network(sites):
+    env = BrowserEnv(sites.url)
+    observation = await env.reset(Task("local", 0))
+    ids = re.findall(r"^(?:link|button) .* \[(\w+)\]", observation.page, re.MULTILINE)
+    assert len(ids) == 34
+    for element in ids:
+        observation = (await env.step(f"click({element!r})")).observation
+        assert observation.url == f"{sites.site.url}/local.html"
+        assert not re.search("root:.*:|^heading", observation.page, re.MULTILINE)
+    await env.close()

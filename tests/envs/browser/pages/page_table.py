@@ -347,6 +347,22 @@ TABS = {
         "link 'Details' [*]",
         {"path": "tabs/blank.html", "actions": ("go_back",)},
     ),
+    "tabs/mail": Page(
+        """
+        link 'Write to us' [*]
+        link 'Write in a new tab' [*]
+        button 'Call us' [*]
+        button 'Go on' [*]
+        """,
+        [
+            "click({link 'Write to us'})"
+            " -> click failed: mailto:ann@example.com is outside of the site",
+            "click({link 'Write in a new tab'}) -> click failed: the new tab has no page",
+            "click({button 'Call us'}) -> click failed: tel:123 is outside of the site",
+            "click({button 'Go on'})",
+        ],
+        "document.body.innerText.includes('Done')",
+    ),
     "tabs/open": Page(
         """
         button 'Pick a seat' [*]
@@ -486,7 +502,7 @@ LATE = {
     "late/module": Page(
         "button 'Count 0' [*]",
         ["click({button 'Count 0'})"],
-        "document.querySelector('button').textContent === 'Count 1'",
+        "document.querySelector('button')?.textContent === 'Count 1'",
         "button 'Count 1' [*]",
     ),
     "late/rerender": Page(
@@ -715,11 +731,13 @@ CONTROLS = {
         """
         link 'Report' [*]
         link 'Data' [*]
+        link 'In a new tab' [*]
         text 'Or read it here' [*]
         """,
         [
             "click({link 'Report'}) -> click failed: a download was refused: report.pdf",
             "click({link 'Data'}) -> click failed: a download was refused: data.csv",
+            "click({link 'In a new tab'}) -> click failed: a download was refused: bill.pdf",
             "click({text 'Or read it here'})",
         ],
         "document.querySelector('p').textContent === 'Read'",

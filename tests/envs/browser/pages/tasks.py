@@ -37,6 +37,7 @@ for _name, _html in WAYS.items():
     globals()[_name] = _PageTask(name=task_name(_name), path=f"html?{quote(_html)}")
 GOTO = _PageTask(name="goto", path="navigation/target.html", actions=("goto",))
 STATE = _PageTask(name="state", path="isolation/state.html")
+LOCAL = _PageTask(name="local", path="local.html")
 HELD = _PageTask(name="held", path="late/held.html", check="window.bought")
 LOCALHOST = _PageTask(
     name="localhost",
