@@ -1,8 +1,7 @@
 """Data-parallel training: one process per GPU, started by torchrun; otherwise a single process.
 
 Each rank plays its own groups and computes its own gradient. The ranks meet three times per step:
-to agree on whether to stop, to exchange what advantages and token weights depend on, and to sum
-the gradients.
+to agree whether to stop, to exchange what advantages depend on, and to sum the gradients.
 """
 
 from __future__ import annotations

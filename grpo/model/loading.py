@@ -12,6 +12,7 @@ from grpo.errors import ConfigError
 from grpo.model.bundled import bundled_model_path
 from grpo.model.chat import ChatTemplate
 from grpo.model.chat_date import DATE_FILE, saved_date
+from grpo.model.device import choose_device
 from grpo.model.full_policy import FullPolicy
 from grpo.model.limits import named_limit
 from grpo.model.lora_policy import LoRAPolicy
@@ -100,27 +101,6 @@ def _check_rank(model: Any, r: int, targets: list[str]) -> None:
     room = max((min(layer.in_features, layer.out_features) for layer in chosen), default=r)
     if r > room:
         raise ConfigError(f"lora_r must be at most {room} with this model's layers, got {r}")
-
-
-def choose_device(device: str) -> str:
-    """Return the device that an option names; for "auto" a GPU where there is one.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.ones(1, device=device).item()
-    except Exception as error:  # torch's exceptions of devices are of many kinds
-        there = ["auto", "cpu"]
-        if accelerator := torch.accelerator.current_accelerator():
-            there += [f"{accelerator}:{n}" for n in range(torch.accelerator.device_count())]
-        raise ConfigError(
-            f"device {device!r} cannot be used here: expected one of {', '.join(there)}; "
-            f"got: {one_line_reason(error)}"
-        ) from error
-    return device
 
 
 def load_model(name: str, *, device: str, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -304,8 +304,7 @@ class Trainer:
         self.seconds = {phase: float(state["seconds"][phase]) for phase in self.seconds}
         date.fromisoformat(state["date"])  # raises what is none
         self.policy.chat.date = state["date"]  # a prompt after midnight is the one before
-        failures = {name: int(count) for name, count in state["failures"].items()}
-        self.rollouts.counters.update(failures)
+        self.rollouts.counters.update({k: int(count) for k, count in state["failures"].items()})
         self._counted = dict(self.rollouts.counters)
         self.task_sampler.load_state(state["tasks"])
         torch.set_rng_state(state["random"])

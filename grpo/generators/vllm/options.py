@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from grpo.errors import ConfigError
+from grpo.model.device import choose_device
 from grpo.model.limits import short_rope_length
-from grpo.model.loading import choose_device
 
 if TYPE_CHECKING:
     from grpo.config import Config

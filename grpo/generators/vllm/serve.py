@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from grpo.generators.vllm.lease import MIDDLEWARE
 from grpo.generators.vllm.options import engine_options, require_vllm, set_environment
 from grpo.model.bundled import bundled_model_path
-from grpo.model.loading import choose_device
+from grpo.model.device import choose_device
 
 if TYPE_CHECKING:
     from grpo.config import Config

@@ -37,9 +37,8 @@ class _Request:
 class VLLMServers(Generator):
     """Samples with vLLM servers (see `grpo.generators.base.Generator`).
 
-    Requests of one tick of the event loop with equal prompt, temperature and limit become one
-    request with n samples. A prompt goes to a server that is working on the same prompt, else to
-    the one with the least load. `seed` is not used: vLLM cannot seed a request on a CPU.
+    Equal requests of one tick of the event loop become one request with n samples. A prompt goes
+    to a server that works on it already, else to the one with the least load. `seed` is not used.
 
     The servers belong to this generator until it is closed: others are refused. An unavailable
     server is waited for, given the policy again, and asked again.

@@ -3,8 +3,9 @@ import torch
 
 from grpo.config import Config
 from grpo.errors import ConfigError
+from grpo.model.device import choose_device
 from grpo.model.full_policy import FullPolicy
-from grpo.model.loading import choose_device, find_adapter, load_model, load_policy
+from grpo.model.loading import find_adapter, load_model, load_policy
 from grpo.model.lora_policy import LoRAPolicy
 
 
