@@ -24,11 +24,11 @@ from benchmarks.episodes import Episode, count, pss, windows
 from envs.browser.actions import format_action
 from envs.browser.miniwob.files import miniwob_url
 from envs.browser.miniwob.solvers import SOLVERS
-from envs.browser.server.tree import merged_tree_text
 from envs.browser.page_text import simplify_axtree
 from envs.browser.server.chromium import find_chromium
 from envs.browser.server.local import LocalServer
 from envs.browser.server.processes import marked
+from envs.browser.server.tree import merged_tree_text
 
 RESET: dict[str, Any] = {"final_page": False}
 """Options of our server's reset, as `BrowserEnv` sets them without screenshots."""
@@ -192,7 +192,8 @@ def main() -> None:
     """Measure the kind of environment that the first argument describes."""
     settings = json.loads(sys.argv[1])
     if "workers" in settings:
-        server = LocalServer(settings["workers"], max_sessions=2 * settings["sessions"])
+        sessions, driver = 2 * settings["sessions"], settings["driver"]
+        server = LocalServer(settings["workers"], max_sessions=sessions, driver=driver)
         server.start()
         try:
             serve(lambda: Session(server.url), server.processes)

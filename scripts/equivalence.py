@@ -56,7 +56,8 @@ DRIVERS_HEADER = (
 Written by `scripts/equivalence.py --drivers`. MiniWoB's pages are on the server's own driver; on
 Playwright {playwright}, which drives users' own sites, they were played to compare the two: for
 each task and seed the same actions (the solver's, or up to three clicks on random elements), twice
-on the own driver, and compared as above. The browser: {chromium}.
+on the own driver (twice more where Playwright differs), and compared as above. The browser:
+{chromium}.
 
 Of {all} tasks, {equal} are equal, {different} different and {unrepeatable} not repeatable.
 
@@ -201,16 +202,23 @@ def merged(page: str, part: str) -> str:
 
 
 def compare_drivers(wanted: Sequence[Episode]) -> tuple[list[Episode], ...]:
-    """Play episodes on the own driver, on it once more, and on Playwright."""
-    played: list[list[Episode]] = []
-    for driver in ("cdp", "cdp", "playwright"):
+    """Play episodes on the own driver, on Playwright, and again on the own one.
+
+    Returns:
+        The own driver's episodes, more of them (twice more where Playwright differs), Playwright's.
+    """
+
+    def played(driver: str, episodes: Sequence[Episode]) -> list[Episode]:
         server = LocalServer(driver=driver)
         try:
-            episodes = played[0] if played else wanted
-            played.append(asyncio.run(play_on_server(server.start(), episodes)))
+            return asyncio.run(play_on_server(server.start(), episodes))
         finally:
             server.close()
-    return tuple(played)
+
+    first = played("cdp", wanted)
+    other = played("playwright", first)
+    differing = [one for one, two in zip(first, other, strict=True) if differences(one, two)]
+    return first, played("cdp", [*first, *differing, *differing]), other
 
 
 def main() -> None:
