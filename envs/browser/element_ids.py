@@ -20,7 +20,7 @@ from envs.browser.limits import MAX_FRAMES, MAX_ID
 
 _BID = re.compile(r"([A-Za-z]*)(0|[1-9][0-9]*|)")
 _MENTIONED = re.compile(
-    r"""(bid[ =]|get_by_test_id\()(["'])([A-Za-z]{0,5}(?:0|[1-9][0-9]{0,5}))\2"""
+    r"""(bid[ =]|get_by_test_id\(|no element )(["']?)([A-Za-z]{0,5}(?:0|[1-9][0-9]{0,5}))\2"""
 )
 MAX_ERROR_LENGTH = 200
 _LONGEST_SHUFFLE = 1000

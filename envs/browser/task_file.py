@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.util
 import re
 import sys
@@ -87,7 +88,7 @@ def split_address(address: str) -> tuple[Path, list[str]]:
 def _load(path: Path) -> ModuleType:
     if not path.is_file():
         raise TaskError(f"expected a Python file of tasks, got {path}")
-    name = f"grpo_tasks_{path.stem}"
+    name = f"grpo_tasks_{hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise TaskError(f"expected a Python file of tasks, got {path}")

@@ -15,9 +15,10 @@ from envs.browser.limits import MAX_GOAL, MAX_REWARD
 from envs.browser.page_text import simplify_axtree
 from envs.browser.server.errors import ActionRefused, BrowserError, SessionError
 from envs.browser.server.playwright.browser import PlaywrightChromium
+from envs.browser.server.playwright.dialog import DialogOpened
 from envs.browser.server.playwright.origins import Origins
 from envs.browser.server.playwright.view import View
-from envs.browser.server.playwright.window import DialogOpened, Window
+from envs.browser.server.playwright.window import Window
 from envs.browser.server.sites import RunningSite, Sites, per_session
 from envs.browser.server.task_code import code_error, run_code, task_error
 from envs.browser.task_file import TaskFile
@@ -74,12 +75,14 @@ class WebSession:
         window = self._window = self._new_window(task)
         await window.open()
         rng = random.Random(f"{task.name}/{seed}")
-        self._goal = await self._run(task, "setup", task.setup((await window.front()).page, rng))
+        self._goal = await self._run(
+            task, "setup", task.setup((await window.tabs.front()).page, rng)
+        )
         if not isinstance(self._goal, str) or not 0 < len(self._goal) <= MAX_GOAL:
             raise task_error(task, f"setup must return the goal as a text, got {self._goal!r:.80}")
-        window.interactive = True
+        window.dialogs.interactive = True
         await self._settle(window)
-        window.refusals()  # what frames asked for while the page loaded
+        window.tabs.refusals()  # what frames asked for while the page loaded
         self._turn, self._task = 0, task
         return await self._observation(task, Outcome())
 
@@ -106,11 +109,11 @@ class WebSession:
         except DialogOpened:
             pass
         await self._settle(window)
-        for reason in window.refusals()[:1]:
+        for reason in window.tabs.refusals()[:1]:
             error = error or f"{action.name} failed: {reason}"
         self._turn += 1
         outcome = Outcome()
-        if window.dialog is None:
+        if window.dialogs.waiting is None:
             outcome = await self._evaluate(task, window)
         if self._site is None or not self._site.alive:
             raise SessionError(f"the app of {task.name} has ended")
@@ -120,8 +123,8 @@ class WebSession:
             self._task = None
         observation = await self._observation(task, outcome, error)
         if ended:
-            window.interactive = False
-            await self._run(task, "teardown", task.teardown((await window.front()).page))
+            window.dialogs.interactive = False
+            await self._run(task, "teardown", task.teardown((await window.tabs.front()).page))
         return observation
 
     async def _end(self) -> None:
@@ -131,8 +134,8 @@ class WebSession:
         if window is None:
             return
         if task is not None and self.browser.alive:
-            window.interactive = False
-            await self._run(task, "teardown", task.teardown((await window.front()).page))
+            window.dialogs.interactive = False
+            await self._run(task, "teardown", task.teardown((await window.tabs.front()).page))
         self.browser.run(_close(window))
 
     def _new_window(self, task: WebTask) -> Window:
@@ -169,10 +172,10 @@ class WebSession:
             return
 
     async def _evaluate(self, task: WebTask, window: Window) -> Outcome:
-        window.interactive = False
-        page = (await window.front()).page
+        window.dialogs.interactive = False
+        page = (await window.tabs.front()).page
         verdict = await self._run(task, "evaluate", task.evaluate(page))
-        window.interactive = True
+        window.dialogs.interactive = True
         if isinstance(verdict, bool):
             return Outcome(float(verdict), verdict, verdict)
         if not isinstance(verdict, Outcome):
@@ -194,7 +197,7 @@ class WebSession:
         self, task: WebTask, outcome: Outcome, error: str = ""
     ) -> dict[str, Any]:
         assert self._window is not None
-        view = View("", self._window.url)
+        view = View("", self._window.tabs.url)
         if not outcome.done or self._final_page or self._screenshot:
             view = await self._window.look()
         metadata: dict[str, Any] = {
@@ -206,8 +209,8 @@ class WebSession:
             "demonstration": "" if outcome.done else self._demonstration(task, view),
         }
         if self._screenshot:
-            if self._window.dialog is None:  # a page with a dialog cannot be drawn
-                self._picture = await (await self._window.front()).screenshot()
+            if self._window.dialogs.waiting is None:  # a page with a dialog cannot be drawn
+                self._picture = await (await self._window.tabs.front()).screenshot()
             metadata["boxes"] = view.boxes
         return {
             "goal": self._goal,

@@ -11,7 +11,7 @@ from envs.browser.actions import Action
 from envs.browser.server.errors import ActionRefused, BrowserError
 from envs.browser.server.playwright.browser import PlaywrightChromium
 
-TIMEOUT_MS = 3000
+TIMEOUT_MS = 2000
 """How long an action waits for its element to be visible, still, enabled and uncovered."""
 SLOW_MS = 20_000
 """How long it waits if the page does not respond."""

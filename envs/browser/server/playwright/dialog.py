@@ -1,12 +1,17 @@
-"""A page's confirm or prompt, as a page that the agent reads and acts on."""
+"""A page's dialogs: a confirm or prompt is a page that the agent reads and acts on."""
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from envs.browser.actions import Action
 from envs.browser.foreign_text import one_line
-from envs.browser.server.errors import ActionRefused
+from envs.browser.server.errors import ActionRefused, BrowserError, NavigatedAway
+from envs.browser.server.playwright.browser import PlaywrightChromium, spare_stack
+
+Result = TypeVar("Result")
 
 _TEXTBOX, _OK, _CANCEL = "1", "2", "3"
 
@@ -58,3 +63,105 @@ class Dialog:
             await self._dialog.accept(self._typed)
         else:
             await self._dialog.accept()
+
+
+class DialogOpened(Exception):
+    """A dialog came up, and the page does nothing until it is answered."""
+
+
+class Dialogs:
+    """The dialogs of a window.
+
+    Args:
+        browser: the window's Chromium.
+
+    Attributes:
+        interactive: True if confirm and prompt wait for an action; otherwise they are accepted.
+        waiting: the dialog that waits, if there is one.
+    """
+
+    def __init__(self, browser: PlaywrightChromium):
+        self.interactive = False
+        self.waiting: Dialog | None = None
+        self._browser = browser
+        self._alerts: list[str] = []
+        self._opened = asyncio.Event()
+        self._pending: asyncio.Future[Any] | None = None
+
+    def on_dialog(self, dialog: Any) -> None:
+        """Take a dialog that a page has opened."""
+        if self.interactive and dialog.type in ("confirm", "prompt"):
+            self.waiting = Dialog(dialog)
+            self._opened.set()
+            return
+        if dialog.type == "alert":
+            self._alerts.append(dialog.message)
+        self._browser.run(self._accept(dialog))
+
+    def alerts(self) -> list[str]:
+        """Return the texts of the alerts since the last call."""
+        alerts, self._alerts = self._alerts, []
+        return alerts
+
+    async def act(self, action: Action) -> None:
+        """Take an action on the dialog that waits; its answer lets the page go on.
+
+        Raises:
+            ActionRefused: the action is not one on this dialog.
+            DialogOpened: the dialog still waits, or another one came up.
+            BrowserError: the infrastructure failed.
+        """
+        assert self.waiting is not None
+        self.waiting.act(action)
+        if not self.waiting.answered:
+            raise DialogOpened
+        answer, self.waiting = self.waiting.answer(), None
+        self._opened.clear()
+        pending, self._pending = self._pending, None
+        await self.race(self._both(answer, pending))
+
+    async def race(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Await some work; a dialog that comes up interrupts it, and it goes on when answered.
+
+        Raises:
+            DialogOpened: a dialog came up; look at it.
+        """
+
+        async def unhurried() -> Result:
+            spare_stack()
+            return await work
+
+        task = asyncio.ensure_future(unhurried())
+        opened = asyncio.ensure_future(self._opened.wait())
+        try:
+            await asyncio.wait({task, opened}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        finally:
+            opened.cancel()
+        if task.done():
+            return task.result()
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._pending = task
+        raise DialogOpened
+
+    def cancel(self) -> None:
+        """Give up the work that a dialog has interrupted."""
+        if self._pending is not None:
+            self._pending.cancel()
+
+    async def _both(self, answer: Coroutine[Any, Any, None], pending: Any) -> None:
+        """Answer a dialog, and finish what waited for it."""
+        await self._browser.call(answer)
+        if pending is not None:
+            try:
+                await pending
+            except NavigatedAway:
+                return
+
+    async def _accept(self, dialog: Any) -> None:
+        try:
+            await self._browser.call(dialog.accept())
+        except BrowserError:
+            return  # the task's own handler answered it, or its page is gone
