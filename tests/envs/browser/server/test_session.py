@@ -79,18 +79,21 @@ async def js(session, script):
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.5])  # of the new page: until then the old one responds
-async def test_navigating_away_ends_the_episode_but_not_the_session(session, monkeypatch, delay):
+async def test_navigating_away_ends_the_episode_but_not_the_session(
+    session, driver, monkeypatch, delay
+):
     admit = session.page._admit
+    loop = asyncio.get_running_loop()
+
+    async def later_on_playwright(*request):
+        await asyncio.sleep(delay)
+        await admit(*request)
 
     def later(*request):
-        loop.call_later(delay, lambda: asyncio.ensure_future(admitted(admit(*request))))
-        return asyncio.sleep(0)
+        if driver == "playwright":
+            return later_on_playwright(*request)
+        return loop.call_later(delay, admit, *request)
 
-    async def admitted(answer):
-        if answer is not None:
-            await answer
-
-    loop = asyncio.get_running_loop()
     monkeypatch.setattr(session.page, "_admit", later)
     await js(
         session,
