@@ -72,9 +72,10 @@ def test_a_label_stands_above_its_element_on_an_empty_page():
     assert spot == (200, 100 - LINE - SIZE[1], 200 + SIZE[0], 100 - LINE)
 
 
-def test_a_label_covers_no_text_where_there_is_room():
+@pytest.mark.parametrize("strokes", [np.s_[60:98, 100:700:2], np.s_[60:98:2, 100:700]])
+def test_a_label_covers_no_text_where_there_is_room(strokes):
     grey = np.full((656, 856), 255)
-    grey[60:98, 100:700:2] = 0  # text above the element
+    grey[strokes] = 0  # above the element
     ((spot, _),) = placed({"a": (200, 100, 400, 140)}, grey).values()
     assert not overlap(spot, (100, 60, 700, 98))
 
