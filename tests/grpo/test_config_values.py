@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from grpo import arguments
+from grpo import task_options
 from grpo.arguments import read_config
 from grpo.config import Config
 from grpo.errors import ConfigError
@@ -40,9 +40,9 @@ ZERO = {
 }
 """Options that may be 0; no number may be negative or huge."""
 
-TEXTS = {"model", "adapter", "output", "vllm_folder", "device"}
+TEXTS = {"task_file", "model", "adapter", "output", "vllm_folder", "device"}
 NAMES = {"task", "held_out_tasks", "lora_target_modules"}
-EMPTY = {*("model", "adapter", "output", "push_to_hub")}
+EMPTY = {*("task_file", "model", "adapter", "output", "push_to_hub")}
 NONE = {"held_out_tasks", "lora_target_modules", "env_url", "vllm_url"}
 
 
@@ -95,7 +95,7 @@ def test_no_option_takes_what_is_a_mistake(name):
 @pytest.mark.parametrize("name", FIELDS)
 def test_no_file_and_no_command_line_gives_more(name, tmp_path, monkeypatch):
     """What a file or the command line says is accepted where `Config` accepts it."""
-    monkeypatch.setattr(arguments, "CONFIGS", tmp_path)
+    monkeypatch.setattr(task_options, "CONFIGS", tmp_path)
     path = tmp_path / "it.yaml"
     for value in [None, [], [1], [""], ["a,b"], "", "zzz", *HUGE, *NOT_FINITE, -1, 0, -0.5, True]:
         try:
