@@ -5,12 +5,19 @@ from types import SimpleNamespace
 import pytest
 
 from envs.base import Task
+from envs.browser.new_site import write_site
 from envs.browser.pool import BrowserPool
 from envs.scripted import ScriptedEnv
 
 
-def make_options(urls=(), sessions=4):
-    return SimpleNamespace(env_url=urls, env_sessions=sessions, env_workers=1, env_deadline=30.0)
+def make_options(urls=(), sessions=4, task_file=""):
+    return SimpleNamespace(
+        env_url=urls,
+        env_sessions=sessions,
+        env_workers=1,
+        env_deadline=30.0,
+        task_file=task_file,
+    )
 
 
 @pytest.mark.parametrize(("rank", "order"), [(0, "abca"), (1, "bcab"), (4, "bcab")])
@@ -48,3 +55,11 @@ async def test_a_closed_pool_has_stopped_its_server():
         assert pool.server.processes()
     assert not pool.server.alive
     assert pool.server.processes() == []
+
+
+@pytest.mark.browser
+async def test_the_server_of_a_pool_serves_the_tasks_of_a_file(tmp_path):
+    write_site(tmp_path)
+    options = make_options(sessions=1, task_file=str(tmp_path / "tasks.py"))
+    async with BrowserPool(options) as pool, pool.lease() as env:
+        assert (await env.reset(Task("Order", 0))).goal.startswith("Order: ")
