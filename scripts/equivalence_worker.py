@@ -21,8 +21,8 @@ from typing import Any
 from benchmarks.rollouts_worker import MAX_TURNS, lay_out_chromium
 from envs.browser.actions import ACTIONS, Action, format_action
 from envs.browser.miniwob.solvers import SOLVERS
-from envs.browser.server.tree import merged_tree_text
 from envs.browser.page_text import CONTROLS, simplify_axtree
+from envs.browser.server.tree import merged_tree_text
 
 ROOT = Path(__file__).resolve().parent.parent
 

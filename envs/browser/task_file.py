@@ -77,14 +77,6 @@ class TaskFile:
         return _file_of(type(task)).parent
 
 
-def split_address(address: str) -> tuple[Path, list[str]]:
-    """Split `tasks.py` or `tasks.py:AddTodo,DeleteTodo` into the file and the names of tasks."""
-    head, colon, tail = address.rpartition(":")
-    if colon and head.endswith(".py"):
-        return Path(head), [name for name in tail.split(",") if name]
-    return Path(address), []
-
-
 def _load(path: Path) -> ModuleType:
     if not path.is_file():
         raise TaskError(f"expected a Python file of tasks, got {path}")
