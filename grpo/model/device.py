@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from grpo.errors import ConfigError
-from grpo.model.pretrained import one_line_reason
+from grpo.errors import ConfigError, one_line_reason
 
 
 def choose_device(device: str) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from grpo.model.check import check_model, check_weights_stay
 from grpo.model.forward import ForwardMode
 from grpo.model.policy import Policy
-from grpo.model.pretrained import one_line_reason, quiet_transformers
+from grpo.model.pretrained import quiet_transformers
 
 
 class FullPolicy(Policy):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from grpo.errors import ConfigError
+from grpo.errors import ConfigError, one_line_reason
 from grpo.model.bundled import bundled_model_path
 from grpo.model.chat import ChatTemplate
 from grpo.model.chat_date import DATE_FILE, saved_date
@@ -18,7 +18,6 @@ from grpo.model.limits import named_limit
 from grpo.model.lora_policy import LoRAPolicy
 from grpo.model.policy import Policy
 from grpo.model.pretrained import (
-    one_line_reason,
     quiet_transformers,
     read_pretrained,
     refusing,

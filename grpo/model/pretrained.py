@@ -15,20 +15,10 @@ from typing import Any
 
 import torch
 
-from grpo.errors import ConfigError
-
-MAX_REASON = 500  # characters
+from grpo.errors import ConfigError, one_line_reason
 
 _OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)[A-Z]\w*$")
 """Architectures that do not predict the next token, e.g. BertForMaskedLM."""
-
-
-def one_line_reason(error: BaseException) -> str:
-    """Describe an exception in one line of at most `MAX_REASON` characters."""
-    text = " ".join(str(error).split()).rstrip(".")
-    if not isinstance(error, OSError | ValueError | ImportError | RuntimeError) or not text:
-        text = f"{type(error).__name__}: {text}".rstrip(": ")  # KeyError('banana') is "'banana'"
-    return text if len(text) <= MAX_REASON else text[: MAX_REASON - 3] + "..."
 
 
 @contextmanager

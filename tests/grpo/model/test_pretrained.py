@@ -13,9 +13,8 @@ from grpo import cli
 from grpo.arguments import read_config
 from grpo.cli import exit_code
 from grpo.config import Config
-from grpo.errors import ConfigError
+from grpo.errors import MAX_REASON, ConfigError, one_line_reason
 from grpo.model.loading import load_model, load_policy
-from grpo.model.pretrained import MAX_REASON, one_line_reason
 from tests.support.gguf_file import save_tiny_gguf
 from tests.support.models import make_model
 

@@ -72,7 +72,7 @@ class Fruit(AbstractBrowserTask):
         return float(done), done, "", {{}}
 
     def teardown(self):
-        Path("{folder}/torn").write_text(self.fruit)
+        Path("{folder}/ended").write_text(self.fruit)
 
 
 class Fails(Fruit):
@@ -272,11 +272,11 @@ async def test_miniwob_is_as_on_its_own_driver(session):
 async def test_closing_tears_the_task_down_and_leaves_no_process(folder):
     session = BrowserGymSession(folder / "tasks.py")
     goal = (await session.reset("Fruit", 1))["goal"]
-    (folder / "torn").unlink(missing_ok=True)
+    (folder / "ended").unlink(missing_ok=True)
     place = session._folder
     assert len(chromiums(processes(session))) == 2  # the task's, and that of BrowserGym's chat
     await session.close()
-    assert (folder / "torn").read_text() in goal
+    assert (folder / "ended").read_text() in goal
     assert processes(session) == []
     assert not place.exists()
     with pytest.raises(SessionError, match="it was closed"):
