@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from grpo.errors import one_line_reason
 from grpo.model.check import check_model, check_weights_stay
 from grpo.model.forward import ForwardMode
 from grpo.model.policy import Policy
