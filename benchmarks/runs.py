@@ -76,7 +76,9 @@ def ranks(folder: Path, steps: int, group_size: int) -> dict[str, Any]:
             *("--valid-action-bonus", "0.5"),  # gives every group a gradient from the start
         ]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+        run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        if run.returncode:
+            raise SystemExit(f"torchrun with {size} ranks failed:\n{run.stderr}")
         lines = read_metrics(output / "metrics.jsonl")
         seconds[size] = (lines[-1]["time"] - lines[0]["time"]) / (len(lines) - 1)
         losses[size] = [line["loss"] for line in lines]

@@ -1,6 +1,15 @@
+import signal
+
 import pytest
 
 from tests.support.processes import chromiums
+
+# A shell ignores SIGINT in what it starts in the background, and programs leave an ignored signal
+# alone: the tests of signals would wait for ever.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        interrupt = number == signal.SIGINT
+        signal.signal(number, signal.default_int_handler if interrupt else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
