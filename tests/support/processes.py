@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 # A shell resumes the process even if this program is killed in the meantime.
@@ -43,30 +43,27 @@ def alive(pids: Iterable[int]) -> list[int]:
 
 def running(pids: Iterable[int], parts: Iterable[bytes]) -> list[int]:
     """Return the processes whose command contains all of these parts."""
-    found = []
-    for pid in pids:
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue  # it has ended
-        if all(part in command for part in parts):
-            found.append(pid)
-    return found
+    return [pid for pid, command in _commands(pids) if all(part in command for part in parts)]
 
 
 def chromiums(pids: Iterable[int], *, pages: bool = False) -> list[int]:
     """Return the main process of each Chromium, or with `pages` those that render its pages."""
     found = []
-    for pid in pids:
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue  # it has ended
+    for pid, command in _commands(pids):
         # A child process may show its command as one text, with spaces instead of zero bytes.
         wanted = b"--type=renderer" in command if pages else b"--type=" not in command
         if b"chrom" in command.split(b"\0")[0] and wanted:
             found.append(pid)
     return found
+
+
+def _commands(pids: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+    """Yield the processes that still run, with their commands."""
+    for pid in pids:
+        try:
+            yield pid, Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue  # it has ended
 
 
 async def freeze(pid: int, seconds: float) -> None:

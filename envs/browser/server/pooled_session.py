@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from envs.base import TaskError
 from envs.browser.server.browsergym_session import BrowserGymSession
 from envs.browser.server.errors import BrowserError, SessionError
-from envs.browser.server.playwright.browser import spare_stack
 from envs.browser.server.slot import Slot
 
 if TYPE_CHECKING:
@@ -51,7 +50,6 @@ class PooledSession:
         self._busy = True
         try:
             async with asyncio.timeout(self._pool.deadline_s):
-                spare_stack()
                 if method == "reset":
                     await self._prepare(self._pool.kind(args[0]))
                 if self._session is None:

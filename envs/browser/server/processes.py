@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 from envs.browser.foreign_text import one_line
+
+_PR_SET_PDEATHSIG = 1
 
 
 def marked(mark: str, session: int | None = None) -> list[int]:
@@ -64,6 +68,12 @@ def kill_marked(mark: str, session: int | None = None, deadline_s: float = 5.0) 
             except ProcessLookupError:
                 continue
         time.sleep(0.01)
+
+
+def end_with_parent() -> None:
+    """Have this process killed when its parent ends (Linux only); for `preexec_fn`."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def last_lines(output: str, count: int = 1) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +15,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from envs.browser.server.errors import SessionError
-from envs.browser.server.processes import kill_marked, last_lines
+from envs.browser.server.processes import end_with_parent, kill_marked, last_lines
 from envs.browser.task_file import TaskFile
 from envs.browser.web_task import Command, Folder, WebTask
 
@@ -25,7 +23,6 @@ MARK = "GRPO_SITE"
 POLL_S = 0.02
 RESPONSE_S = 5.0
 ATTEMPTS = 3  # at starting an app, whose port another program may take first
-_PR_SET_PDEATHSIG = 1
 
 
 class AppExited(SessionError):
@@ -134,7 +131,7 @@ class App(RunningSite):
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    preexec_fn=_end_with_parent,
+                    preexec_fn=end_with_parent,
                     env=os.environ | own | {name: value},
                 )
         except OSError as error:
@@ -242,8 +239,3 @@ def _stop_late(starting: asyncio.Future[App]) -> None:
     """Stop an app that was ready when nobody waited for it any more."""
     if not starting.cancelled() and starting.exception() is None:
         starting.result().stop()
-
-
-def _end_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

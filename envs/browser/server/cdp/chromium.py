@@ -8,15 +8,12 @@ https://chromedevtools.github.io/devtools-protocol/
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import fcntl
 import itertools
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Sequence
@@ -24,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from envs.browser.server.errors import BrowserError, BrowserGone
-from envs.browser.server.processes import kill_marked, last_lines
+from envs.browser.server.processes import end_with_parent, kill_marked, last_lines
 
 Handler = Callable[[str, dict[str, Any]], None]
 """Called with each event of a target: (method, parameters)."""
 
 MAX_MESSAGE = 256 * 2**20  # bytes; a screenshot of a large page has a few million
 MARK = "GRPO_BROWSER"
-_PR_SET_PDEATHSIG = 1
 _PIPES = (3, 4)  # file descriptors where Chromium reads commands and writes responses
 
 
@@ -68,8 +64,7 @@ class Chromium:
         def connect_pipes() -> None:
             os.dup2(chromium_reads, _PIPES[0])
             os.dup2(chromium_writes, _PIPES[1])
-            if sys.platform == "linux":
-                ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            end_with_parent()
 
         try:
             with Path(self._folder, "log").open("wb") as log:

@@ -117,7 +117,7 @@ class PlaywrightChromium:
             if inspect.iscoroutine(awaitable):
                 awaitable.close()
             raise BrowserGone("the browser is gone")
-        spare_stack()
+        _spare_stack()
         try:
             return await awaitable
         except PlaywrightTimeout:
@@ -135,7 +135,7 @@ class PlaywrightChromium:
         """Return one of Playwright's errors as one of ours; other exceptions unchanged."""
         from playwright.async_api import Error
 
-        text = str(error).removeprefix(": ")  # the name of the call, which `spare_stack` hides
+        text = str(error).removeprefix(": ")  # the name of the call, which `_spare_stack` hides
         if not isinstance(error, Error) and "reading from the driver" not in text:
             return error
         if any(words in text for words in _NAVIGATED):
@@ -165,7 +165,7 @@ class PlaywrightChromium:
         self.alive = False
 
 
-def spare_stack() -> None:
+def _spare_stack() -> None:
     """Spare Playwright's calls in this task the search for their caller's line, 2 ms each.
 
     Playwright looks for its synchronous API's note of the caller first; without it, it reads the

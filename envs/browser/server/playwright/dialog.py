@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from envs.browser.actions import Action
 from envs.browser.foreign_text import one_line
 from envs.browser.server.errors import ActionRefused, BrowserError, NavigatedAway
-from envs.browser.server.playwright.browser import PlaywrightChromium, spare_stack
+from envs.browser.server.playwright.browser import PlaywrightChromium
 
 Result = TypeVar("Result")
 
@@ -126,12 +126,7 @@ class Dialogs:
         Raises:
             DialogOpened: a dialog came up; look at it.
         """
-
-        async def unhurried() -> Result:
-            spare_stack()
-            return await work
-
-        task = asyncio.ensure_future(unhurried())
+        task = asyncio.ensure_future(work)
         opened = asyncio.ensure_future(self._opened.wait())
         try:
             await asyncio.wait({task, opened}, return_when=asyncio.FIRST_COMPLETED)

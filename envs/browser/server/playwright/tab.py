@@ -27,7 +27,6 @@ class Tab:
 
     Attributes:
         page: Playwright's page.
-        refused: addresses that were refused since the list was emptied last.
         opened: number of tabs that this one has opened.
         frames: Playwright's frames by the letters in front of their elements' ids.
         known: ids of the elements as the page was read last.
@@ -43,7 +42,6 @@ class Tab:
         self.browser = browser
         self.attribute = attribute
         self.page = page
-        self.refused: list[str] = []
         self.opened = 0
         self.frames: dict[str, Any] = {"": page.main_frame}
         self.known: Collection[str] = ()
@@ -115,11 +113,9 @@ class Tab:
         self.opened += 1
 
     def _on_request(self, event: dict[str, Any]) -> None:
-        url = event["request"]["url"]
-        if self._admits(url):
+        if self._admits(event["request"]["url"]):
             self.browser.run(self._answer("Fetch.continueRequest", event["requestId"]))
         else:
-            self.refused.append(url)
             self.browser.run(self._refuse(event["requestId"]))
 
     async def _refuse(self, request: str) -> None:
