@@ -7,6 +7,7 @@ three coroutines of `Env` can be trained on; `envs.check_env` tests the whole co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -38,6 +39,8 @@ class Observation:
         error: why the last action was refused or failed, empty if it did not.
         actions: texts of actions that are possible now; a random agent chooses from them.
         screenshot: the page as PNG bytes, only if it was asked for.
+        deterministic: True if equal actions after equal starts always lead to equal observations,
+            rewards and ends. Then what episodes do alike may be executed once.
     """
 
     messages: tuple[Message, ...]
@@ -47,6 +50,7 @@ class Observation:
     error: str = ""
     actions: tuple[str, ...] = ()
     screenshot: bytes | None = None
+    deterministic: bool = False
 
     def cut(self, lines: int) -> Observation:
         """Return a copy with only the first lines of the page, and a note of how many are missing.
@@ -161,5 +165,25 @@ class Demonstrator(Protocol):
         Returns:
             The text to pass to `step`; empty if there is no solver, the solver has no answer, or
             no episode is running.
+        """
+        ...
+
+
+Refusals = Callable[[str], StepResult | None]
+"""Return what `step` would for a text that is not a valid action, and None for one that is."""
+
+
+@runtime_checkable
+class Refuser(Protocol):
+    """An environment that knows an invalid action without executing it.
+
+    Such an action leaves no trace beyond the observation that refuses it.
+    """
+
+    def refusals(self) -> Refusals | None:
+        """Return a function that refuses invalid actions at the current observation.
+
+        It holds for this observation, also after the environment has gone on. None if there is
+        no such function.
         """
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from envs.base import Demonstrator, Env, Observation, StepResult, Task
+from envs.base import Demonstrator, Env, Observation, Refuser, StepResult, Task
 
 INVALID_TEXT = "I think that I should press the button."
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -66,7 +66,12 @@ async def check_env(
 
 
 async def _check_invalid_text(env: Env, before: Observation) -> None:
+    refuse = env.refusals() if isinstance(env, Refuser) else None
     result = await env.step(INVALID_TEXT)
+    _check(
+        refuse is None or refuse(INVALID_TEXT) == result,
+        "refusals() and step() do not refuse an invalid action alike",
+    )
     _check_result(result)
     after = result.observation
     _check(

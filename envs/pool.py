@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Self
 
-from envs.base import Env
+from envs.base import Env, Task
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ class EnvPool:
     Attributes:
         created: environments made so far.
         discarded: environments closed because their lease ended in an exception.
+        counters: counts of a pool whose environments are shared; empty here.
     """
 
     def __init__(self, factory: Callable[[], Env | Awaitable[Env]], size: int):
@@ -39,6 +41,7 @@ class EnvPool:
         self.size = size
         self.created = 0
         self.discarded = 0
+        self.counters: Counter[str] = Counter()
         self._factory = factory
         self._slots = asyncio.Semaphore(size)
         self._idle: list[Env] = []
@@ -75,6 +78,10 @@ class EnvPool:
                 await self._close_env(env)
             else:
                 self._idle.append(env)
+
+    def share(self, task: Task) -> AbstractAsyncContextManager[Self]:
+        """Return what lends to the episodes of one start: this pool; see `envs.replay`."""
+        return nullcontext(self)
 
     async def __aenter__(self) -> Self:
         return self

@@ -114,6 +114,7 @@ class ScriptedEnv:
             page=page,
             error=error,
             actions=tuple(f"click({number!r})" for number in self._words),
+            deterministic=True,
         )
 
 

@@ -18,6 +18,7 @@ from grpo.errors import ConfigError
 from grpo.exits import exit_code as exit_code
 from grpo.option_values import check_text, require_text, short
 from grpo.safe_output import one_line, printable
+from grpo.threads import bind_threads
 
 if TYPE_CHECKING:
     from envs.browser.pool import BrowserPool
@@ -97,6 +98,7 @@ def train(
         pool = _browser_pool(config)
         earlier.append((config, run_id(config.folder)))
 
+        bind_threads(config.device)
         from grpo.run import train
 
         train(config, pool, baselines=baselines)
@@ -124,6 +126,7 @@ def evaluate(
         )
         pool = _browser_pool(config)
 
+        bind_threads(config.device)
         from grpo.run import evaluate
 
         evaluate(config, pool, baselines=baselines)

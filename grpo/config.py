@@ -223,6 +223,11 @@ class Config(BaseModel):
         2, "number of Chromiums of the server that is started here", ge=1, le=256
     )
     env_sessions: int = _environment(16, "number of concurrent browser sessions", ge=1, le=4096)
+    share_episodes: bool = _environment(
+        True,
+        "execute once what the episodes of a group do alike, where the task is deterministic",
+        resumable=True,
+    )
     env_deadline: Float = _environment(
         30.0, "seconds after which a call to the environment counts as failed", gt=0, le=DAY_S
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from envs.base import Env
 from envs.pool import EnvPool
+from envs.replay import Pool, SharingPool
 from grpo.distributed import World
 from grpo.generators.base import Generator
 from grpo.generators.factory import check_backend, open_generator
@@ -46,7 +47,7 @@ class Runtime(NamedTuple):
     executor: Executor
     shutdown: Shutdown
     generator: Generator
-    pool: EnvPool
+    pool: Pool
     decodings: dict[str, Agent]
     max_prompt_tokens: int
 
@@ -106,7 +107,7 @@ async def open_runtime(
             executor,
             shutdown,
             generator,
-            pool,
+            SharingPool(pool) if config.share_episodes else pool,
             decodings,
             max_prompt_tokens,
         )

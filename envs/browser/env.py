@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
-from envs.base import Box, EnvError, Observation, StepResult, Task, TaskError
+from envs.base import Box, EnvError, Observation, Refusals, StepResult, Task, TaskError
 from envs.browser.actions import (
     EXTRA_ACTIONS,
     InvalidAction,
     format_action,
     parse_action,
     possible_actions,
+    why_invalid,
 )
 from envs.browser.connection import (
     ServerError,
@@ -108,15 +110,12 @@ class BrowserEnv:
         task = self._task
         if task is None:
             raise RuntimeError("no episode is running: call reset first")
-        try:
-            action = parse_action(text, self._extra)
-        except InvalidAction as error:
-            return self._refuse(str(error))
-        for element_id in action.ids:
-            if element_id not in self._bids:
-                return self._refuse(f"there is no element {element_id!r} on the page")
-        bids = [self._bids[element_id] for element_id in action.ids]
-        acted_on = tuple(self._boxes[bid] for bid in bids if bid in self._boxes)
+        refused = self.refusals()(text)
+        if refused is not None:
+            self._observation = refused.observation
+            return refused
+        action = parse_action(text, self._extra)
+        acted_on = tuple(self.boxes[each] for each in action.ids if each in self.boxes)
         command = format_action(action.with_ids(self._bids))
         history = [*self._history, format_action(action)]
 
@@ -150,6 +149,20 @@ class BrowserEnv:
         except (LookupError, ValueError):  # a number, say, that is not one
             return ""
 
+    def refusals(self) -> Refusals:
+        """Return the function that refuses invalid actions on this page; see `Refuser`."""
+        old, bids, history, extra = self._observation, self._bids, self._history, self._extra
+
+        def refuse(text: str) -> StepResult | None:
+            error = why_invalid(text, bids, extra)
+            if not error:
+                return None
+            messages = page_messages(old.goal, old.page, history, error, extra)
+            page = dataclasses.replace(old, messages=messages, error=error)
+            return StepResult(page, 0.0, done=False, valid_action=False, info={"raw_reward": 0.0})
+
+        return refuse
+
     @property
     def boxes(self) -> dict[str, Box]:
         """Rectangles of the page's elements on the screenshot, by the ids that the model reads."""
@@ -160,13 +173,11 @@ class BrowserEnv:
         client, self._client = self._client, None
         self._dead = self._dead or "it was closed"
         self._task = None
-        if client is None:
-            return
-        try:
-            # The closing handshake with a server that hangs would take long.
-            await asyncio.wait_for(client.close(), CLOSE_DEADLINE_S)
-        except (OSError, TimeoutError):
-            return  # the connection is gone, as wanted
+        if client is not None:
+            # The closing handshake with a server that hangs would take long; an error means that
+            # the connection is gone, as wanted.
+            with suppress(OSError, TimeoutError):
+                await asyncio.wait_for(client.close(), CLOSE_DEADLINE_S)
 
     async def _request(
         self, call: Callable[[Any], Awaitable[dict[str, Any]]], read: Callable[[Any], Read]
@@ -230,6 +241,7 @@ class BrowserEnv:
             error=error,
             actions=tuple(possible_actions(elements, goal)),
             screenshot=response.screenshot,
+            deterministic=response.deterministic,
         )
 
     def _with_page_ids(self, text: str) -> str:
@@ -239,11 +251,3 @@ class BrowserEnv:
             return format_action(parse_action(text, self._extra).with_ids(ids))
         except (InvalidAction, KeyError):
             return ""
-
-    def _refuse(self, error: str) -> StepResult:
-        old = self._observation
-        messages = page_messages(old.goal, old.page, self._history, error, self._extra)
-        self._observation = dataclasses.replace(old, messages=messages, error=error)
-        return StepResult(
-            self._observation, reward=0.0, done=False, valid_action=False, info={"raw_reward": 0.0}
-        )

@@ -78,6 +78,7 @@ class Response:
         actions: the task's actions of `EXTRA_ACTIONS`.
         left_out: number of lines of the page that are not shown, by where they are.
         demonstration: the right action by the task's script, with the server's ids.
+        deterministic: True if equal actions after equal starts lead to equal pages.
     """
 
     goal: str
@@ -94,6 +95,7 @@ class Response:
     actions: tuple[str, ...] = ()
     left_out: dict[str, int] = field(default_factory=dict)
     demonstration: str = ""
+    deterministic: bool = False
 
 
 def read_reset(payload: Any, task_name: str, *, screenshot: bool) -> Response:
@@ -185,6 +187,7 @@ def _read(payload: Any, reward: float | None, screenshot: bool) -> Response:
             for name in ("above", "below", "clipped")
         },
         demonstration=read_text(metadata.get("demonstration"), "demonstration"),
+        deterministic=of_type(bool, metadata.get("deterministic", False), "deterministic"),
     )
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from envs.base import EnvError, Task
 from grpo.rollouts.rollout import OnEpisode, Rollouts, gather, ignore_episode
+from grpo.types import Episode
 
 
 class Outcome(NamedTuple):
@@ -82,7 +83,7 @@ async def evaluate(
     """Play one episode per task and decoding, all side by side: they read the same pages.
 
     Args:
-        decodings: rollouts by their name, e.g. "sampled" and "greedy"; they may share a pool.
+        decodings: rollouts by their name, e.g. "sampled" and "greedy", over one pool.
         tasks: held-out tasks.
         seed: determines what is sampled.
         on_episode: called after each episode.
@@ -93,14 +94,19 @@ async def evaluate(
     Raises:
         EnvError: not one episode of a decoding could be played.
     """
-    episodes = await gather(
-        rollouts.episode(task, [seed, task.seed], on_episode=on_episode)
-        for task in tasks
-        for rollouts in decodings.values()
-    )
+
+    async def play(task: Task) -> list[Episode | None]:
+        pool = next(iter(decodings.values())).pool
+        async with pool.share(task) as lender:
+            return await gather(
+                rollouts.episode(task, [seed, task.seed], on_episode=on_episode, lender=lender)
+                for rollouts in decodings.values()
+            )
+
+    episodes = await gather(play(task) for task in tasks)
     outcomes: dict[str, list[Outcome]] = {}
     for i, (decoding, rollouts) in enumerate(decodings.items()):
-        played = [episode for episode in episodes[i :: len(decodings)] if episode is not None]
+        played = [episode for of_task in episodes if (episode := of_task[i]) is not None]
         if tasks and not played:
             raise EnvError(f"no episode could be played; the last error: {rollouts.last_error}")
         outcomes[decoding] = [Outcome(e.task, e.success, len(e.turns)) for e in played]

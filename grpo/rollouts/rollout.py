@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from envs.base import Env, EnvError, Observation, Task
-from envs.pool import EnvPool
+from envs.base import Env, EnvError, Task
+from envs.replay import Lender, NotReproducible, Pool
 from grpo.rollouts.agents import Agent
+from grpo.rollouts.page_state import page_state
 from grpo.types import Episode, Group, StepRecord, Turn
 
 Result = TypeVar("Result")
@@ -78,19 +78,6 @@ async def run_episode(
     )
 
 
-def page_state(observation: Observation) -> str:
-    """Return a name for the page of an observation: equal pages have equal names.
-
-    This is the anchor state of GiGPO (arXiv 2505.10978), by which the turns of a group are
-    compared: the page as the model reads it. History and error say how the episode came to the
-    page, not where it is; the goal is the same for the group; the address is left out because the
-    model does not read it and two servers may have different ones. An observation without a page
-    is named by its last message.
-    """
-    page = observation.page or observation.messages[-1]["content"]
-    return hashlib.sha256(page.encode(errors="surrogatepass")).hexdigest()[:16]
-
-
 @dataclass
 class Rollouts:
     """Plays episodes over a pool of sessions; infrastructure failures are data.
@@ -99,7 +86,7 @@ class Rollouts:
     with fewer than two survivors is dropped. Each is counted, and none becomes a reward.
 
     Attributes:
-        pool: the sessions; its size bounds how many episodes run at once.
+        pool: the sessions; its size bounds how many are in use at once.
         agent: plays the episodes.
         max_turns: completions per episode at most.
         valid_action_bonus: reward for each valid action.
@@ -107,7 +94,7 @@ class Rollouts:
         last_error: message of the newest failure.
     """
 
-    pool: EnvPool
+    pool: Pool
     agent: Agent
     max_turns: int
     valid_action_bonus: float = 0.0
@@ -125,30 +112,39 @@ class Rollouts:
         *,
         record: bool = False,
         on_episode: OnEpisode = ignore_episode,
+        lender: Lender | None = None,
     ) -> Episode | None:
-        """Play one episode, with one retry; return None if both attempts failed."""
+        """Play one episode, with one retry; return None if both attempts failed.
+
+        Args:
+            task: what to start from.
+            seed: numbers that determine what is sampled.
+            record: True to take screenshots and return `Episode.records`.
+            on_episode: called after the episode.
+            lender: lends the session; None for the pool.
+        """
+
+        def play(env: Env) -> Awaitable[Episode]:
+            turns, bonus = self.max_turns, self.valid_action_bonus
+            options: dict[str, Any] = {"max_turns": turns, "valid_action_bonus": bonus}
+            return run_episode(env, task, self.agent, seed=seed, record=record, **options)
+
+        episode: Episode | None = None
         for is_retry in (False, True):
             try:
-                async with self.pool.lease(fresh=is_retry) as env:
-                    episode = await run_episode(
-                        env,
-                        task,
-                        self.agent,
-                        max_turns=self.max_turns,
-                        seed=seed,
-                        valid_action_bonus=self.valid_action_bonus,
-                        record=record,
-                    )
+                try:
+                    async with (lender or self.pool).lease(fresh=is_retry) as env:
+                        episode = await play(env)
+                except NotReproducible:  # so the task is not shared any more
+                    async with self.pool.lease(fresh=is_retry) as env:
+                        episode = await play(env)
+                break
             except EnvError as error:
                 self.counters["env_failures"] += 1
                 self.last_error = str(error)
-                continue
-            self.counters["episodes"] += 1
-            on_episode(episode)
-            return episode
-        self.counters["episodes_dropped"] += 1
-        on_episode(None)
-        return None
+        self.counters["episodes" if episode else "episodes_dropped"] += 1
+        on_episode(episode)
+        return episode
 
     async def group(
         self,
@@ -159,9 +155,11 @@ class Rollouts:
         on_episode: OnEpisode = ignore_episode,
     ) -> Group | None:
         """Play the episodes of one task and seed; return None if fewer than two survive."""
-        episodes = await gather(
-            self.episode(task, [*seed, i], on_episode=on_episode) for i in range(group_size)
-        )
+        async with self.pool.share(task) as lender:
+            episodes = await gather(
+                self.episode(task, [*seed, i], on_episode=on_episode, lender=lender)
+                for i in range(group_size)
+            )
         survivors = tuple(episode for episode in episodes if episode is not None)
         if len(survivors) >= 2:
             return Group(task, survivors)

@@ -140,7 +140,7 @@ class Trainer:
                         ahead = None
                         await self.generator.sleep()
                     metrics, advantages = await self.in_executor(self.update, groups)
-                    metrics |= rollout | synced | self.failures()
+                    metrics |= rollout | synced | self.counters()
                     yield TrainingStep(self.step, metrics, groups, advantages)
                     if config.save_every and self.step % config.save_every == 0:
                         self.saver.save(self.step, self.state)
@@ -315,10 +315,10 @@ class Trainer:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.executor, partial(function, *args))
 
-    def failures(self) -> dict[str, float]:
-        """Return the metrics of what failed so far, on this rank."""
-        counters = self.rollouts.counters
-        return {
+    def counters(self) -> dict[str, float]:
+        """Return the metrics of what failed and what was shared so far, on this rank."""
+        counters, shared = self.rollouts.counters, self.rollouts.pool.counters
+        return {f"env/{name}": float(count) for name, count in shared.items()} | {
             "env/failures": float(counters["env_failures"]),
             "env/episodes_dropped": float(counters["episodes_dropped"]),
             "env/groups_dropped": float(counters["groups_dropped"]),

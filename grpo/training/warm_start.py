@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from envs.base import EnvError, TaskError
-from envs.pool import EnvPool
+from envs.replay import Pool
 from grpo.algorithm.batch import rows_from_completions
 from grpo.distributed import World
 from grpo.model.policy import Policy
@@ -43,7 +43,7 @@ def demonstration_batch(episodes: Sequence[Episode], world_size: int = 1) -> Tok
 async def warm_start(
     config: Config,
     policy: Policy,
-    pool: EnvPool,
+    pool: Pool,
     executor: Executor,
     world: World,
     *,

@@ -148,17 +148,17 @@ async def test_a_todo_list_is_kept(browser, todo):
         await page.get_by_label("Text").press("Enter")
         await page.get_by_label("Text").fill(text)
         await page.get_by_role("button", name="Add").click()
-    await page.get_by_label("call Ann", exact=True).check()
+    await page.get_by_label("Mark call Ann as done").check()
     await page.get_by_label("Delete buy milk").click()
     kept = [{"text": "call Ann", "done": True}, {"text": "pay the rent", "done": False}]
     assert await page.evaluate("JSON.parse(localStorage.todos)") == kept
     await page.reload()
-    await expect(page.get_by_label("call Ann", exact=True)).to_be_checked()
+    await expect(page.get_by_label("Mark call Ann as done")).to_be_checked()
     assert await names_of_controls(page) == [
         ("link", "New todo"),
-        ("checkbox", "call Ann"),
+        ("checkbox", "Mark call Ann as done"),
         ("button", "Delete call Ann"),
-        ("checkbox", "pay the rent"),
+        ("checkbox", "Mark pay the rent as done"),
         ("button", "Delete pay the rent"),
     ]
 

@@ -25,3 +25,6 @@ use-spinner visual-addition
 """
 
 MINIWOB_TASKS = frozenset(_NAMES.split())
+
+TIMED_TASKS = frozenset({"stock-market"})
+"""Those whose pages change with the time: equal actions may lead to unequal pages."""

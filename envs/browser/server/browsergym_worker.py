@@ -111,6 +111,7 @@ class Worker:
             "raw_reward": float(task_info.get("RAW_REWARD_GLOBAL", reward)),
             "left_out": left_out,
             "actions": list(self._task.actions),
+            "deterministic": bool(self._task.deterministic),
         }
         if self._screenshot:
             metadata["boxes"] = boxes(observed)

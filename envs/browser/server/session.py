@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from envs.browser.actions import EXTRA_ACTIONS, Action
+from envs.browser.miniwob.names import TIMED_TASKS
 from envs.browser.miniwob.tasks import Episode, Outcome, Script, find_task
 from envs.browser.server.cdp.page import Page
 from envs.browser.server.errors import ActionRefused, NavigatedAway, SessionError
@@ -23,7 +24,7 @@ class Session:
         self.page = page
         self._episode: Episode | None = None  # None: no episode is running
         self._goal = ""
-        self._screenshot = self._final_page = False
+        self._screenshot = self._final_page = self._deterministic = False
 
     async def open(self) -> None:
         """Open the page."""
@@ -52,6 +53,7 @@ class Session:
         self._episode = None
         episode = Episode(find_task(task_name), seed)
         self._screenshot, self._final_page = screenshot, final_page
+        self._deterministic = task_name.removeprefix("miniwob.") not in TIMED_TASKS
         await self.page.goto(episode.url)
         page, tree = await self._look(episode, episode.setup)
         self._goal = episode.goal(page["begun"])
@@ -85,7 +87,11 @@ class Session:
         self, outcome: Outcome, page: dict[str, Any], tree: str, error: str = ""
     ) -> dict[str, Any]:
         screenshot = None
-        metadata = {"success": outcome.reward > 0, "raw_reward": outcome.raw_reward}
+        metadata = {
+            "success": outcome.reward > 0,
+            "raw_reward": outcome.raw_reward,
+            "deterministic": self._deterministic,
+        }
         if self._screenshot:
             screenshot = await self.page.screenshot()
             metadata["boxes"] = page["boxes"]

@@ -206,6 +206,7 @@ class WebSession:
             "raw_reward": outcome.reward,
             "left_out": view.left_out,
             "actions": list(task.actions),
+            "deterministic": bool(task.deterministic),
             "demonstration": "" if outcome.done else self._demonstration(task, view),
         }
         if self._screenshot:

@@ -74,7 +74,7 @@ class CompleteTodo(_Todo):
         return f'Mark "{self.item}" as done.'
 
     def demonstrate(self, elements: Sequence[Element], turn: int) -> str:
-        return f"click({id_of(self.item, elements)!r})"
+        return f"click({id_of(f'Mark {self.item} as done', elements)!r})"
 
 
 class DeleteTodo(_Todo):

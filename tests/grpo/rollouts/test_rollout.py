@@ -1,14 +1,17 @@
 import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from itertools import count
 
 import pytest
 
 from envs.base import EnvError, Observation, StepResult, Task, TaskError
 from envs.pool import EnvPool
+from envs.replay import SharingPool
 from envs.scripted import ScriptedEnv
 from grpo.rollouts.agents import random_agent
-from grpo.rollouts.rollout import Rollouts, gather, page_state, run_episode
+from grpo.rollouts.page_state import page_state
+from grpo.rollouts.rollout import Rollouts, gather, run_episode
 from grpo.types import Completion
 
 TASK, TWO = Task("click-word", 0), Task("click-two-words", 0)
@@ -31,10 +34,10 @@ async def talk(observation, seed, env):
     return "hello", NOTHING
 
 
-def failing(*fail_at):
+def failing(*fail_at, kind=ScriptedEnv):
     """A pool's factory: the k-th environment fails at its call fail_at[k], 0 for never."""
     left = list(fail_at)
-    return lambda: ScriptedEnv(fail_at=left.pop(0) if left else 0)
+    return lambda: kind(fail_at=left.pop(0) if left else 0)
 
 
 def rollouts(factory=ScriptedEnv, agent=solve, *, size=1, max_turns=3, **options):
@@ -317,3 +320,68 @@ async def test_collect_calls_on_episode():
     seen = []
     await rollouts(size=2).collect([TASK, TWO], 2, [0], on_episode=seen.append)
     assert sorted(episode.task for episode in seen) == sorted([TASK, TASK, TWO, TWO])
+
+
+class Unhurried(ScriptedEnv):
+    """Other episodes act while it does."""
+
+    async def step(self, text):
+        await asyncio.sleep(0)
+        return await super().step(text)
+
+
+class Coin(Unhurried):
+    """Where the click of the first word leads is another page in each environment."""
+
+    made = count()
+
+    def __init__(self):
+        super().__init__()
+        self.number = next(self.made)
+
+    async def step(self, text):
+        result = await super().step(text)
+        page = f"{result.observation.page}\n{self.number}"
+        return replace(result, observation=replace(result.observation, page=page))
+
+
+async def guess(observation, seed, env):
+    """Click the first word rightly, then any word."""
+    if "Done so far" in observation.messages[-1]["content"]:
+        return await random_agent(observation, seed, env)
+    return await solve(observation, seed, env)
+
+
+async def test_a_group_shares_what_its_episodes_do_alike():
+    alone = rollouts(agent=guess, size=8)
+    shared = Rollouts(SharingPool(EnvPool(ScriptedEnv, 8)), guess, 3)
+    for seed in range(5):
+        task = Task("click-two-words", seed)
+        assert await shared.group(task, 8, [seed]) == await alone.group(task, 8, [seed])
+    assert shared.counters == alone.counters
+    # Each of the four words is clicked once after the first one, which is clicked once in each.
+    assert shared.pool.counters["episodes_executed"] <= 5 * 4
+    assert shared.pool.counters["steps_shared"] >= 5 * 7
+
+
+async def test_a_task_that_is_not_deterministic_loses_no_episode():
+    pool = SharingPool(EnvPool(Coin, 8))
+    play = Rollouts(pool, guess, 3)
+    group = await play.group(TWO, 8, [0])
+    assert len(group.episodes) == 8
+    assert play.counters == {"episodes": 8}
+    assert pool.counters["replay_mismatches"] >= 1
+    assert pool.unshared == {"click-two-words"}
+
+
+async def test_failures_in_a_shared_group_are_retried_and_counted():
+    pool = SharingPool(EnvPool(failing(0, 2, 0, 1, kind=Unhurried), 8))
+    play = Rollouts(pool, guess, 3)
+    alone = await rollouts(agent=guess, size=8).group(TWO, 8, [1])
+    assert await play.group(TWO, 8, [1]) == alone
+    assert play.counters["env_failures"] == pool.pool.discarded > 0
+    assert play.counters["episodes"] == 8
+    pool = SharingPool(EnvPool(lambda: ScriptedEnv(fail_at=1), 8))
+    play = Rollouts(pool, guess, 3)
+    assert await play.group(TWO, 4, [1]) is None
+    assert play.counters == {"env_failures": 8, "episodes_dropped": 4, "groups_dropped": 1}

@@ -12,6 +12,7 @@ import grpo.training.trainer
 import grpo.training.updater
 from envs.base import EnvError, Task
 from envs.pool import EnvPool
+from envs.replay import SharingPool
 from envs.scripted import ScriptedEnv
 from grpo.algorithm.batch import reward_tensors
 from grpo.algorithm.credit import CreditRule, turn_advantages
@@ -69,6 +70,7 @@ async def success(trainer):
 
 async def test_a_run(make_trainer, tmp_path):
     trainer = make_trainer(beta=0.01, **WORKS)
+    trainer.rollouts.pool = SharingPool(trainer.rollouts.pool)
     before = {name: value.clone() for name, value in trainer.policy.model.state_dict().items()}
     episodes = []
     done = [step async for step in trainer.train(episodes.append)]
@@ -115,6 +117,20 @@ async def test_training_improves_success(make_trainer, options):
     assert steps[-1]["success"] > 0.8
 
 
+async def test_sharing_episodes_changes_nothing_but_what_is_executed(make_trainer):
+    options = {"steps": 3, "task": "click-two-words", "max_turns": 3, **WORKS}
+    one, other = make_trainer(**options), make_trainer(output="shared", **options)
+    other.rollouts.pool = SharingPool(other.rollouts.pool)
+    alone, shared = await run(one), await run(other)
+    for parameter, of_other in zip(parameters(one), parameters(other), strict=True):
+        torch.testing.assert_close(parameter, of_other, rtol=0, atol=1e-6)
+    for metrics, of_shared in zip(alone, shared, strict=True):  # sampled in other batches
+        same = {name: value for name, value in metrics.items() if "seconds" not in name}
+        assert {name: of_shared[name] for name in same} == pytest.approx(same, rel=1e-5, abs=1e-6)
+    assert shared[-1]["env/episodes_executed"] < 3 * 2 * 8 == other.episodes
+    assert shared[-1]["env/steps_shared"] > 0 == shared[-1]["env/replay_mismatches"]
+
+
 async def test_negated_advantages_make_the_policy_worse(make_trainer, monkeypatch):
     monkeypatch.setattr(
         grpo.training.trainer, "turn_advantages", lambda *a, **k: -turn_advantages(*a, **k)
@@ -145,7 +161,7 @@ async def test_a_step_without_surviving_groups_ends_the_run(make_trainer):
     assert (trainer.step, trainer.episodes) == (0, 0)
     assert [path.name for path in checkpoints(trainer.config.folder)] == ["step-000000"]
     failures = {"env/failures": 32, "env/episodes_dropped": 16, "env/groups_dropped": 2}
-    assert {k: v for k, v in trainer.failures().items() if v} == failures
+    assert {k: v for k, v in trainer.counters().items() if v} == failures
 
 
 async def test_a_step_continues_with_the_surviving_groups(make_trainer):
@@ -281,7 +297,7 @@ async def test_the_state_holds_everything_that_later_steps_depend_on(make_traine
     assert torch.equal(torch.rand(3), drawn)
     assert other.task_sampler.state() == trainer.task_sampler.state()
     assert other.rollouts.counters == trainer.rollouts.counters
-    assert other.failures()["env/failures"] == 2
+    assert other.counters()["env/failures"] == 2
     assert other.seconds == trainer.seconds
 
 

@@ -17,6 +17,7 @@ function row(todo) {
   const label = document.createElement("label");
   const box = document.createElement("input");
   box.type = "checkbox";
+  box.ariaLabel = `Mark ${todo.text} as done`;
   box.checked = todo.done;
   box.onchange = () => {
     todo.done = box.checked;

@@ -1,0 +1,25 @@
+"""OpenMP's threads, on the cores of this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+GPU_DRIVERS = [Path(f"/dev/{name}") for name in ("nvidiactl", "kfd", "dxg")]  # NVIDIA, AMD, WSL
+
+
+def bind_threads(device: str) -> None:
+    """Bind each OpenMP thread to a core where the CPU computes, unless the user has decided.
+
+    Unbound threads may share a core and spin there: a step then takes several times as long.
+    (Threads and processes that a bound one starts inherit its core; the environment server takes
+    all cores back.) Call this before torch is imported, which reads these variables. Where a GPU
+    computes, the binding would only keep this process on one core.
+
+    Args:
+        device: the option: "auto", "cpu", or an accelerator's name.
+    """
+    on_cpu = device == "cpu" or (device == "auto" and not any(map(Path.exists, GPU_DRIVERS)))
+    if sys.platform == "linux" and on_cpu and not any(name[:4] == "OMP_" for name in os.environ):
+        os.environ |= {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
