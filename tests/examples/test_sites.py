@@ -19,6 +19,10 @@ from envs.browser.server.chromium import find_chromium
 from envs.browser.server.local import LocalServer
 from envs.browser.task_file import TaskFile
 from envs.browser.web_task import WebTask
+from envs.pool import EnvPool
+from envs.replay import SharingPool
+from grpo.rollouts.rollout import Rollouts
+from tests.support.guess import guess
 
 SITES = Path(__file__).resolve().parents[2] / "examples" / "sites"
 
@@ -333,6 +337,19 @@ async def test_episodes_at_the_same_time_have_carts_of_their_own(session):
     assert result.success
     result = await ben.step("noop()")
     assert "link 'Cart (0)'" in result.observation.page
+
+
+@pytest.mark.parametrize(
+    ("site", "name"),
+    [("todo", "AddTodo"), ("todo", "DeleteTodo"), ("shop", "AddToCart"), ("shop", "ChangeAmount")],
+)
+async def test_shared_episodes_are_those_that_are_not(servers, site, name):
+    url, task = await servers[site].ensure(), Task(name, 5)
+    async with EnvPool(lambda: BrowserEnv(url), 4) as pool:
+        shared, alone = Rollouts(SharingPool(pool), guess, 3), Rollouts(pool, guess, 3)
+        assert await shared.group(task, 6, [0]) == await alone.group(task, 6, [0])
+        assert shared.pool.counters["replay_mismatches"] == 0
+        assert shared.pool.counters["steps_shared"] > 0
 
 
 async def test_the_task_files_of_the_documentation_are_valid(tmp_path):

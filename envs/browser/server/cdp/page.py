@@ -9,7 +9,7 @@ from typing import Any
 from envs.browser.actions import Action
 from envs.browser.server.cdp import actions
 from envs.browser.server.cdp.chromium import Chromium
-from envs.browser.server.errors import ActionRefused, BrowserError, NavigatedAway
+from envs.browser.server.errors import ActionRefused, BrowserError, NavigatedAway, evaluated
 from envs.browser.server.page_script import VIEWPORT, page_script
 
 # Parts of Chromium's error when a page navigated while a script ran in it.
@@ -105,10 +105,7 @@ class Page:
             if any(words in str(error) for words in _NAVIGATED):
                 raise NavigatedAway(str(error)) from None
             raise
-        if "exceptionDetails" in response:
-            details = response["exceptionDetails"]
-            raise BrowserError(details.get("exception", {}).get("description", details["text"]))
-        return response["result"].get("value")
+        return evaluated(response)
 
     async def call(self, function: str, *args: Any) -> dict[str, Any]:
         """Call one of the functions that `page.js` lists in `functions`, and return its result.

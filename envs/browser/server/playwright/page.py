@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from envs.browser.actions import Action
-from envs.browser.server.errors import BrowserError
+from envs.browser.server.errors import BrowserError, evaluated
 from envs.browser.server.page_script import SCREENSHOT_SCALE, VIEWPORT, page_script
 from envs.browser.server.playwright.actions import perform
 from envs.browser.server.playwright.browser import PlaywrightChromium
@@ -103,10 +103,7 @@ class Page:
             returnByValue=True,
             userGesture=True,
         )
-        if "exceptionDetails" in response:
-            details = response["exceptionDetails"]
-            raise BrowserError(details.get("exception", {}).get("description", details["text"]))
-        text = response["result"].get("value")
+        text = evaluated(response)
         return None if text is None else json.loads(text)
 
     async def tree(self) -> dict[str, Any]:

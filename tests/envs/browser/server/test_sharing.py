@@ -6,8 +6,9 @@ from envs.base import Task
 from envs.browser.env import BrowserEnv
 from envs.pool import EnvPool
 from envs.replay import SharingPool
-from grpo.rollouts.agents import oracle_agent, random_agent
+from grpo.rollouts.agents import random_agent
 from grpo.rollouts.rollout import Rollouts
+from tests.support.guess import guess
 
 pytestmark = pytest.mark.browser
 
@@ -18,14 +19,6 @@ TASKS = [
     *("navigate-tree", "read-table", "simple-arithmetic"),
     *("login-user", "enter-password", "use-autocomplete"),  # several actions
 ]
-
-oracle = oracle_agent()
-
-
-async def guess(observation, seed, env):
-    """Follow the solver on even seeds, act at random on odd ones, and talk now and then."""
-    text, completion = await (random_agent if seed % 2 else oracle)(observation, seed, env)
-    return "I am not sure." if seed % 7 == 0 else text, completion
 
 
 @pytest.mark.parametrize("name", TASKS)
