@@ -132,7 +132,8 @@ class Report:
         )
         rates = {name: self.summary["per_task"][name] for name in config.evaluated_tasks}
         record_tally(media / label, {k: v[agent_name]["sampled"] for k, v in rates.items()})
-        write_gallery(media, title=f"{', '.join(config.task)}, {self.summary['model']}")
+        model = Path(self.summary["model"]).name  # not where it lies: galleries are shown around
+        write_gallery(media, title=f"{', '.join(config.task)}, {model}")
 
     def write(self) -> None:
         """Write the JSON file."""
