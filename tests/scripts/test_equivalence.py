@@ -27,13 +27,11 @@ from scripts.equivalence_worker import (
 )
 
 SOLVED = [
-    *("buy-ticket", "choose-list", "click-button", "click-collapsible", "click-dialog"),
-    *("click-dialog-2", "click-link", "click-menu", "click-option", "click-tab"),
-    *("click-tab-2-easy", "click-test", "click-test-2", "drag-box", "enter-date", "enter-text"),
-    *("enter-time", "find-word", "focus-text", "focus-text-2", "login-user", "read-table"),
-    *("scroll-text-2", "simple-algebra", "simple-arithmetic", "unicode-test", "use-autocomplete"),
-    *("use-autocomplete-nodelay", "use-spinner"),
+    *("buy-ticket", "choose-list", "click-button", "click-collapsible", "click-dialog-2"),
+    *("click-link", "click-menu", "click-option", "click-tab", "drag-box", "enter-date"),
+    *("enter-text", "login-user", "read-table", "scroll-text-2", "use-autocomplete"),
 ]
+"""One task for each kind of page; docs/equivalence.md is the comparison of all."""
 CLICKED = ["email-inbox", "tic-tac-toe"]
 """Tasks without a solver, played by random clicks."""
 
