@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -79,7 +80,8 @@ class TaskFile:
 
 def _load(path: Path) -> ModuleType:
     if not path.is_file():
-        raise TaskError(f"expected a Python file of tasks, got {path}")
+        reason = "it is not a file" if path.exists() else "there is none"
+        raise TaskError(f"expected a Python file of tasks, got {path}: {reason}")
     name = f"grpo_tasks_{hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -140,6 +142,11 @@ def _check(task: WebTask) -> None:
     for action in _texts("actions", task.actions):
         if action not in EXTRA_ACTIONS:
             raise ValueError(f"actions may be {', '.join(EXTRA_ACTIONS)}, got {action!r}")
+    for name, path in task.files.items():
+        if not (_file_of(type(task)).parent / path).is_file():
+            raise ValueError(
+                f"files has {name!r}, but {str(path)!r} is not a file beside the tasks"
+            )
     for origin in _texts("allowed_origins", task.allowed_origins):
         if not re.fullmatch(r"https?://[^/\s]+", origin):
             raise ValueError(f"an allowed origin is such as https://example.com, got {origin!r}")
@@ -150,7 +157,9 @@ def _check_site(task: WebTask) -> None:
     if isinstance(site, str) and not re.match(r"https?://[^/]", site):
         raise ValueError(f"site must be an http address, a Folder or a Command, got {site!r}")
     if isinstance(site, Folder) and not (_file_of(type(task)).parent / site.path).is_dir():
-        raise ValueError(f"site must be a folder, got {site.path!r}")
+        raise ValueError(
+            f"site must be a folder beside the file, got {str(site.path)!r}: not there"
+        )
     if isinstance(site, Command):
         if isinstance(site.args, str) or not site.args:
             raise ValueError(f"the site's command must be a list of arguments, got {site.args!r}")
@@ -158,6 +167,9 @@ def _check_site(task: WebTask) -> None:
             raise ValueError("the site's command must contain {port}, the port to listen on")
     if task.evaluate.__func__ is WebTask.evaluate:  # type: ignore[attr-defined]
         raise ValueError("it must define evaluate")
+    for name in ("setup", "evaluate", "teardown"):
+        if not inspect.iscoroutinefunction(getattr(task, name)):
+            raise ValueError(f"{name} must be a coroutine: async def {name}(...)")
 
 
 def _two_integers(value: Any) -> Iterator[int]:

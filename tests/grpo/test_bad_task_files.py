@@ -27,6 +27,13 @@ FILES = {
     "empty.py": "",
     "bad_task.py": TASKS.replace("http://127.0.0.1:1", "ftp://x"),
     "held_out.py": TASKS + "\nAdd.held_out = True\n",
+    "no_folder.py": TASKS.replace("WebTask\n", "Folder, WebTask\n", 1).replace(
+        '"http://127.0.0.1:1"', 'Folder("pages")'
+    ),
+    "no_upload.py": TASKS.replace(
+        "    async def setup", "    files = {'a': 'a.pdf'}\n    async def setup"
+    ),
+    "not_async.py": TASKS.replace("async def evaluate", "def evaluate"),
     "notes.txt": TASKS,
     "config/tasks.py": TASKS,
     "config/config.yaml": "stepps: 3\n",
@@ -48,7 +55,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "part"),
     [
-        ("nowhere.py", "expected a Python file of tasks, got {folder}/nowhere.py"),
+        ("nowhere.py", "expected a Python file of tasks, got {folder}/nowhere.py: there is none"),
         ("nowhere/tasks.py:Add", "expected a Python file of tasks, got {folder}/nowhere/tasks.py"),
         ("syntax.py", "cannot import {folder}/syntax.py, line 1: SyntaxError: "),
         ("missing_import.py:Add", "missing_import.py, line 2: ModuleNotFoundError: No module"),
@@ -57,6 +64,9 @@ def folder(tmp_path, monkeypatch):
             "bad_task.py",
             "bad_task.py: task 'Add': site must be an http address, a Folder or",
         ),
+        ("no_folder.py", "'Add': site must be a folder beside the file, got 'pages': not there"),
+        ("no_upload.py", "'Add': files has 'a', but 'a.pdf' is not a file beside the tasks"),
+        ("not_async.py", "'Add': evaluate must be a coroutine: async def evaluate(...)"),
         ("tasks.py:Ad", "{folder}/tasks.py: unknown task 'Ad'; close names: Add"),
         ("tasks.py:Add,click-test", "{folder}/tasks.py: unknown task 'click-test'; close names: "),
         ("tasks.py --task click-test", "{folder}/tasks.py: unknown task 'click-test'"),

@@ -45,7 +45,10 @@ async def run_code(
             raise SessionError(f"the app of {task.name} has ended") from error
         if isinstance(error, BrowserError):
             raise
-        raise SessionError(f"{what} of {task.name} failed: {one_line(str(error))}") from error
+        # Without Playwright's search of the stack its errors begin with an empty name of the call.
+        reason = one_line(str(error)).removeprefix(": ") or type(error).__name__
+        line = line_of(type(task), error)
+        raise SessionError(f"{what} of {task.name} failed, line {line}: {reason}") from error
     except SessionError:
         raise
     except Exception as error:

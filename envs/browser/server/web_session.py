@@ -42,8 +42,7 @@ class WebSession:
         self._site: RunningSite | None = None
         self._task: WebTask | None = None  # None: no episode is running
         self._window: Window | None = None
-        self._goal = ""
-        self._turn = 0
+        self._goal, self._turn = "", 0
         self._screenshot = self._final_page = False
         self._picture: str | None = None
 
@@ -84,7 +83,10 @@ class WebSession:
         await self._settle(window)
         window.tabs.refusals()  # what frames asked for while the page loaded
         self._turn, self._task = 0, task
-        return await self._observation(task, Outcome())
+        observation = await self._observation(task, Outcome())
+        if observation["url"] == "about:blank" and not simplify_axtree(observation["axtree_txt"]):
+            raise task_error(task, "setup left the page empty: does it await page.goto(...)?")
+        return observation
 
     async def step(self, action: Action) -> dict[str, Any]:
         """Execute one action and return its outcome.
