@@ -14,8 +14,9 @@ from grpo.files import EARLIER
 from grpo.reporting.loggers import read_metrics
 from grpo.training.checkpoint import MANIFEST, STATE_FILE
 
-CLOCKS = ("time", "seconds/")
-"""Prefixes of the metrics that differ between equal runs."""
+VARYING = ("time", "seconds/", "env/episodes_executed", "env/steps_")
+"""Prefixes of the metrics that differ between equal runs: times, and what depends on them, such as
+which episode was first to act."""
 
 APART = ("run.json", "config.yaml", "README.md", "curves.png", "points-0.json", "points-1.json")
 """Files that hold times or ids between other things: it counts that they are there."""
@@ -25,9 +26,9 @@ OTHERS = (EARLIER, "tensorboard")
 
 
 def metrics(path: Path) -> list[dict[str, float]]:
-    """Read a `metrics.jsonl` without clock times."""
+    """Read a `metrics.jsonl` without what varies."""
     lines = read_metrics(path)
-    return [{k: v for k, v in line.items() if not k.startswith(CLOCKS)} for line in lines]
+    return [{k: v for k, v in line.items() if not k.startswith(VARYING)} for line in lines]
 
 
 def differences(one: Path, other: Path, but: Collection[str] = ()) -> list[str]:

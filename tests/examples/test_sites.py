@@ -354,6 +354,9 @@ async def test_shared_episodes_are_those_that_are_not(servers, site, name):
 
 async def test_the_task_files_of_the_documentation_are_valid(tmp_path):
     (tmp_path / "site").mkdir()
+    (tmp_path / "data").mkdir()
+    for name in ("report.pdf", "photo.png"):
+        (tmp_path / "data" / name).touch()
     tasks = {}
     for number, text in enumerate(TASK_FILES):
         path = tmp_path / f"tasks_{number}.py"
