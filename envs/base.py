@@ -170,7 +170,7 @@ class Demonstrator(Protocol):
 
 
 Refusals = Callable[[str], StepResult | None]
-"""Return what `step` would for a text that is not a valid action, and None for one that is."""
+"""`(text) -> result`: what `step` returns for an invalid action, None for a valid one."""
 
 
 @runtime_checkable

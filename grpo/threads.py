@@ -21,5 +21,9 @@ def bind_threads(device: str) -> None:
         device: the option: "auto", "cpu", or an accelerator's name.
     """
     on_cpu = device == "cpu" or (device == "auto" and not any(map(Path.exists, GPU_DRIVERS)))
-    if sys.platform == "linux" and on_cpu and not any(name[:4] == "OMP_" for name in os.environ):
+    if (
+        sys.platform == "linux"
+        and on_cpu
+        and not any(name.startswith("OMP_") for name in os.environ)
+    ):
         os.environ |= {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}

@@ -115,7 +115,8 @@ class BrowserEnv:
             self._observation = refused.observation
             return refused
         action = parse_action(text, self._extra)
-        acted_on = tuple(self.boxes[each] for each in action.ids if each in self.boxes)
+        boxes = self.boxes
+        acted_on = tuple(boxes[each] for each in action.ids if each in boxes)
         command = format_action(action.with_ids(self._bids))
         history = [*self._history, format_action(action)]
 

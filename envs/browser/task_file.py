@@ -80,7 +80,7 @@ class TaskFile:
 
 def _load(path: Path) -> ModuleType:
     if not path.is_file():
-        reason = "it is not a file" if path.exists() else "there is none"
+        reason = "it is not a file" if path.exists() else "there is no such file"
         raise TaskError(f"expected a Python file of tasks, got {path}: {reason}")
     name = f"grpo_tasks_{hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -158,7 +158,7 @@ def _check_site(task: WebTask) -> None:
         raise ValueError(f"site must be an http address, a Folder or a Command, got {site!r}")
     if isinstance(site, Folder) and not (_file_of(type(task)).parent / site.path).is_dir():
         raise ValueError(
-            f"site must be a folder beside the file, got {str(site.path)!r}: not there"
+            f"site must be a folder beside the file, got {str(site.path)!r}: no such folder"
         )
     if isinstance(site, Command):
         if isinstance(site.args, str) or not site.args:

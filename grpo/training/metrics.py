@@ -42,7 +42,7 @@ METRICS = {
     "env/failures": "env calls that failed (browser, server, network), so far",
     "env/episodes_dropped": "episodes that failed twice, so far",
     "env/groups_dropped": "groups with fewer than two survivors, so far",
-    "env/episodes_executed": "resets of environments, so far; the evaluations' count as well",
+    "env/episodes_executed": "resets of environments, those of evaluations included, so far",
     "env/steps_executed": "actions that environments executed, replayed ones included, so far",
     "env/steps_shared": "actions whose result another episode of the group had, so far",
     "env/replay_mismatches": "replayed actions that led to another page, so far",

@@ -55,7 +55,10 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "part"),
     [
-        ("nowhere.py", "expected a Python file of tasks, got {folder}/nowhere.py: there is none"),
+        (
+            "nowhere.py",
+            "expected a Python file of tasks, got {folder}/nowhere.py: there is no such file",
+        ),
         ("nowhere/tasks.py:Add", "expected a Python file of tasks, got {folder}/nowhere/tasks.py"),
         ("syntax.py", "cannot import {folder}/syntax.py, line 1: SyntaxError: "),
         ("missing_import.py:Add", "missing_import.py, line 2: ModuleNotFoundError: No module"),
@@ -64,7 +67,10 @@ def folder(tmp_path, monkeypatch):
             "bad_task.py",
             "bad_task.py: task 'Add': site must be an http address, a Folder or",
         ),
-        ("no_folder.py", "'Add': site must be a folder beside the file, got 'pages': not there"),
+        (
+            "no_folder.py",
+            "'Add': site must be a folder beside the file, got 'pages': no such folder",
+        ),
         ("no_upload.py", "'Add': files has 'a', but 'a.pdf' is not a file beside the tasks"),
         ("not_async.py", "'Add': evaluate must be a coroutine: async def evaluate(...)"),
         ("tasks.py:Ad", "{folder}/tasks.py: unknown task 'Ad'; close names: Add"),

@@ -117,9 +117,9 @@ async def test_training_improves_success(make_trainer, options):
     assert steps[-1]["success"] > 0.8
 
 
-async def test_sharing_episodes_changes_nothing_but_what_is_executed(make_trainer):
+async def test_sharing_episodes_changes_nothing_but_what_is_executed(make_trainer, tmp_path):
     options = {"steps": 3, "task": "click-two-words", "max_turns": 3, **WORKS}
-    one, other = make_trainer(**options), make_trainer(output="shared", **options)
+    one, other = make_trainer(**options), make_trainer(output=str(tmp_path / "shared"), **options)
     other.rollouts.pool = SharingPool(other.rollouts.pool)
     alone, shared = await run(one), await run(other)
     for parameter, of_other in zip(parameters(one), parameters(other), strict=True):
