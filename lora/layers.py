@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -95,13 +97,14 @@ class LoRALinear(nn.Module):
         if self.merged or not self.enabled:
             return F.linear(x, weight, self.bias)
         rows = x.reshape(-1, self.in_features)
-        y = F.linear(rows, weight, self.bias)
-        if self.dropout:
-            rows = F.dropout(rows, self.dropout, self.training)
-        hidden = F.linear(rows, self.lora_A.to(x.dtype))
-        # addmm_ adds within the product: neither forward nor backward makes another tensor of y's
-        # size. B^T is copied (it is small) because autograd multiplies in the order of the memory.
-        y.addmm_(hidden, self.lora_B.t().contiguous().to(x.dtype), alpha=self.scaling)
+        a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
+        if self.dropout and self.training:
+            dropped = F.dropout(rows, self.dropout)
+            y = F.linear(rows, weight, self.bias) + self.scaling * (dropped @ a.t()) @ b.t()
+        else:
+            y = _CorrectedProduct.apply(  # type: ignore[no-untyped-call]
+                rows, weight, self.bias, a, b, self.scaling
+            )
         return y.view(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()
@@ -146,3 +149,34 @@ class LoRALinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, r={self.r}, alpha={self.alpha}"
         )
+
+
+class _CorrectedProduct(torch.autograd.Function):
+    """`y = x W^T + b + s (x A^T) B^T` with its gradients in x, A and B.
+
+    The corrections are added within the products, in place: neither pass makes another tensor of
+    the size of x or y, and both launch a third of the kernels that autograd's own would.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, s: float
+    ) -> Tensor:
+        y, hidden = F.linear(x, weight, bias), x @ a.t()
+        ctx.save_for_backward(x, weight, a, b, hidden)
+        ctx.scaling = s
+        return y.addmm_(hidden, b.t(), alpha=s)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, hidden = ctx.saved_tensors
+        s, grad_x, grad_a, grad_b = ctx.scaling, None, None, None
+        low = s * (grad @ b)
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ weight).addmm_(low, a)
+        if ctx.needs_input_grad[3]:
+            grad_a = low.t() @ x
+        if ctx.needs_input_grad[4]:
+            grad_b = grad.t() @ hidden * s
+        return grad_x, None, None, grad_a, grad_b, None
