@@ -6,6 +6,8 @@
 ...     reference = model(input_ids).logits
 >>> save_adapter(model, "adapter", base_model_name_or_path="some/model")
 
+`quantize_linears(model, 4)` before `apply_lora` holds the frozen weights in 4 bits.
+
 Paper: LoRA, arXiv 2106.09685.
 """
 
@@ -20,6 +22,7 @@ from lora.inject import (
     unmerge,
 )
 from lora.layers import LoRALinear
+from lora.quantized_model import quantize_linears
 from lora.state import adapter_state, load_adapter_state, merged_state
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "lora_parameters",
     "merge",
     "merged_state",
+    "quantize_linears",
     "save_adapter",
     "unmerge",
     "unreached",

@@ -7,6 +7,7 @@ names the weights that no adapter of linear layers reaches.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora.layers import LoRALinear
+from lora.quantized import QuantizedLinear, QuantizedWeight
 
 # PEFT 0.21, `_convert_peft_config_moe` in peft/utils/transformers_weight_conversion.py: since
 # transformers 5 the experts of these model types are stacked in two parameters, so PEFT takes every
@@ -87,7 +89,11 @@ def unsuitable(
         elif model_type in _RENAMED and re.search(_RENAMED[model_type], f"{name}."):
             reasons[name] = f"PEFT renames the tensors in {model_type}"
     if probe is not None:
-        rest = {name: layer for name, layer in layers.items() if name not in reasons}
+        rest = {  # quantised layers have passed this check before
+            name: layer
+            for name, layer in layers.items()
+            if name not in reasons and not isinstance(layer, QuantizedLinear)
+        }
         past = read_past_forward(rest, probe)
         reasons |= dict.fromkeys(past, "the model reads the weight without calling the layer")
     return reasons
@@ -144,6 +150,7 @@ def unreached(model: nn.Module) -> tuple[list[str], float]:
             [pattern] = patterns([name])
             sizes[pattern] = sizes.get(pattern, 0) + parameter.numel()
     total = sum(parameter.numel() for parameter in model.parameters())
+    total += sum(math.prod(m.shape) for m in model.modules() if isinstance(m, QuantizedWeight))
     large = {pattern: size for pattern, size in sizes.items() if size >= total / 100}
     return list(large), sum(large.values()) / max(total, 1)
 

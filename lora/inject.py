@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lora.compatibility import unsuitable, write_reasons
 from lora.layers import LoRALinear
+from lora.quantized import LoRAQuantizedLinear, QuantizedLinear
 from lora.targets import matches
 
 
@@ -85,10 +86,11 @@ def apply_lora(
 
 
 def linear_modules(model: nn.Module) -> dict[str, nn.Linear]:
-    """List every `nn.Linear` inside the model, but no subclass of it, by its full name."""
-    # Subclasses are quantised, or others read their weight without calling them (as attention's
-    # fused output projection), so that the correction would silently have no effect.
-    return {name: m for name, m in model.named_modules() if name and type(m) is nn.Linear}
+    """List every `nn.Linear` and `QuantizedLinear` inside the model by its full name."""
+    # Other subclasses are quantised otherwise, or others read their weight without calling them (as
+    # attention's fused output projection): the correction would silently have no effect.
+    kinds = (nn.Linear, QuantizedLinear)
+    return {name: m for name, m in model.named_modules() if name and type(m) in kinds}
 
 
 def all_but_head(model: nn.Module, linears: Mapping[str, nn.Linear]) -> dict[str, nn.Linear]:
@@ -113,10 +115,10 @@ def replace_linears(
     generator: torch.Generator | None = None,
 ) -> None:
     """Freeze the model and replace each of `linears` with a `LoRALinear`."""
-    layers = {
-        name: LoRALinear(linear, r, alpha, dropout, generator=generator)
-        for name, linear in linears.items()
-    }
+    layers = {}
+    for name, linear in linears.items():
+        kind = LoRAQuantizedLinear if isinstance(linear, QuantizedLinear) else LoRALinear
+        layers[name] = kind(linear, r, alpha, dropout, generator=generator)
     model.requires_grad_(False)
     for name, layer in layers.items():
         model.set_submodule(name, layer)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+BaseIn = Callable[[torch.dtype], Tensor]
+"""The frozen weight, [out, in], for a product in a dtype."""
 
 
 class LoRALinear(nn.Module):
@@ -64,7 +68,7 @@ class LoRALinear(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, base.bias
+        self._take_base(base)
         self.requires_grad_(False)
         self.register_buffer("_unmerged", None, persistent=False)
         self.train(base.training)
@@ -81,6 +85,13 @@ class LoRALinear(nn.Module):
         self.lora_A = nn.Parameter(a.to(base.weight.device))
         self.lora_B = nn.Parameter(b)
 
+    def _take_base(self, base: nn.Linear) -> None:
+        self.weight, self.bias = base.weight, base.bias
+
+    def _base_in(self, dtype: torch.dtype) -> Tensor:
+        """The base weight for a product in `dtype`; a quantised one is computed at each call."""
+        return self.weight
+
     @property
     def merged(self) -> bool:
         """True while `weight` contains the correction."""
@@ -93,17 +104,17 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x: [..., in] to [..., out], the correction computed in x's dtype."""
-        weight = self.weight if self.enabled else self.base_weight
         if self.merged or not self.enabled:
-            return F.linear(x, weight, self.bias)
+            return F.linear(x, self.weight if self.enabled else self.base_weight, self.bias)
         rows = x.reshape(-1, self.in_features)
         a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
         if self.dropout and self.training:
             dropped = F.dropout(rows, self.dropout)
-            y = F.linear(rows, weight, self.bias) + self.scaling * (dropped @ a.t()) @ b.t()
+            correction = self.scaling * (dropped @ a.t()) @ b.t()
+            y = F.linear(rows, self._base_in(x.dtype), self.bias) + correction
         else:
             y = _CorrectedProduct.apply(  # type: ignore[no-untyped-call]
-                rows, weight, self.bias, a, b, self.scaling
+                rows, self._base_in, self.bias, a, b, self.scaling
             )
         return y.view(*x.shape[:-1], self.out_features)
 
@@ -160,21 +171,21 @@ class _CorrectedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, s: float
+        ctx: Any, x: Tensor, base: BaseIn, bias: Tensor | None, a: Tensor, b: Tensor, s: float
     ) -> Tensor:
-        y, hidden = F.linear(x, weight, bias), x @ a.t()
-        ctx.save_for_backward(x, weight, a, b, hidden)
-        ctx.scaling = s
+        y, hidden = F.linear(x, base(x.dtype), bias), x @ a.t()
+        ctx.save_for_backward(x, a, b, hidden)
+        ctx.base, ctx.scaling = base, s
         return y.addmm_(hidden, b.t(), alpha=s)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, hidden = ctx.saved_tensors
+        x, a, b, hidden = ctx.saved_tensors
         s, grad_x, grad_a, grad_b = ctx.scaling, None, None, None
         low = s * (grad @ b)
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(low, a)
+            grad_x = (grad @ ctx.base(grad.dtype)).addmm_(low, a)
         if ctx.needs_input_grad[3]:
             grad_a = low.t() @ x
         if ctx.needs_input_grad[4]:

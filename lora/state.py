@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lora.inject import require_lora, require_unmerged
 from lora.layers import LoRALinear
+from lora.quantized import LoRAQuantizedLinear, QuantizedLinear
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
@@ -33,7 +34,8 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 def merged_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of the model with the adapter merged in, as without LoRA layers.
 
-    One merged weight is computed at a time, and the model is not changed.
+    One merged weight is computed at a time, and the model is not changed. Quantised weights are
+    dequantised.
 
     Yields:
         Names and tensors as in the model's `state_dict` before `apply_lora`, in the same dtypes.
@@ -43,14 +45,24 @@ def merged_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             has none or another, so that they would differ in a model that ties them.
     """
     require_lora(model)
-    named = model.named_modules(remove_duplicate=False)
-    modules = {name: m for name, m in named if isinstance(m, LoRALinear)}
+    layers = dict(model.named_modules(remove_duplicate=False))
+    modules = {name: m for name, m in layers.items() if isinstance(m, LoRALinear)}
     weights = {f"{name}.weight": module for name, module in modules.items()}
-    adapter = {f"{name}.{part}" for name in modules for part in ("lora_A", "lora_B")}
-    state = {name: t for name, t in model.state_dict().items() if name not in adapter}
+    own = {f"{name}.{part}" for name in modules for part in ("lora_A", "lora_B")}
+    quantized = {
+        name: layer
+        for name, layer in layers.items()
+        if isinstance(layer, LoRAQuantizedLinear | QuantizedLinear)
+    }
+    for name, layer in quantized.items():
+        own |= {f"{name}.quantized.{part}" for part in layer.quantized.state_dict()}
+    state = {name: t for name, t in model.state_dict().items() if name not in own}
     _require_untied(state, weights)
     for name, tensor in state.items():
         yield name, weights[name].merged_weight() if name in weights else tensor
+    for name, layer in quantized.items():
+        merged = layer.merged_weight() if isinstance(layer, LoRAQuantizedLinear) else layer.weight
+        yield f"{name}.weight", merged
 
 
 def _require_untied(state: Mapping[str, Tensor], weights: Mapping[str, LoRALinear]) -> None:
