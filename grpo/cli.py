@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": (train, "train a policy and evaluate it before and after"),
         "eval": (evaluate, "evaluate a model or an adapter on held-out seeds"),
         "inspect": (inspect, "show a task as a model reads it, and what a random agent scores"),
+        "doctor": (doctor, "check what works on this machine, and how fast"),
         "new": (new, "write a first site with a task of your own"),
         "serve-env": (serve_env, "serve browser tasks to trainers on this or other machines"),
         "serve-vllm": (serve_vllm, "serve the policy's model with vLLM"),
@@ -146,6 +147,25 @@ def inspect(argv: Sequence[str]) -> int:
         inspect(config, pool)
 
     return exit_code(program)
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """Check this machine; return the exit code, which is 1 if a check fails."""
+    statuses: list[str] = []
+
+    def program() -> None:
+        from grpo.doctor.options import read_options
+
+        config, as_json = read_options(argv)
+
+        bind_threads(config.device)
+        from envs.scripted import ScriptedEnv
+        from grpo.doctor.run import doctor
+
+        findings = doctor(config, ScriptedEnv, _browser_pool, as_json=as_json)
+        statuses.extend(finding.status for finding in findings)
+
+    return exit_code(program) or int("fail" in statuses)
 
 
 def new(argv: Sequence[str]) -> int:

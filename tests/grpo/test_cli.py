@@ -364,7 +364,7 @@ def test_resuming_is_offered_where_the_run_has_a_checkpoint(
     assert capsys.readouterr().err == f"error: it is gone{hint}\n"
 
 
-COMMANDS = ["train", "eval", "inspect", "new", "serve-env", "serve-vllm", "push"]
+COMMANDS = ["train", "eval", "inspect", "doctor", "new", "serve-env", "serve-vllm", "push"]
 
 
 def test_help_of_the_command_lists_its_subcommands(capsys):
