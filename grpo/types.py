@@ -7,7 +7,7 @@ rows of tokens, ready for the loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal, NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from envs.base import Observation, StepResult, Task
+from grpo.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -144,12 +145,17 @@ class TokenBatch:
     def select(self, rows: Sequence[int] | Tensor) -> TokenBatch:
         """Return the batch of these rows alone, token weights unchanged."""
         index = torch.as_tensor(rows, dtype=torch.long)
-        return self._map(lambda tensor: tensor[index])
+        return self._with([tensor[index] for tensor in self._tensors().values()])
 
     def to(self, device: torch.device) -> TokenBatch:
-        """Return the batch with its tensors on a device."""
-        return self._map(lambda tensor: tensor.to(device))
+        """Return the batch with its tensors on a device; from main memory in one copy."""
+        if self.input_ids.device.type != "cpu":
+            return self._with([tensor.to(device) for tensor in self._tensors().values()])
+        return self._with(to_device(self._tensors().values(), device))
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> TokenBatch:
+    def _tensors(self) -> dict[str, Tensor]:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: change(v) for k, v in tensors.items() if v is not None})
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    def _with(self, tensors: Sequence[Tensor]) -> TokenBatch:
+        return replace(self, **dict(zip(self._tensors(), tensors, strict=True)))

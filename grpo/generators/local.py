@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from grpo.generators.base import Generator, completion_limit
+from grpo.generators.sampling import draw_tokens
 from grpo.model.decoding import PromptDecoder
 from grpo.model.policy import Policy
 from grpo.tree.tree_cache import TreeCache
@@ -34,6 +35,7 @@ class _Request:
     max_new_tokens: int
     random: np.random.Generator
     done: asyncio.Future[Completion]
+    node: int = -1  # of the tree cache: the prompt, and all sampled tokens but the last
     versions: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -142,7 +144,9 @@ class LocalGenerator(Generator):
         cache = self._admit()
         if not self._active:
             return []
-        nodes = [cache.insert(-1, (*r.prompt_ids, *r.ids)) for r in self._active]
+        for request in self._active:
+            request.node = cache.insert(request.node, request.ids[-1:])
+        nodes = [request.node for request in self._active]
         self.tokens_computed += cache.compute()
         # Requests at the same node read the same distribution.
         distinct, row = np.unique(nodes, return_inverse=True)
@@ -155,7 +159,7 @@ class LocalGenerator(Generator):
             self._cache = self._new_cache(capacity)
             self._cache_version = self.policy.version
             for request in self._active:  # started with an older policy
-                self._cache.insert(-1, (*request.prompt_ids, *request.ids))
+                request.node = self._cache.insert(-1, (*request.prompt_ids, *request.ids[:-1]))
                 request.versions.append(self.policy.version)
         waiting, self._waiting = self._waiting, []
         for request in waiting:
@@ -169,7 +173,7 @@ class LocalGenerator(Generator):
                 if len(cache) + cache.missing(request.prompt_ids) + reserved > cache.capacity:
                     needed = max(self.cache_tokens, len(request.prompt_ids) + reserved)
                     self._cache = self._new_cache(needed)
-            self._cache.insert(-1, request.prompt_ids)
+            request.node = self._cache.insert(-1, request.prompt_ids)
             request.versions.append(self.policy.version)
             self._active.append(request)
         return self._cache
@@ -204,8 +208,7 @@ class LocalGenerator(Generator):
     def _sample(self, logits: Tensor, row: npt.NDArray[np.int64]) -> list[_Request]:
         """Draw one token for each active request and return the requests that are done.
 
-        Each token is the inverse of the cumulative distribution at one uniform number from the
-        request's random stream.
+        Each token is drawn with one uniform number from the request's random stream.
 
         Args:
             logits: [R, V].
@@ -217,18 +220,14 @@ class LocalGenerator(Generator):
         sharing: dict[tuple[int, float], list[_Request]] = defaultdict(list)
         for n, request in zip(row, self._active, strict=True):
             sharing[int(n), request.temperature].append(request)
-        for (n, temperature), requests in sharing.items():
-            wide = torch.promote_types(logits.dtype, torch.float32)
-            logprobs = torch.log_softmax(logits[n].to(wide) / (temperature or 1.0), dim=-1)
-            if temperature:
-                cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
-                uniform = torch.tensor([r.random.random() for r in requests], dtype=torch.float64)
-                target = uniform.to(logits.device) * cumulative[-1]
-                tokens = torch.searchsorted(cumulative, target, right=True)
-            else:
-                tokens = logprobs.argmax().expand(len(requests))
-            chosen = logprobs[tokens].tolist()
-            for request, token, logprob in zip(requests, tokens.tolist(), chosen, strict=True):
+        rows, temperatures = zip(*sharing, strict=True)
+        uniform = np.zeros((len(sharing), max(map(len, sharing.values()))))
+        for s, requests in enumerate(sharing.values()):
+            for k, request in enumerate(requests):
+                uniform[s, k] = request.random.random() if request.temperature else 0
+        drawn = draw_tokens(logits, rows, temperatures, uniform)
+        for requests, tokens, logprobs in zip(sharing.values(), *drawn, strict=True):
+            for request, token, logprob in zip(requests, tokens, logprobs, strict=False):
                 request.ids.append(token)
                 request.logprobs.append(logprob)
                 if token in stop or len(request.ids) == request.max_new_tokens:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpo.transfer import to_device
+
 
 class PromptDecoder:
     """Computes the next hidden state of several continuations of one prompt.
@@ -34,7 +36,7 @@ class PromptDecoder:
         self._decoder, self._device, self._use_cache = decoder, device, use_cache
         # Some models count positions by a cache that not all their layers fill.
         self._has_positions = "position_ids" in inspect.signature(decoder.forward).parameters
-        self._rows = torch.tensor([prompt], device=device)
+        (self._rows,) = to_device([torch.tensor([prompt])], device)
         self._cache: Any = None
         self.tokens_computed = 0
 
@@ -52,8 +54,7 @@ class PromptDecoder:
         Returns:
             [R, D], the hidden states of the new tokens.
         """
-        index = torch.tensor(kept, device=self._device)
-        new = torch.tensor(tokens, device=self._device)[:, None]
+        index, new = to_device((torch.tensor(kept), torch.tensor(tokens)[:, None]), self._device)
         length = self._rows.shape[1]
         self._rows = torch.cat([self._rows[index], new], 1)
         if self._cache is None:

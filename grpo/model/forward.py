@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from grpo.model.head import OutputHead
+from grpo.transfer import to_device
 from grpo.tree.layers import tree_forward
 from grpo.tree.layout import LayerCache, Layout, cut_chunks
 from grpo.tree.token_tree import TokenTree, build_tree
@@ -75,7 +76,7 @@ class TreeLayout(Layout):
         """
         super().__init__()
         self.chunks = cut_chunks(tree.attention, first, len(tree), device)
-        self.ancestors = tree.ancestors(width)[first:].to(device)
+        (self.ancestors,) = to_device([tree.ancestors(width)[first:]], device)
         self.first, self.cached, self.cache_out = first, cached or {}, cache_out
 
     def prepend_cached(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
@@ -154,9 +155,8 @@ def tree_hidden(
 
 def _forward(decoder: nn.Module, tree: TokenTree, layout: TreeLayout) -> Tensor:
     device, first = layout.ancestors.device, layout.first
-    return tree_forward(
-        decoder, tree.tokens[first:].to(device), tree.depths[first:].to(device), layout
-    )
+    tokens, depths = to_device((tree.tokens[first:], tree.depths[first:]), device)
+    return tree_forward(decoder, tokens, depths, layout)
 
 
 def padded_hidden(decoder: nn.Module, batch: TokenBatch) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from grpo.transfer import to_device
+
 
 def token_logprobs(
     hidden: Tensor,
@@ -31,8 +33,8 @@ def token_logprobs(
     Args:
         hidden: [P, D] last hidden states of P prefixes.
         head: the output layer, [*, D] -> [*, V] logits.
-        positions: [C] long, ascending; the prefix that the token continues.
-        tokens: [C] long; the token.
+        positions: [C] long, ascending, on the CPU; the prefix that the token continues.
+        tokens: [C] long, on the CPU; the token.
         temperature: temperature of the sampling distribution, above 0.
         chunk_size: number of prefixes whose logits are in memory at once.
 
@@ -54,12 +56,11 @@ def token_logprobs(
     # would cost time and save nothing.
     recompute = torch.is_grad_enabled() and hidden.requires_grad and hidden.shape[0] > chunk_size
     parts = []
-    for start in range(0, hidden.shape[0], chunk_size):
-        stop = min(start + chunk_size, hidden.shape[0])
-        first, last = torch.searchsorted(
-            positions, torch.tensor([start, stop], device=positions.device)
-        )
-        args = hidden[start:stop], positions[first:last] - start, tokens[first:last]
+    starts = torch.arange(0, hidden.shape[0] + chunk_size, chunk_size)
+    cuts = torch.searchsorted(positions, starts).tolist()
+    local, tokens = to_device((positions % chunk_size, tokens), hidden.device)
+    for start, first, last in zip(starts.tolist(), cuts, cuts[1:], strict=False):
+        args = hidden[start : start + chunk_size], local[first:last], tokens[first:last]
         parts.append(checkpoint(chunk, *args, use_reentrant=False) if recompute else chunk(*args))
     logprobs, entropies = zip(*parts, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)

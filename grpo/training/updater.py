@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,8 +18,9 @@ from grpo.algorithm.losses import importance_weights, mean_stats, policy_loss
 from grpo.distributed import World
 from grpo.model.forward import SharedPrefix
 from grpo.model.policy import Policy
-from grpo.training.gap import GapMonitor, mean_gap
+from grpo.training.gap import GapMonitor, mean_gap, rank_metrics
 from grpo.training.optimizer_state import load_optimizer
+from grpo.transfer import to_host
 from grpo.types import TokenBatch
 
 if TYPE_CHECKING:
@@ -94,20 +96,22 @@ class Updater:
         stats: list[dict[str, Tensor]] = []
         losses: list[float] = []
         grad_norms: list[float] = []
-        finite = True
+        finite, of_ranks = True, dict[str, float]()
         for _ in range(config.updates_per_batch):
             own = self.with_oom_retry(self.accumulate, batch)
-            sums = [part for parts in self.world.all_gather(own) for part in parts]
+            per_rank = self.world.all_gather(own)
+            sums = [part for parts in per_rank for part in parts]
             self.world.all_reduce_gradients(policy.parameters())
             losses.append(sum(part.pop("loss").item() for part in sums))
             if gap is not None and not stats:
                 gap.check(step, mean_gap(sums))
                 gap.keep_policy()
+                of_ranks = rank_metrics(per_rank)
             stats += sums
             learning_rate = self.scheduler.get_last_lr()[0]
             grad_norm = get_total_norm([p.grad for p in policy.parameters() if p.grad is not None])
             grad_norms.append(float(grad_norm))
-            finite = bool(torch.isfinite(grad_norm + losses[-1]))
+            finite = math.isfinite(grad_norms[-1] + losses[-1])
             if not finite:
                 break
             if config.max_grad_norm:
@@ -120,7 +124,7 @@ class Updater:
         if self.bad_updates >= config.max_bad_updates:
             raise TrainingError(self.diagnosis(losses[-1]))
         means = mean_stats(stats)
-        del means["tokens"], means["sampling/logp_difference"]
+        del means["tokens"], means["sampling/logp_difference"], means["sampling/version"]
         if (measured := mean_gap(stats)) is not None:
             means["sampling/logp_difference"] = measured
         return {
@@ -128,32 +132,35 @@ class Updater:
             "grad_norm": sum(grad_norms) / len(grad_norms),
             "learning_rate": float(learning_rate),
             **means,
+            **of_ranks,
             "update/skipped": float(not finite),
         }
 
     @torch.no_grad()
     def logprobs(self, batch: TokenBatch) -> Tensor:
         """Compute the current policy's log-probabilities [N, T] of a sorted batch, on the CPU."""
-        parts = self.micro_batches(batch)
+        parts = self.slices(batch)
         prefix = self.policy.shared_prefix(parts)
         options: dict[str, Any] = {"temperature": self.config.temperature, "prefix": prefix}
-        rows = [self.policy.logprobs(part, **options).logprobs.cpu() for part in parts]
-        return torch.cat(rows) if rows else torch.zeros_like(batch.token_weights)
+        rows = [self.policy.logprobs(part, **options).logprobs for part in parts]
+        return torch.cat(rows).cpu() if rows else torch.zeros_like(batch.token_weights)
 
     def accumulate(self, batch: TokenBatch) -> list[dict[str, Tensor]]:
         """Set the gradient to that of the batch's loss; return one dict of sums per micro-batch."""
         self.optimizer.zero_grad()
-        parts = self.micro_batches(batch)
+        parts = self.slices(batch)
         prefix = self.policy.shared_prefix(parts)
         sums = [self.backward(part, prefix) for part in parts]
         if prefix:
             prefix.backward()
-        return [{name: value.cpu() for name, value in each.items()} for each in sums]
+        return to_host(sums)
 
     def backward(self, batch: TokenBatch, prefix: SharedPrefix | None = None) -> dict[str, Tensor]:
         """Add a micro-batch's gradient to the parameters'; return its loss and metric sums."""
-        config, mask = self.config, batch.completion_mask
+        config = self.config
         now = self.policy.logprobs(batch, temperature=config.temperature, prefix=prefix)
+        batch = batch.to(self.policy.device)
+        mask = batch.completion_mask
         old = now.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         level = config.importance_level
         weights, importance = importance_weights(
@@ -183,6 +190,7 @@ class Updater:
         # The gap of the generator alone: without the update's own steps, nor those since sampling.
         sampler = old if batch.sampler_logprobs is None else batch.sampler_logprobs
         measured = mask & ~sampler.isnan()
+        versions = self.policy.version if batch.policy_versions is None else batch.policy_versions
         difference = torch.where(measured, sampler - batch.sampling_logprobs, 0.0)
         return {
             **sums,
@@ -191,14 +199,11 @@ class Updater:
             "update/entropy": (now.entropy.detach() * mask).sum(),
             "sampling/logp_difference": difference.abs().sum(),
             "sampling/unmeasured": (mask & ~measured).sum(),
+            "sampling/version": (versions * mask.sum(-1)).sum(),
         }
 
-    def micro_batches(self, batch: TokenBatch) -> list[TokenBatch]:
-        """Cut a sorted batch into slices that fit the budget, on the policy's device."""
-        return [part.to(self.policy.device) for part in self.slices(batch)]
-
     def slices(self, batch: TokenBatch) -> list[TokenBatch]:
-        """Cut a sorted batch into slices that fit the budget, on the batch's device."""
+        """Cut a sorted batch into micro-batches that fit the budget, on the CPU as it is."""
         return split_batch(batch, self.max_tokens, padded=self.policy.forward_mode == "padded")
 
     def with_oom_retry(self, work: Callable[[TokenBatch], Result], batch: TokenBatch) -> Result:
