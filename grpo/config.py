@@ -118,6 +118,11 @@ class Config(BaseModel):
         validate_default=True,
     )
     train: Literal["lora", "full"] = _run("lora", "train a LoRA adapter, or every weight")
+    quantize: Literal["none", "8bit", "4bit"] = _run(
+        "none",
+        "hold the frozen linear layers' weights in 8 or 4 bits (train=lora; needs the extra "
+        "'quantized')",
+    )
     adapter: Text = _run(
         "", "LoRA adapter to start from: a folder or a Hugging Face id", resumable=True
     )
@@ -431,6 +436,17 @@ class Config(BaseModel):
             raise ValueError(
                 f"adapter must be empty with train=full, got {self.adapter!r}: to continue from a "
                 "model that was trained as a whole, give its folder as model"
+            )
+        if self.quantize != "none" and self.train == "full":
+            raise ValueError(
+                f"quantize must be none with train=full, got {self.quantize}: only frozen weights "
+                "can be quantised"
+            )
+        if self.quantize != "none" and self.backend != "local" and self.vllm_sync != "merged":
+            raise ValueError(
+                f"quantize={self.quantize} with backend={self.backend} needs vllm_sync=merged, got "
+                f"{self.vllm_sync}: vLLM's own base is not quantised, so an adapter alone would "
+                "not be the policy there"
             )
         return self
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -15,7 +16,7 @@ from grpo.model.chat_date import DATE_FILE, saved_date
 from grpo.model.device import choose_device
 from grpo.model.full_policy import FullPolicy
 from grpo.model.limits import named_limit
-from grpo.model.lora_policy import LoRAPolicy
+from grpo.model.lora_policy import LoRAPolicy, quantize_base
 from grpo.model.policy import Policy
 from grpo.model.pretrained import (
     quiet_transformers,
@@ -35,7 +36,10 @@ def load_policy(config: Config) -> Policy:
             given for the adapter.
     """
     dtype = getattr(torch, config.dtype)
-    model, tokenizer = load_model(config.model, device=choose_device(config.device), dtype=dtype)
+    device = choose_device(config.device)
+    model, tokenizer = load_model(
+        config.model, device=device, dtype=dtype, quantize=config.quantize
+    )
     return make_policy(config, model, tokenizer)
 
 
@@ -102,20 +106,32 @@ def _check_rank(model: Any, r: int, targets: list[str]) -> None:
         raise ConfigError(f"lora_r must be at most {room} with this model's layers, got {r}")
 
 
-def load_model(name: str, *, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def load_model(
+    name: str,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    quantize: Literal["none", "8bit", "4bit"] = "none",
+) -> tuple[Any, Any]:
     """Load a `transformers` causal language model and its tokenizer.
 
     Args:
         name: a Hugging Face id, a folder, a .gguf file; empty for the bundled model.
         device: where the model goes.
         dtype: of its weights.
+        quantize: how its linear layers' weights are held, frozen. They are quantised on the CPU:
+            the device never holds the plain ones.
 
     Raises:
-        ConfigError: there is no such model, or it has no chat template.
+        ConfigError: there is no such model, it has no chat template, or it cannot be quantised.
     """
     source = _source(name)
+    if quantize != "none" and find_spec("bitsandbytes") is None:  # before a long read
+        raise ConfigError(f"quantize={quantize} needs bitsandbytes: install the extra 'quantized'")
     with refusing(name):
         model, tokenizer = read_pretrained(source, dtype)
+        if quantize != "none":
+            quantize_base(model, quantize)
         model = model.to(device)
     _check_template(name, tokenizer)
     if dtype == torch.float16:

@@ -24,6 +24,7 @@ from lora import (
     lora_modules,
     merge,
     merged_state,
+    quantize_linears,
     save_adapter,
     unmerge,
     unreached,
@@ -135,6 +136,20 @@ class LoRAPolicy(Policy):
             ValueError: the files do not fit this policy.
         """
         load_adapter(self.model, folder)
+
+
+def quantize_base(model: Any, quantize: Literal["8bit", "4bit"]) -> None:
+    """Freeze a model that was just read and hold its linear layers' weights in 8 or 4 bits.
+
+    A `LoRAPolicy` of it trains the adapter on the quantised base, in update, generator and
+    reference alike.
+
+    Raises:
+        ImportError: bitsandbytes is not installed.
+        ValueError: the model's layers cannot be quantised.
+    """
+    check_weights_stay(model)
+    quantize_linears(model, 8 if quantize == "8bit" else 4, probe=_probe(model))
 
 
 def _probe(model: Any) -> Callable[[], Tensor]:
