@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from grpo.algorithm.losses import mean_stats
 from grpo.generators.base import GeneratorError
 from grpo.generators.sync_check import gap_bound
 from grpo.model.policy import Policy
@@ -150,3 +151,29 @@ def mean_gap(sums: Sequence[dict[str, Tensor]]) -> float | None:
         for name in ("sampling/logp_difference", "tokens", "sampling/unmeasured")
     )
     return difference / (tokens - unmeasured) if tokens > unmeasured else None
+
+
+def means_and_gap(sums: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    """Compute the means over all micro-batches' tokens, and the gap over the measured ones."""
+    means = mean_stats(sums)
+    del means["tokens"], means["sampling/logp_difference"], means["sampling/version"]
+    gap = mean_gap(sums)
+    return means if gap is None else means | {"sampling/logp_difference": gap}
+
+
+def rank_metrics(per_rank: Sequence[Sequence[dict[str, Tensor]]]) -> dict[str, float]:
+    """Compute each rank's gap and the version that its generator sampled with, of several ranks.
+
+    Args:
+        per_rank: the sums of each rank's micro-batches; none for a rank without rows.
+    """
+    metrics: dict[str, float] = {}
+    if len(per_rank) == 1:
+        return metrics
+    for rank, sums in enumerate(per_rank):
+        if (gap := mean_gap(sums)) is not None:
+            metrics[f"sampling/logp_difference/rank{rank}"] = gap
+        if tokens := sum(part["tokens"].item() for part in sums):
+            version = sum(part["sampling/version"].item() for part in sums) / tokens
+            metrics[f"sampling/version/rank{rank}"] = version
+    return metrics

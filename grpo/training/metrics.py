@@ -36,6 +36,8 @@ METRICS = {
     "sampling/logp_difference": "mean |log p(policy that sampled) - log p(generator)| over the "
     "sampled tokens, the former as the trainer computes it, nats",
     "sampling/unmeasured": "share of sampled tokens left out of it: no kept policy sampled them",
+    "sampling/logp_difference/rank<n>": "sampling/logp_difference of each rank, with several ranks",
+    "sampling/version/rank<n>": "mean version of the policies that sampled a rank's rows",
     "sampling/is_ratio": "mean of p(trainer) / p(generator), or of its product per completion",
     "sampling/is_bounded": "share of sampled tokens whose weight was capped or masked",
     "sampling/staleness": "mean number of updates that the sampling policy lagged behind",

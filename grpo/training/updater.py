@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from grpo.algorithm.batch import sort_batch, split_batch
-from grpo.algorithm.losses import importance_weights, mean_stats, policy_loss
+from grpo.algorithm.losses import importance_weights, policy_loss
 from grpo.distributed import World
 from grpo.model.forward import SharedPrefix
 from grpo.model.policy import Policy
-from grpo.training.gap import GapMonitor, mean_gap, rank_metrics
+from grpo.training.gap import GapMonitor, mean_gap, means_and_gap, rank_metrics
 from grpo.training.optimizer_state import load_optimizer
 from grpo.transfer import to_host
 from grpo.types import TokenBatch
@@ -96,17 +96,16 @@ class Updater:
         stats: list[dict[str, Tensor]] = []
         losses: list[float] = []
         grad_norms: list[float] = []
-        finite, of_ranks = True, dict[str, float]()
+        finite = True
         for _ in range(config.updates_per_batch):
             own = self.with_oom_retry(self.accumulate, batch)
-            per_rank = self.world.all_gather(own)
-            sums = [part for parts in per_rank for part in parts]
+            sums_per_rank = self.world.all_gather(own)
+            sums = [part for parts in sums_per_rank for part in parts]
             self.world.all_reduce_gradients(policy.parameters())
             losses.append(sum(part.pop("loss").item() for part in sums))
             if gap is not None and not stats:
                 gap.check(step, mean_gap(sums))
                 gap.keep_policy()
-                of_ranks = rank_metrics(per_rank)
             stats += sums
             learning_rate = self.scheduler.get_last_lr()[0]
             grad_norm = get_total_norm([p.grad for p in policy.parameters() if p.grad is not None])
@@ -123,16 +122,12 @@ class Updater:
         self.bad_updates = 0 if finite else self.bad_updates + 1
         if self.bad_updates >= config.max_bad_updates:
             raise TrainingError(self.diagnosis(losses[-1]))
-        means = mean_stats(stats)
-        del means["tokens"], means["sampling/logp_difference"], means["sampling/version"]
-        if (measured := mean_gap(stats)) is not None:
-            means["sampling/logp_difference"] = measured
         return {
             "loss": sum(losses) / len(losses),
             "grad_norm": sum(grad_norms) / len(grad_norms),
             "learning_rate": float(learning_rate),
-            **means,
-            **of_ranks,
+            **means_and_gap(stats),
+            **({} if gap is None else rank_metrics(sums_per_rank)),
             "update/skipped": float(not finite),
         }
 

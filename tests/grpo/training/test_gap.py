@@ -318,6 +318,37 @@ def test_a_rank_whose_own_rows_are_right_stops_with_the_others(monitored, batch)
     assert updater.policy.version == 0
 
 
+def test_each_rank_has_its_gap_and_version_in_the_metrics(monitored, batch):
+    """A generator that does not follow is found by its rank, though the mean is that of all."""
+    rows = torch.arange(len(batch))
+    other, _ = monitored()
+    sampled_by(other.policy, batch, rows, off=0.25, version=3)
+    sums = other.accumulate(batch)
+
+    class Three(World):
+        def all_gather(self, value):
+            return [value, [dict(part) for part in sums], []]
+
+        def all_reduce_gradients(self, parameters):
+            pass
+
+    updater, gap = monitored(world=Three({}), gap_stop=0.0)
+    sampled_by(updater.policy, batch, rows, version=4)
+    updater.policy.version = 4
+    metrics = updater.update(batch, gap, 1)
+    assert metrics[GAP] == pytest.approx(0.125, abs=1e-4)
+    of_ranks = {name: value for name, value in metrics.items() if "/rank" in name}
+    assert of_ranks == {
+        "sampling/logp_difference/rank0": pytest.approx(0, abs=1e-4),
+        "sampling/logp_difference/rank1": pytest.approx(0.25, abs=1e-4),
+        "sampling/version/rank0": 4,
+        "sampling/version/rank1": 3,
+    }
+    alone, gap = monitored()
+    sampled_by(alone.policy, batch, rows)
+    assert not any("/rank" in name for name in alone.update(batch, gap, 1))
+
+
 def test_log_probabilities_that_are_not_numbers_are_the_generators_fault(monitored, batch):
     updater, gap = monitored(importance="token")
     sampled_by(updater.policy, batch, torch.arange(len(batch)))
