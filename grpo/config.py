@@ -170,9 +170,10 @@ class Config(BaseModel):
         1, "CPU threads of the local generator (0: all)", ge=0, le=1024, resumable=True
     )
     vllm_memory: Float = _generator(
-        0.3,
-        "share of the GPU's memory for vLLM; on a CPU, GiB for its cache",
-        gt=0,
+        0.0,
+        "share of the GPU's whole memory for vLLM, or on a CPU GiB for its cache (0: chosen by "
+        "what is free)",
+        ge=0,
         le=10_000,
         resumable=True,
     )
@@ -347,6 +348,9 @@ class Config(BaseModel):
         False,
         "recompute activations in the backward pass: less memory, a third slower",
         resumable=True,
+    )
+    cuda_graphs: bool = _hardware(
+        True, "on a GPU, launch the token tree's passes as CUDA graphs (train=lora)", resumable=True
     )
     max_tokens_per_microbatch: int = _hardware(
         4096, "maximum number of distinct tokens per forward pass", ge=1, le=MAX, resumable=True

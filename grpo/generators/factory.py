@@ -91,12 +91,16 @@ async def open_generator(
 async def _open_vllm(config: Config, policy: Policy, world: World) -> Generator:
     if config.backend == "vllm":
         from grpo.generators.vllm.engine import VLLMEngine
+        from grpo.generators.vllm.memory import engine_memory
 
+        memory = engine_memory(policy, config.vllm_memory, sleeps=config.vllm_sleep)
+        # Engines wait for each other while they start, so none starts where another cannot.
+        world.all_gather(memory)
         return await asyncio.to_thread(
             VLLMEngine,
             policy,
             max_new_tokens=config.max_new_tokens,
-            memory=config.vllm_memory,
+            memory=memory,
             weight_sync=config.vllm_sync,
             sleep=config.vllm_sleep,
             seed=config.seed + world.rank,  # the ranks sample independently

@@ -26,6 +26,7 @@ WRONG = [
 ZERO = {
     *("seed", "max_prompt_tokens", "valid_action_bonus", "sampling_threads", "steps", "minutes"),
     *(
+        "vllm_memory",
         "gap_warning",
         "gap_stop",
         "max_logp_difference",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import torch
 import torch.distributed as dist
 
 from grpo.errors import ConfigError
@@ -15,6 +16,7 @@ from grpo.generators.vllm.engine_weights import (
     adapter_config,
     keep_process_group,
 )
+from grpo.generators.vllm.memory import engine_memory
 from grpo.generators.vllm.options import (
     choose_sync,
     engine_options,
@@ -44,7 +46,7 @@ class VLLMEngine(Generator):
         policy: Policy,
         *,
         max_new_tokens: int = 32,
-        memory: float = 0.3,
+        memory: float = 0.0,
         weight_sync: str = "auto",
         sleep: bool = False,
         seed: int = 0,
@@ -54,13 +56,15 @@ class VLLMEngine(Generator):
         Args:
             policy: the policy to sample from; read at each `sync`.
             max_new_tokens: default limit of a completion's length.
-            memory: share of the GPU's memory; on a CPU, GiB for keys and values.
+            memory: share of the GPU's whole memory; on a CPU, GiB for keys and values; 0 to
+                choose by what is free (`engine_memory`).
             weight_sync: "adapter", "merged", or "auto" to choose by the device.
             sleep: let `sleep` free the GPU's memory until the next request or sync.
             seed: seed of vLLM's random numbers.
 
         Raises:
-            ConfigError: vLLM is not installed, or cannot do what is asked for.
+            ConfigError: vLLM is not installed, or cannot do what is asked for, or there is too
+                little memory.
             GeneratorError: the engine does not start.
         """
         if policy.adapter() is None:
@@ -70,6 +74,7 @@ class VLLMEngine(Generator):
         require_vllm()
         if sleep and policy.device.type == "cpu":
             raise ConfigError("vllm_sleep needs a GPU: on a CPU there is no GPU memory to free")
+        memory = engine_memory(policy, memory, sleeps=sleep)
         set_environment(policy.device.type)
         self.policy, self.max_new_tokens = policy, max_new_tokens
         self.weight_sync = choose_sync(weight_sync, policy.device)
@@ -79,9 +84,11 @@ class VLLMEngine(Generator):
         self._closed = False
 
         def make_weights() -> EngineWeights:
-            from vllm import EngineArgs
+            from vllm.engine.arg_utils import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
+            if policy.device.type == "cuda":  # vLLM also asks for the thread's current GPU
+                torch.cuda.set_device(policy.device)
             adapter = adapter_config(policy) if self.weight_sync == "adapter" else {}
             options = engine_options(
                 policy.name,

@@ -159,9 +159,10 @@ class EngineThread:
         return True
 
     def _admit(self, requests: list[Request]) -> None:
-        from vllm import SamplingParams
+        from vllm.sampling_params import SamplingParams
 
-        self._wake()
+        if self._asleep:  # it may have discarded its weights
+            self._update()
         equal: dict[tuple[Any, ...], list[Request]] = defaultdict(list)
         for request in requests:
             equal[request.prompt_ids, request.temperature, request.max_new_tokens].append(request)
@@ -227,18 +228,18 @@ class EngineThread:
                 self.weights.engine.abort_request([running.id], internal=True)
 
     def _update(self) -> None:
-        self._wake()
+        if self._asleep:
+            self.weights.engine.wake_up()
+            self._asleep = False
         self._lora = self.weights.update()
         self.version = self.weights.policy.version
 
     def _fall_asleep(self) -> None:
-        self.weights.engine.sleep(level=1)  # moves the weights to the CPU's memory
+        # Level 2 discards the weights, which a merged update replaces; level 1 moves those that an
+        # adapter needs to the CPU's memory.
+        level = 2 if self.weights.weight_sync == "merged" else 1
+        self.weights.engine.sleep(level=level)
         self._asleep = True
-
-    def _wake(self) -> None:
-        if self._asleep:
-            self.weights.engine.wake_up()
-            self._asleep = False
 
 
 def _failure(what: str, error: Exception) -> Exception:

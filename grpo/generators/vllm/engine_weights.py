@@ -16,6 +16,7 @@ from torch import Tensor
 
 from grpo.errors import ConfigError
 from grpo.generators.base import GeneratorError
+from grpo.generators.vllm.interface import MEMORY, check_interface
 from grpo.generators.vllm.options import VERSIONS_KEPT, WeightSync
 from grpo.generators.vllm.snapshots import PolicyFolders, new_name
 from grpo.model.policy import Policy
@@ -80,8 +81,9 @@ class EngineWeights:
         self._folders: PolicyFolders | None = None
         if weight_sync == "adapter":
             try:
+                check_interface(MEMORY)
                 self._memory = AdapterMemory(engine, adapter)
-            except AttributeError as error:
+            except (AttributeError, ConfigError) as error:
                 warnings.warn(
                     f"this vLLM takes no adapters from memory ({error}); they are passed as files",
                     stacklevel=2,
@@ -130,7 +132,7 @@ class AdapterMemory:
     """Adapters in memory, which vLLM's LoRA manager loads where it expects a path.
 
     vLLM's public interface takes a folder. This class uses names that vLLM does not promise to
-    keep; with a version without them its constructor raises AttributeError.
+    keep (`grpo.generators.vllm.interface.MEMORY`).
     """
 
     def __init__(self, engine: Any, adapter: dict[str, Any]) -> None:

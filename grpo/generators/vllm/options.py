@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from grpo.errors import ConfigError
+from grpo.generators.vllm.interface import ENGINE, check_interface
 from grpo.model.device import choose_device
 from grpo.model.limits import short_rope_length
 
@@ -38,13 +39,28 @@ def check_engine(config: Config) -> None:
     """Check that vLLM can be what a configuration asks for: an engine in this process.
 
     Raises:
-        ConfigError: it is not installed, or cannot do that.
+        ConfigError: it is not installed, is another version, or cannot do that.
     """
     if config.train == "full" and config.vllm_sync == "adapter":
         raise ConfigError("vllm_sync=adapter needs train=lora: train=full has no adapter")
     require_vllm()
-    if config.vllm_sleep and choose_device(config.device) == "cpu":
+    check_interface(ENGINE)
+    if device_type(config.device) == "cpu" and config.vllm_sleep:
         raise ConfigError("vllm_sleep needs a GPU: on a CPU there is no GPU memory to free")
+
+
+def device_type(device: str) -> str:
+    """Return "cpu" or "cuda" for a device of the configuration.
+
+    Raises:
+        ConfigError: it is another one, or not there.
+    """
+    name = choose_device(device).partition(":")[0]
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"vLLM computes on cuda or cpu, and the device here is {name}: use --backend local"
+        )
+    return name
 
 
 def require_vllm() -> None:

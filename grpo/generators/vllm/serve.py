@@ -8,10 +8,16 @@ import sys
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from grpo.generators.vllm.interface import SERVER, check_interface
 from grpo.generators.vllm.lease import MIDDLEWARE
-from grpo.generators.vllm.options import engine_options, require_vllm, set_environment
+from grpo.generators.vllm.memory import server_memory
+from grpo.generators.vllm.options import (
+    device_type,
+    engine_options,
+    require_vllm,
+    set_environment,
+)
 from grpo.model.bundled import bundled_model_path
-from grpo.model.device import choose_device
 
 if TYPE_CHECKING:
     from grpo.config import Config
@@ -27,13 +33,17 @@ def serve(config: Config) -> None:
         config: of the runs that will use the server.
 
     Raises:
-        ConfigError: vLLM is not installed.
+        ConfigError: vLLM is not installed, or is another version.
         FileNotFoundError: the bundled model is asked for and not installed.
     """
     from transformers import AutoConfig
 
     require_vllm()
-    device = choose_device(config.device)
+    check_interface(SERVER)
+    device = device_type(config.device)
+    if index := config.device.partition(":")[2]:  # a server takes the first GPU that it sees
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen[int(index)] if seen[0] else index
     model = config.model or str(bundled_model_path())
     model_config = AutoConfig.from_pretrained(model)
     set_environment(device, server=True)
@@ -55,7 +65,7 @@ def server_command(config: Config, *, device: str, model: str, model_config: Any
         model_config=model_config,
         dtype=config.dtype,
         device=device,
-        memory=config.vllm_memory,
+        memory=server_memory(device, config.vllm_memory),
         lora_r=config.lora_r,
         seed=config.seed,
     )

@@ -132,6 +132,35 @@ async def test_requests_in_flight_finish_with_their_version(tiny, changed, diffe
     await tiny.sync()
 
 
+async def test_a_sleeping_engine_wakes_with_the_policy(engine, changed, difference, monkeypatch):
+    """There is no memory to free on a CPU, so what level 2 discards is set to zero here."""
+    inner, calls = engine._thread.weights.engine, []
+
+    def fall_asleep(level):
+        calls.append(level)
+        if level == 2:
+            inner.collective_rpc("reset_weights")
+        assert inner.reset_prefix_cache()  # as level 1 and 2 do
+
+    monkeypatch.setattr(inner, "sleep", fall_asleep)
+    monkeypatch.setattr(inner, "wake_up", lambda: calls.append("awake"))
+    monkeypatch.setattr(engine, "_sleep", True)
+    level = 2 if engine.weight_sync == "merged" else 1
+    await engine.sleep()
+    assert difference(engine.policy, await sample(engine)) < BOUND
+    assert calls == [level, "awake"]
+    with changed(engine.policy):
+        await engine.sleep()
+        await engine.sync()
+        assert difference(engine.policy, await sample(engine)) < BOUND
+        assert calls == [level, "awake"] * 2
+        if level == 2:  # the weights were gone
+            inner.collective_rpc("reset_weights")
+            assert inner.reset_prefix_cache()
+            assert difference(engine.policy, await sample(engine)) > 30 * BOUND
+    await engine.sync()
+
+
 async def test_a_module_without_lora_support_is_named(tiny, monkeypatch):
     memory = tiny._thread.weights._memory
     modules, packed = memory._served
