@@ -26,9 +26,8 @@ async def chromium(context: Context) -> str:
         raise
     context.pool = await context.stack.enter_async_context(pool)
     async with pool.lease() as env:
-        page = await env.reset(Task(context.config.task[0], 0))
-    seconds = time.monotonic() - started
-    return f"started, and loaded a page of {len(page.page.splitlines())} lines, in {seconds:.1f} s"
+        await env.reset(Task(context.config.task[0], 0))
+    return f"started, and loaded a page, in {time.monotonic() - started:.1f} s"
 
 
 async def episodes(context: Context) -> str:

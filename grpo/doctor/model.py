@@ -27,7 +27,7 @@ from grpo.types import Completion, TokenBatch
 
 MOST_NATS, MOST_GRADIENT = 1e-3, 1e-3
 """Largest difference between tree and padded rows in float32: of a log-probability, and of the
-gradient in proportion to it. On a CPU 1e-5 and 1e-6 were measured."""
+gradient in proportion to it. On a CPU 3e-5 of both were measured with the bundled model."""
 
 
 def model(context: Context) -> str:
@@ -87,7 +87,7 @@ def tree(context: Context) -> str:
 
 
 def _random_rows(policy: Policy) -> TokenBatch:
-    """Make rows of three prompts with four completions each; some of these begin alike."""
+    """Make rows of two prompts with four completions each, some of which begin alike."""
     random = torch.Generator().manual_seed(0)
     vocabulary = policy.model.get_input_embeddings().weight.shape[0]
 
@@ -95,12 +95,11 @@ def _random_rows(policy: Policy) -> TokenBatch:
         return tuple(torch.randint(vocabulary, (count,), generator=random).tolist())
 
     completions = []
-    for goal in ("Ok", "Cancel", "Number 12"):
+    for goal in ("Ok", "Cancel"):
         messages = [{"role": "user", "content": f"Button 'Ok' [47]\nPress {goal}."}]
         prompt = tuple(policy.chat.prompt(messages)[: policy.max_length - TOKENS])
         start = ids(3)
-        for length in (2, 5, 9, 12):
-            tokens = start[:length] + ids(max(0, length - 3)) if length > 2 else ids(2)
+        for tokens in (ids(2), start + ids(1), start + ids(6), start + ids(TOKENS - 3)):
             completions.append(Completion(prompt, tokens, (0.0,) * len(tokens), 0, "length"))
     return _batch(completions)
 

@@ -17,7 +17,8 @@ from grpo.doctor.breaks import FAULTS, VARIABLE
 from grpo.doctor.context import Check, Failed, Skipped
 from grpo.doctor.run import CHECKS, STYLES, doctor
 from grpo.errors import ConfigError
-from tests.support.models import make_llama
+from grpo.model.bundled import bundled_model_path
+from tests.support.models import make_llama, save_tiny_lfm2
 from tests.test_architecture import OPTIONAL, ROOT
 
 NAMES = [check.name for check in CHECKS]
@@ -107,9 +108,12 @@ def test_a_fault_of_the_browser_fails_its_line_alone(monkeypatch, name):
 @pytest.mark.vllm
 @pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed")
 @pytest.mark.parametrize("fault", ["", "vllm"])
-def test_vllm_passes_or_fails_its_sync_check(monkeypatch, folder, fault):
+def test_vllm_passes_or_fails_its_sync_check(monkeypatch, tmp_path, fault):
+    from transformers import AutoTokenizer
+
+    save_tiny_lfm2(tmp_path, AutoTokenizer.from_pretrained(bundled_model_path()))
     monkeypatch.setenv(VARIABLE, fault)
-    found = findings("device", "model", "vllm", model=folder, dtype="float32")
+    found = findings("device", "model", "vllm", model=str(tmp_path), dtype="float32")
     assert failed(found) == [fault] * bool(fault)
 
 
