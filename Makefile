@@ -6,11 +6,15 @@ PY := .venv/bin/python
 
 # Unbound OpenMP threads can share one core and spin: bind them for training, use one for tests,
 # unless the user decides. (A process started by a bound one inherits the core of its first thread.)
+# Not on a Mac, whose OpenMP cannot bind. No more than make 3.81 knows: it is the one of macOS.
 ifndef OMP_NUM_THREADS
-OPENMP := OMP_NUM_THREADS=2 OMP_PROC_BIND=true OMP_PLACES=cores
 ONE_THREAD := OMP_NUM_THREADS=1
+ifeq ($(shell uname -s),Linux)
+OPENMP := OMP_NUM_THREADS=2 OMP_PROC_BIND=true OMP_PLACES=cores
+endif
 endif
 # An update allocates and frees a gigabyte per step: keeping it, in huge pages, avoids page faults.
+# (Other systems have no glibc, and ignore the variable.)
 ifndef GLIBC_TUNABLES
 MALLOC := glibc.malloc.trim_threshold=1099511627776:glibc.malloc.mmap_threshold=1073741824
 OPENMP += GLIBC_TUNABLES=glibc.malloc.hugetlb=1:$(MALLOC)

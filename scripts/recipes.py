@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import runpy
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ VLLM_IMPORTS = (
     *("prometheus_client", "py-cpuinfo", "pybase64", "pyzmq", "requests", "sentencepiece"),
     *("uvicorn", "uvloop", "watchfiles"),
 )
+
+# Of PyTorch's index, newest first; it has wheels of a version of torch for two or three of them.
+ROCM = ("rocm7.2", "rocm7.1", "rocm7.0", "rocm6.4")
 
 Command = tuple[str, ...]
 Version = tuple[int, int]
@@ -98,9 +102,11 @@ def choose_pythons(
         got = "none that runs" if version is None else "{}.{}".format(*version)
         raise SetupError(f"PYTHON={asked} must be one of {wanted}, got {got}.")
     if not usable:
+        on_linux = "as root: apt-get install python3 python3-venv"
+        how = "brew install python@3.13" if sys.platform == "darwin" else on_linux
         raise SetupError(
-            f"{wanted}: none is on the PATH. Install one (as root: apt-get install python3 "
-            "python3-venv), or name one: make setup PYTHON=<its path>"
+            f"{wanted}: none is on the PATH. Install one ({how}), or name one: make setup "
+            "PYTHON=<its path>"
         )
     return {name: version for name, version in usable.items() if version}
 
@@ -130,18 +136,69 @@ def pinned(package: str, constraints: str) -> str:
     return match.group(1)
 
 
-def torch_recipes(python: str, version: str, constraints: str, gpu: bool) -> list[Recipe]:
-    """Install PyPI's torch for a GPU; else a CPU build, without PyPI's gigabytes of CUDA."""
+def choose_build(device: str, system: str, machine: str, nvidia: bool) -> str:
+    """Choose the build of torch and vLLM.
+
+    Args:
+        device: what was asked for: auto, cpu, cuda or rocm.
+        system: as in `sys.platform`.
+        machine: as in `platform.machine()`.
+        nvidia: whether an NVIDIA GPU and its driver are present.
+
+    Returns:
+        mac, cuda, rocm or cpu.
+
+    Raises:
+        SetupError: torch has no build for that.
+    """
+    if system == "darwin":
+        if machine != "arm64":
+            raise SetupError(f"torch needs a Mac with Apple silicon (arm64), got {machine}.")
+        if device in ("cuda", "rocm"):
+            raise SetupError(f"DEVICE must be auto or cpu on a Mac, got {device}.")
+        return "mac"
+    return ("cuda" if nvidia else "cpu") if device == "auto" else device
+
+
+def torch_recipes(python: str, version: str, constraints: str, build: str) -> list[Recipe]:
+    """Install PyPI's torch for NVIDIA's GPUs and on a Mac; else a build without its CUDA.
+
+    PyPI's has gigabytes of CUDA on Linux. PyTorch's own index has the others, and with a ROCm build
+    the packages that this one needs.
+    """
     torch, limit = f"torch=={version}", ("-c", constraints)
-    if gpu:
-        return [Recipe("CUDA build", (pip_install(python, torch, *limit),))]
-    uv = (python, "-m", "uv", "pip", "install", "--python", python, "--torch-backend=cpu")
+    if build in ("cuda", "mac"):
+        name = {"cuda": "CUDA build", "mac": "build for macOS"}[build]
+        return [Recipe(name, (pip_install(python, torch, *limit),))]
+    get_uv = pip_install(python, "uv", *limit)
+    uv = (python, "-m", "uv", "pip", "install", "--python", python)
+    if build == "rocm":
+        return [
+            Recipe(f"{rocm} build", (get_uv, (*uv, f"--torch-backend={rocm}", torch, *limit)))
+            for rocm in ROCM
+        ]
     return [
         Recipe(
             "CPU build, a local wheel", (pip_install(python, "--no-index", "--no-deps", torch),)
         ),
-        Recipe("CPU build", (pip_install(python, "uv", *limit), (*uv, "--no-deps", torch))),
+        Recipe("CPU build", (get_uv, (*uv, "--torch-backend=cpu", "--no-deps", torch))),
     ]
+
+
+def check_torch(found: str, device: str) -> None:
+    """Check that the torch that is installed is one for the device that was asked for.
+
+    Args:
+        found: its version, as 2.13.0+cpu.
+        device: what was asked for.
+
+    Raises:
+        SetupError: it is built for something else.
+    """
+    build = found.partition("+")[2]
+    wrong = {"cuda": build == "cpu" or "rocm" in build, "rocm": "rocm" not in build}
+    if wrong.get(device, False):
+        raise SetupError(f".venv has torch {found}, not one for DEVICE={device}: run make clean.")
 
 
 def package_recipes(python: str, project: str, constraints: str) -> list[Recipe]:
@@ -180,10 +237,16 @@ def overlay_commands(
     )
 
 
-def vllm_recipes(python: str, constraints: str, gpu: bool) -> list[Recipe]:
-    """Install the vLLM that suits this machine into an overlay of .venv."""
+def vllm_recipes(python: str, constraints: str, build: str) -> list[Recipe]:
+    """Install the vLLM that suits this machine into an overlay of .venv.
+
+    Raises:
+        SetupError: there is no package of it for this build of torch.
+    """
     limit = ("-c", constraints)
-    if gpu:
+    if build in ("mac", "rocm"):
+        raise SetupError(f"no package of vLLM is known for {build}: BACKEND=local needs none.")
+    if build == "cuda":
         # Its tools for agents want mcp 2, which would hide the mcp 1 below that openenv needs.
         below = (python, "-m", "pip", "uninstall", "--yes", "mcp")
         return [Recipe("CUDA build", (pip_install(python, "vllm", *limit), below))]

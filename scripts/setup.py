@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -65,11 +66,10 @@ def version_of(python: str) -> recipes.Version | None:
     return int(major), int(minor)
 
 
-def has_gpu(device: str) -> bool:
-    """Tell whether to build for an NVIDIA GPU; auto: if one and its driver are present."""
-    if device != "auto":
-        return device == "cuda"
-    return shutil.which("nvidia-smi") is not None and run(("nvidia-smi",))
+def build_for(device: str) -> str:
+    """Choose the build of torch and vLLM for this machine; see `recipes.choose_build`."""
+    nvidia = device == "auto" and shutil.which("nvidia-smi") is not None and run(("nvidia-smi",))
+    return recipes.choose_build(device, sys.platform, platform.machine(), nvidia)
 
 
 def has_venv(asked: str | None) -> bool:
@@ -84,9 +84,16 @@ def has_venv(asked: str | None) -> bool:
     return there
 
 
-def has_torch(version: str) -> bool:
-    """Look for torch of this version, any build, in .venv."""
-    return any(VENV.glob(f"lib/python3*/site-packages/torch-{version}[.+]*dist-info"))
+def has_torch(version: str, device: str) -> bool:
+    """Look for torch of this version in .venv.
+
+    Raises:
+        SetupError: it is not for the device that was asked for.
+    """
+    folders = list(VENV.glob(f"lib/python3*/site-packages/torch-{version}[.+]*dist-info"))
+    for folder in folders:
+        recipes.check_torch(folder.name[len("torch-") : -len(".dist-info")], device)
+    return bool(folders)
 
 
 def key() -> str:
@@ -121,7 +128,9 @@ def make_torch(version: str, device: str) -> str:
         "Python in a folder: make setup PIP_FIND_LINKS=<folder>. PyPI's CUDA build (5 GB) runs on "
         "a CPU, too: make setup DEVICE=cuda"
     )
-    builds = recipes.torch_recipes(PYTHON, version, str(CONSTRAINTS), has_gpu(device))
+    if sys.platform == "darwin":
+        advice = f"torch=={version} could not be installed: it needs macOS 14, and the network."
+    builds = recipes.torch_recipes(PYTHON, version, str(CONSTRAINTS), build_for(device))
     return take_first(builds, run, advice)
 
 
@@ -137,7 +146,7 @@ def make_chromium(root: bool, apt: bool) -> str:
     """Install a Chromium and check that it starts."""
     advice = (
         "no Chromium could be installed. As root: apt-get install chromium-headless-shell; "
-        "or set GRPO_CHROMIUM to the path of one that you have"
+        "or install Google Chrome, or set GRPO_CHROMIUM to the path of one that you have"
     )
     recipe = take_first(recipes.chromium_recipes(PYTHON, root, apt), run, advice)
     found = recipes.find_chromium()
@@ -176,7 +185,7 @@ def make_vllm(device: str) -> str:
     """Build an environment for vLLM on top of .venv."""
     python = str(VLLM / "bin" / "python")
     advice = "vLLM could not be installed. Check the network and the disk, and try again."
-    builds = recipes.vllm_recipes(python, str(CONSTRAINTS_VLLM), has_gpu(device))
+    builds = recipes.vllm_recipes(python, str(CONSTRAINTS_VLLM), build_for(device))
     builds = [
         Recipe(build.name, (*overlay(VLLM, CONSTRAINTS_VLLM), *build.commands)) for build in builds
     ]
@@ -192,7 +201,7 @@ def stages(asked: str | None, device: str, *, reference: bool, vllm: bool) -> li
     torch = recipes.pinned("torch", CONSTRAINTS.read_text())
     components = [
         Stage("venv", lambda: has_venv(asked), lambda: make_venv(asked, apt)),
-        Stage("torch", lambda: has_torch(torch), lambda: make_torch(torch, device)),
+        Stage("torch", lambda: has_torch(torch, device), lambda: make_torch(torch, device)),
         Stage("packages", lambda: is_stamped(VENV), make_packages),
         Stage("chromium", lambda: bool(recipes.find_chromium()), lambda: make_chromium(root, apt)),
         Stage("model", MODEL.is_file, make_model),
@@ -210,9 +219,10 @@ def main() -> int:
     parser.add_argument("--python", help="interpreter to build .venv on")
     parser.add_argument(
         "--device",
-        choices=("auto", "cpu", "cuda"),
+        choices=("auto", "cpu", "cuda", "rocm"),
         default="auto",
-        help="device that torch and vLLM are built for; auto looks for a GPU on this machine",
+        help="what torch and vLLM are built for; auto looks for an NVIDIA GPU on this machine, and "
+        "a Mac has one build",
     )
     parser.add_argument("--reference", action="store_true", help="also make .venv-reference")
     parser.add_argument("--vllm", action="store_true", help="also make .venv-vllm")

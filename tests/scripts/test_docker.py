@@ -98,12 +98,13 @@ def test_options_of_the_install_scripts_exist(check, name):
 
 
 def test_the_device_decides_the_build_and_auto_looks_for_a_gpu(monkeypatch):
-    setup = load("setup")
+    setup, devices = load("setup"), ("cpu", "cuda", "rocm", "auto")
+    monkeypatch.setattr(setup.sys, "platform", "linux")
     monkeypatch.setattr(setup.shutil, "which", lambda name: "/bin/true")
     monkeypatch.setattr(setup, "run", lambda command: True)
-    assert [setup.has_gpu(device) for device in ("cpu", "cuda", "auto")] == [False, True, True]
+    assert [setup.build_for(device) for device in devices] == ["cpu", "cuda", "rocm", "cuda"]
     monkeypatch.setattr(setup.shutil, "which", lambda name: None)
-    assert [setup.has_gpu(device) for device in ("cpu", "cuda", "auto")] == [False, True, False]
+    assert [setup.build_for(device) for device in devices] == ["cpu", "cuda", "rocm", "cpu"]
 
 
 def test_steps_see_the_variables_set_above_them(check):

@@ -1,6 +1,8 @@
 """The recipes that set-up tries, its errors, and the conversion of the bundled model."""
 
 import importlib.util
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,11 +103,100 @@ def test_venv_falls_back_to_an_older_python_then_to_apt(recipes: ModuleType) -> 
     )
 
 
-def test_a_gpu_gets_plain_torch_and_nothing_else(recipes: ModuleType) -> None:
-    (recipe,) = recipes.torch_recipes("py", "2.13.0", "constraints.txt", gpu=True)
-    assert recipe.commands == (
-        ("py", "-m", "pip", "install", "--no-input", "torch==2.13.0", "-c", "constraints.txt"),
-    )
+def test_a_gpu_and_a_mac_get_plain_torch_and_nothing_else(recipes: ModuleType) -> None:
+    for build in ("cuda", "mac"):
+        (recipe,) = recipes.torch_recipes("py", "2.13.0", "constraints.txt", build)
+        assert recipe.commands == (
+            ("py", "-m", "pip", "install", "--no-input", "torch==2.13.0", "-c", "constraints.txt"),
+        )
+
+
+def test_an_amd_gpu_gets_the_newest_rocm_that_torch_has_with_all_that_it_needs(
+    recipes: ModuleType,
+) -> None:
+    run, asked = runner(lambda command: "rocm7.2" not in command)
+    builds = recipes.torch_recipes("py", "2.13.0", "c", "rocm")
+    assert recipes.take_first(builds, run, "") == "rocm7.1 build"
+    assert asked[-1].split()[-4:] == ["--torch-backend=rocm7.1", "torch==2.13.0", "-c", "c"]
+    assert "--no-deps" not in asked[-1]
+
+
+@pytest.mark.parametrize(
+    ("device", "system", "machine", "nvidia", "build"),
+    [
+        ("auto", "linux", "x86_64", True, "cuda"),
+        ("auto", "linux", "aarch64", False, "cpu"),
+        ("cpu", "linux", "x86_64", True, "cpu"),
+        ("cuda", "linux", "x86_64", False, "cuda"),
+        ("rocm", "linux", "x86_64", False, "rocm"),
+        ("auto", "darwin", "arm64", False, "mac"),
+        ("cpu", "darwin", "arm64", False, "mac"),
+    ],
+)
+def test_the_build_follows_the_machine_and_what_was_asked_for(
+    recipes: ModuleType, device: str, system: str, machine: str, nvidia: bool, build: str
+) -> None:
+    assert recipes.choose_build(device, system, machine, nvidia) == build
+
+
+@pytest.mark.parametrize(
+    ("device", "machine", "message"),
+    [
+        ("auto", "x86_64", "Apple silicon .*got x86_64"),
+        ("cuda", "arm64", "DEVICE must be auto or cpu on a Mac, got cuda"),
+        ("rocm", "arm64", "DEVICE must be auto or cpu on a Mac, got rocm"),
+    ],
+)
+def test_what_torch_does_not_have_for_a_mac_is_refused(
+    recipes: ModuleType, device: str, machine: str, message: str
+) -> None:
+    with pytest.raises(recipes.SetupError, match=message):
+        recipes.choose_build(device, "darwin", machine, False)
+
+
+@pytest.mark.parametrize(
+    ("found", "device", "right"),
+    [
+        ("2.13.0+cpu", "auto", True),
+        ("2.13.0+cpu", "cpu", True),
+        ("2.13.0+cpu", "cuda", False),
+        ("2.13.0+cpu", "rocm", False),
+        ("2.13.0", "cuda", True),
+        ("2.13.0+cu130", "cuda", True),
+        ("2.13.0+cu130", "cpu", True),  # it runs there, too
+        ("2.13.0", "rocm", False),
+        ("2.13.0+rocm7.2", "rocm", True),
+        ("2.13.0+rocm7.2", "cuda", False),
+    ],
+)
+def test_a_torch_for_another_device_does_not_count_as_installed(
+    recipes: ModuleType, found: str, device: str, right: bool
+) -> None:
+    if right:
+        recipes.check_torch(found, device)
+    else:
+        with pytest.raises(recipes.SetupError, match=rf"has torch {re.escape(found)}, .*{device}"):
+            recipes.check_torch(found, device)
+
+
+@pytest.mark.parametrize(("system", "bound"), [("Linux", True), ("Darwin", False)])
+def test_make_binds_threads_where_the_system_can(
+    system: str, bound: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uname = tmp_path / "uname"
+    uname.write_text(f"#!/bin/sh\necho {system}\n")
+    uname.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    ask = ["make", "-n", "click-test"]
+    done = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ("OMP_PROC_BIND=true" in done.stdout.splitlines()[-1]) is bound
+
+
+def test_a_mac_is_told_of_homebrew(recipes: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes.sys, "platform", "darwin")
+    with pytest.raises(recipes.SetupError, match=r"Install one \(brew install python@3\.13\)"):
+        recipes.choose_pythons(None, lambda name: (3, 9))  # Xcode's
 
 
 @pytest.mark.parametrize(
@@ -116,9 +207,7 @@ def test_no_gpu_gets_a_cpu_build(
     recipes: ModuleType, works: Callable[[str], bool], name: str
 ) -> None:
     run, asked = runner(works)
-    assert (
-        recipes.take_first(recipes.torch_recipes("py", "2.13.0", "c", gpu=False), run, "") == name
-    )
+    assert recipes.take_first(recipes.torch_recipes("py", "2.13.0", "c", "cpu"), run, "") == name
     # PyPI's own torch, with gigabytes of CUDA, is never installed
     torch = [command for command in asked if "torch==2.13.0" in command]
     assert all("--no-index" in command or "--torch-backend=cpu" in command for command in torch)
@@ -141,8 +230,8 @@ def test_every_package_of_ours_is_pinned(recipes: ModuleType) -> None:
 
 
 def test_vllm_comes_as_the_build_for_the_machine(recipes: ModuleType) -> None:
-    (cpu,) = recipes.vllm_recipes("py", "pins", gpu=False)
-    (gpu,) = recipes.vllm_recipes("py", "pins", gpu=True)
+    (cpu,) = recipes.vllm_recipes("py", "pins", "cpu")
+    (gpu,) = recipes.vllm_recipes("py", "pins", "cuda")
     install, mcp = gpu.commands
     assert all(command[-2:] == ("-c", "pins") for command in (*cpu.commands, install))
     bare, imports = cpu.commands
@@ -150,6 +239,9 @@ def test_vllm_comes_as_the_build_for_the_machine(recipes: ModuleType) -> None:
     assert "--no-deps" not in imports
     assert "vllm" in install
     assert {"uninstall", "mcp"} <= set(mcp)  # vLLM's own is too new for openenv
+    for build in ("mac", "rocm"):
+        with pytest.raises(recipes.SetupError, match=f"no package of vLLM is known for {build}"):
+            recipes.vllm_recipes("py", "pins", build)
 
 
 def test_the_packages_of_vllm_have_pins_of_their_own(recipes: ModuleType) -> None:

@@ -34,6 +34,7 @@ CHROMIUM_ARGS = (
     "--no-first-run",
     "--no-pings",
     "--password-store=basic",
+    "--use-mock-keychain",  # or a Mac asks for a password
 )
 """Arguments of every Chromium: scrollbars as on a desktop, and nothing but pages."""
 
@@ -57,7 +58,15 @@ SITE_ARGS = (
 # Real binaries of Debian's packages: the wrapper scripts in /usr/bin start slower and add flags.
 _DEBIAN = ("/usr/lib/chromium/chromium-headless-shell", "/usr/lib/chromium/chromium")
 _NAMES = ("chrome-headless-shell", "chromium-headless-shell", "chromium", "google-chrome")
-_PLAYWRIGHT = ("chromium*/*/*headless[-_]shell", "chromium-*/*/chrome")
+_PLAYWRIGHT = (
+    *("chromium*/*/*headless[-_]shell", "chromium-*/*/chrome"),
+    "chromium-*/*/*.app/Contents/MacOS/*",  # on a Mac
+)
+_MAC = tuple(
+    f"{folder}/Applications/{name}.app/Contents/MacOS/{name}"
+    for name in ("Google Chrome", "Chromium")
+    for folder in ("", "~")
+)
 _PLAYWRIGHT_CACHES = ("~/.cache/ms-playwright", "~/Library/Caches/ms-playwright")
 
 
@@ -84,7 +93,9 @@ def find_chromium(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def search_chromium(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Search for a Chromium: `GRPO_CHROMIUM`, Debian's packages, `PATH`, Playwright's downloads.
+    """Search for a Chromium: `GRPO_CHROMIUM`, Debian's packages, `PATH`, downloads, a Mac's apps.
+
+    The downloads are Playwright's, newest first.
 
     Args:
         environ: environment variables.
@@ -111,10 +122,11 @@ def _candidates(environ: Mapping[str, str]) -> Iterator[str]:
     for folder in [cache] if cache not in ("", "0") else _PLAYWRIGHT_CACHES:
         for pattern in _PLAYWRIGHT:
             yield from map(str, sorted(Path(folder).expanduser().glob(pattern), key=_newest_first))
+    yield from map(os.path.expanduser, _MAC)
 
 
 def _newest_first(download: Path) -> int:
-    revision = re.search(r"-(\d+)$", download.parts[-3])
+    revision = re.search(r".*/chromium[^/]*-(\d+)/", download.as_posix())
     return -int(revision[1]) if revision else 0
 
 

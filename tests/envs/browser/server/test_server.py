@@ -47,12 +47,17 @@ def test_a_chromium_chosen_by_the_user(tmp_path):
 
 def test_order_of_the_search_for_a_chromium(monkeypatch, tmp_path):
     monkeypatch.setattr(chromium, "_DEBIAN", (str(tmp_path / "debian"),))
+    monkeypatch.setenv("HOME", str(tmp_path))
     cache = tmp_path / "cache"
     environ = {"PATH": str(tmp_path / "bin"), "PLAYWRIGHT_BROWSERS_PATH": str(cache)}
+    apps, new = tmp_path / "Applications", "Google Chrome for Testing"  # of a Mac
     assert search_chromium(environ) is None
     with pytest.raises(FileNotFoundError, match=r"no Chromium found: .*make setup"):
         find_chromium(environ)
     for path in (  # each is preferred to the ones before it
+        apps / "Google Chrome.app" / "Contents" / "MacOS" / "Google Chrome",
+        cache / "chromium-1187" / "chrome-mac" / "Chromium.app" / "Contents" / "MacOS" / "Chromium",
+        cache / "chromium-1224" / "chrome-mac-arm64" / f"{new}.app" / "Contents" / "MacOS" / new,
         cache / "chromium-1117" / "chrome-linux" / "chrome",
         cache / "chromium_headless_shell-999" / "chrome-linux" / "headless_shell",
         cache / "chromium_headless_shell-1187" / "chrome-linux" / "chrome-headless-shell",
