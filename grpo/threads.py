@@ -1,4 +1,4 @@
-"""OpenMP's threads, on the cores of this machine."""
+"""Variables that torch reads when it is imported: OpenMP's threads, and what Apple's GPUs lack."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ GPU_DRIVERS = [Path(f"/dev/{name}") for name in ("nvidiactl", "kfd", "dxg")]  # 
 def bind_threads(device: str) -> None:
     """Bind each OpenMP thread to a core where the CPU computes, unless the user has decided.
 
+    On a Mac nothing is bound; operations that Apple's GPUs lack may run on the CPU there.
+
     Unbound threads may share a core and spin there: a step then takes several times as long.
     (Threads and processes that a bound one starts inherit its core; the environment server takes
     all cores back.) Call this before torch is imported, which reads these variables. Where a GPU
@@ -20,6 +22,8 @@ def bind_threads(device: str) -> None:
     Args:
         device: the option: "auto", "cpu", or an accelerator's name.
     """
+    if sys.platform == "darwin":
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     on_cpu = device == "cpu" or (device == "auto" and not any(map(Path.exists, GPU_DRIVERS)))
     if (
         sys.platform == "linux"

@@ -100,9 +100,10 @@ class Trainer:
         self.is_finished = False
         self.seconds = {"rollout": 0.0, "generate": 0.0, "env": 0.0, "update": 0.0, "sync": 0.0}
         self.resumed = self.saver.load(self.load_state)
-        start = (self.step, sum(p.double().sum().item() for p in policy.parameters()))
-        if len(set(self.world.all_gather(start))) > 1:
-            raise ConfigError("the ranks start from different adapters or checkpoints")
+        if self.world.world_size > 1:  # a single rank may be on a device without float64
+            start = (self.step, sum(p.double().sum().item() for p in policy.parameters()))
+            if len(set(self.world.all_gather(start))) > 1:
+                raise ConfigError("the ranks start from different adapters or checkpoints")
 
     async def train(
         self, on_episode: OnEpisode = ignore_episode

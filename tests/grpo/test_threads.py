@@ -63,6 +63,18 @@ def test_the_users_variables_are_left_alone(openmp, name):
     assert openmp() == {name: "1"}
 
 
+@pytest.mark.parametrize("users", [None, "0"])
+def test_a_mac_binds_nothing_and_may_use_its_cpu_for_what_its_gpu_lacks(openmp, monkeypatch, users):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    name = "PYTORCH_ENABLE_MPS_FALLBACK"
+    os.environ.pop(name, None)
+    if users:
+        os.environ[name] = users
+    threads.bind_threads("auto")
+    assert openmp() == {}
+    assert os.environ[name] == (users or "1")
+
+
 @LINUX
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
 def test_each_thread_of_torch_has_a_core():

@@ -125,8 +125,14 @@ def test_what_is_trained(folder):
 
 
 def test_the_device(monkeypatch):
-    for there, device in ((True, "cuda"), (False, "cpu")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+    for cuda, mps, device in (
+        (True, True, "cuda"),
+        (True, False, "cuda"),
+        (False, True, "mps"),
+        (False, False, "cpu"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=cuda: there)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=mps: there)
         assert choose_device("auto") == device
     assert choose_device("cpu") == "cpu"
     for device in ("banana", "meta", *([] if torch.cuda.is_available() else ["cuda"])):
