@@ -23,8 +23,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
+from envs.base import TaskError
 from grpo.errors import ConfigError
-from grpo.types import Group
+from grpo.types import Group, Turn
 
 TIMEOUT = timedelta(hours=2)
 """How long to wait for a rank whose pages are slow. A rank that dies ends the others at once."""
@@ -35,6 +36,10 @@ MEETING = timedelta(minutes=2)
 
 class PeerError(RuntimeError):
     """Another rank has failed, so that this one cannot go on."""
+
+
+class PeerRefused(PeerError):
+    """Another rank was asked for something that cannot be done."""
 
 
 class Ranks(NamedTuple):
@@ -70,6 +75,7 @@ class _Fault(NamedTuple):
     """What a rank that has failed gives the others in place of the value that they wait for."""
 
     text: str
+    error: type[PeerError]
 
 
 class World:
@@ -148,7 +154,7 @@ class World:
             raise PeerError(f"another rank has ended: {' '.join(str(error).split())}") from error
         for rank, other in enumerate(values):
             if isinstance(other, _Fault) and rank != self.rank:
-                raise PeerError(f"rank {rank} has failed: {other.text}")
+                raise other.error(f"rank {rank} has failed: {other.text}")
         return values
 
     def tell(self, error: BaseException) -> None:
@@ -160,8 +166,9 @@ class World:
         if self.world_size == 1 or isinstance(error, PeerError) or error is self._told:
             return
         self._told = error
+        kind = PeerRefused if isinstance(error, ConfigError | TaskError) else PeerError
         with suppress(PeerError):  # they have failed as well
-            self.all_gather(_Fault(f"{type(error).__name__}: {error}"))
+            self.all_gather(_Fault(f"{type(error).__name__}: {error}", kind))
 
     def all_gather_groups(self, groups: Sequence[Group]) -> tuple[list[Group], range]:
         """Return all ranks' groups in rank order, and the positions of this rank's own.
@@ -235,16 +242,9 @@ def _no_stderr() -> Iterator[None]:
 
 def without_prompts(group: Group) -> Group:
     """Return the group without its prompt ids: enough for rewards, lengths and metrics."""
-    return replace(
-        group,
-        episodes=tuple(
-            replace(
-                episode,
-                turns=tuple(
-                    replace(turn, completion=replace(turn.completion, prompt_ids=()))
-                    for turn in episode.turns
-                ),
-            )
-            for episode in group.episodes
-        ),
-    )
+
+    def without_prompt(turn: Turn) -> Turn:
+        return replace(turn, completion=replace(turn.completion, prompt_ids=()))
+
+    episodes = (replace(e, turns=tuple(map(without_prompt, e.turns))) for e in group.episodes)
+    return replace(group, episodes=tuple(episodes))

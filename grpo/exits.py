@@ -33,7 +33,7 @@ def exit_code(program: Callable[[], object], *, hint: Callable[[], str] | None =
         return 2
     except Exception as error:
         from envs.base import EnvError, TaskError
-        from grpo.distributed import PeerError
+        from grpo.distributed import PeerError, PeerRefused
         from grpo.generators.base import GeneratorError
         from grpo.shutdown import Stopped
         from grpo.training.updater import TrainingError
@@ -47,4 +47,4 @@ def exit_code(program: Callable[[], object], *, hint: Callable[[], str] | None =
             raise
         more = hint() if hint and not isinstance(error, TaskError | OSError) else ""
         print(f"error: {one_line(without_passwords(error))}{more}", file=sys.stderr)
-        return 2 if isinstance(error, TaskError) else 1
+        return 2 if isinstance(error, TaskError | PeerRefused) else 1
