@@ -33,12 +33,16 @@ async def test_an_engine_destroys_no_process_group_but_its_own(make_policy, tmp_
     assert not dist.is_initialized()
 
 
-@pytest.mark.parametrize("weight_sync", ["adapter", "merged"])
-def test_two_ranks_train_with_an_engine_each(lfm2_path, tmp_path, weight_sync):
+SCRIPTED = ["tests.grpo.generators.vllm.real.two_ranks", "--task", "click-word"]
+COMMAND = ["grpo", "train", "--task", "click-test"]  # with a browser server per rank
+
+
+@pytest.mark.parametrize(("program", "weight_sync"), [(SCRIPTED, "adapter"), (COMMAND, "merged")])
+def test_two_ranks_train_with_an_engine_each(lfm2_path, tmp_path, program, weight_sync):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.grpo.generators.vllm.real.two_ranks", "--backend", "vllm"]
-    command += ["--vllm-sync", weight_sync, "--model", str(lfm2_path), "--output", str(tmp_path)]
-    command += ["--task", "click-word", "--steps", "2", "--dtype", "float32", "--device", "cpu"]
+    command += ["-m", *program, "--backend", "vllm", "--vllm-sync", weight_sync]
+    command += ["--model", str(lfm2_path), "--output", str(tmp_path)]
+    command += ["--steps", "2", "--dtype", "float32", "--device", "cpu"]
     command += ["--group-size", "4", "--groups-per-step", "1", "--max-turns", "1"]
     command += ["--max-new-tokens", "4", "--eval-episodes", "2", "--beta", "0.05"]
     run = subprocess.run(
@@ -54,4 +58,28 @@ def test_two_ranks_train_with_an_engine_each(lfm2_path, tmp_path, weight_sync):
     assert (tmp_path / "summary.json").is_file()
     steps = read_metrics(tmp_path / "metrics.jsonl")
     assert [step["step"] for step in steps] == [1, 2]
-    assert all(step["sampling/logp_difference"] < 1e-3 for step in steps)
+    for step in steps:
+        assert step["sampling/logp_difference"] < 1e-3
+        assert {name: value for name, value in step.items() if "version/" in name} == {
+            f"sampling/version/rank{rank}": step["step"] - 1 for rank in (0, 1)
+        }
+        gaps = [step[f"sampling/logp_difference/rank{rank}"] for rank in (0, 1)]
+        assert max(gaps) < 1e-3
+        assert gaps[0] != gaps[1]  # of two engines, with seeds of their own
+
+
+def test_no_rank_starts_an_engine_if_one_has_too_little_memory(lfm2_path, tmp_path):
+    """Engines wait for each other while they start: the other rank would wait for half an hour."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", *SCRIPTED, "--backend", "vllm", "--model", str(lfm2_path), "--device", "cpu"]
+    run = subprocess.run(
+        [*command, "--output", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TOO_LITTLE_MEMORY_ON_RANK": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 1
+    assert "too little on rank 1" in run.stderr
+    assert "rank 1 has failed" in run.stderr

@@ -8,6 +8,8 @@ import time
 
 from envs.scripted import ScriptedEnv
 from grpo.arguments import read_config
+from grpo.errors import ConfigError
+from grpo.generators.vllm import memory
 from grpo.reporting.report import TrainingReport
 from grpo.run import train
 
@@ -22,6 +24,12 @@ def slowly(finish):
     return finish_slowly
 
 
+def too_little(*_, **__):
+    raise ConfigError(f"too little on rank {os.environ['RANK']}")
+
+
 if __name__ == "__main__":
+    if os.environ["RANK"] == os.environ.get("TOO_LITTLE_MEMORY_ON_RANK"):
+        memory.engine_memory = too_little
     TrainingReport.finish = slowly(TrainingReport.finish)
     train(read_config(sys.argv[1:], prog="two_ranks", description=__doc__), ScriptedEnv)
