@@ -15,6 +15,9 @@ import pytest
 import yaml
 
 from grpo.config import Config
+from grpo.reporting.loggers import read_metrics
+from grpo.training.checkpoint import checkpoints
+from tests.support.processes import alive, descendants
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "modal_click_test.py"
@@ -47,9 +50,9 @@ def on_modal(example, monkeypatch, tmp_path):
             calls["with_options"].append(options)
             return self
 
-        def remote(self, *args):
+        def remote(self, *args, ranks):
             calls["remote"].append(args)
-            return example_train.local(*args, folder=str(tmp_path / "volume"))
+            return example_train.local(*args, folder=str(tmp_path / "volume"), ranks=ranks)
 
     example_train = example.train
     monkeypatch.setattr(example, "train", Remote())
@@ -129,12 +132,35 @@ def test_modals_command_line_knows_the_options():
         ({"config": "gone.yaml"}, "cannot read config 'gone.yaml'"),
         ({"args": "--group-size 1"}, "group_size must be at least 2, got 1"),
         ({"args": "--episodes 3"}, "--episodes is now called --eval-episodes"),
+        ({"gpu": "H100:0"}, "gpu must be a name, or a name and a number as H100:4, got 'H100:0'"),
+        ({"gpu": "H100:"}, "got 'H100:'"),
     ],
 )
 def test_wrong_options_are_refused_before_a_gpu_is_paid_for(example, on_modal, options, message):
     with pytest.raises(SystemExit, match=message):
         example.main(**options)
     assert on_modal["remote"] == []
+
+
+@pytest.mark.parametrize(
+    ("gpu", "ranks"), [("H100", 1), ("A100-80GB", 1), ("H100:1", 1), ("H100:4", 4)]
+)
+def test_each_gpu_has_a_rank_and_its_share_of_the_machine(example, monkeypatch, gpu, ranks):
+    calls = []
+
+    class Remote:
+        def with_options(self, **options):
+            calls.append(options)
+            return self
+
+        def remote(self, *args, **options):
+            calls.append(options)
+            return 2, b""
+
+    monkeypatch.setattr(example, "train", Remote())
+    with pytest.raises(SystemExit):
+        example.main(gpu=gpu)
+    assert calls == [{"gpu": gpu, "cpu": 8 * ranks, "memory": 32768 * ranks}, {"ranks": ranks}]
 
 
 def test_options_win_over_the_file_and_the_file_over_the_defaults(example, monkeypatch):
@@ -144,7 +170,7 @@ def test_options_win_over_the_file_and_the_file_over_the_defaults(example, monke
         def with_options(self, **options):
             return self
 
-        def remote(self, *args):
+        def remote(self, *args, ranks):
             calls.append(args)
             return 2, b""
 
@@ -175,6 +201,10 @@ def test_a_run_continues_and_is_restarted_only_where_that_helps(example, monkeyp
     run = tmp_path / "name"
     words = f"-m grpo train --config {run}/modal.yaml --output {run} --resume"
     assert commands == [words.split()] * 2
+    codes.append(2)
+    assert example.train.local(*arguments, ranks=4) == (2, b"")
+    torchrun = "-m grpo.torchrun --standalone --nproc-per-node 4"
+    assert commands[2] == f"{torchrun} {words}".split()
     assert (run / "modal.yaml").read_text() == "group_size: 4\n"
 
 
@@ -203,19 +233,49 @@ time.sleep(60)
     assert (tmp_path / "saved").exists()
 
 
+def test_an_interrupt_lets_all_ranks_save_and_a_restart_goes_on(example, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    program = [*example.python(2), "-m", "tests.support.scripted", "--groups-per-step", "1"]
+    program += ["--output", str(tmp_path)]
+    log, ranks, ended = tmp_path / "metrics.jsonl", [], threading.Event()
+
+    def preempt():
+        while not read_metrics(log):
+            if ended.wait(0.05):
+                return
+        ranks.extend(descendants(os.getpid()))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=preempt)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            example.run_to_end([*program, "--steps", "100000"])
+    finally:
+        ended.set()
+        thread.join()
+    assert len(ranks) >= 3  # with torchrun
+    assert not alive(ranks)
+    saved = len(read_metrics(log))
+    assert checkpoints(tmp_path)[-1].name == f"step-{saved:06d}"
+    assert example.run_to_end([*program, "--steps", str(saved + 1), "--resume"]) == 0
+    assert len(read_metrics(log)) == saved + 1
+
+
 @pytest.mark.browser
 @pytest.mark.model
 def test_the_files_of_a_run_come_back(example, on_modal, tmp_path, tiny_path, monkeypatch, capfd):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    example.main(args=f"{TINY} --model {tiny_path}", gpu="L4", name="mine")
+    example.main(args=f"{TINY} --model {tiny_path} --device cpu", gpu="L4:2", name="mine")
     back = tmp_path / "runs" / "mine"
     files = {str(path.relative_to(back)) for path in back.rglob("*") if path.is_file()}
     assert {"summary.json", "config.yaml", "metrics.jsonl", "curves.png"} <= files
     assert {f"adapter/adapter_{name}" for name in ("config.json", "model.safetensors")} <= files
     assert not any(name.startswith("checkpoints") for name in files)
-    assert json.loads((back / "summary.json").read_text())["steps"] == 1
+    summary = json.loads((back / "summary.json").read_text())
+    assert (summary["steps"], summary["episodes"]) == (1, 8)  # of both ranks
     assert (tmp_path / "volume/mine/checkpoints/step-000001/trainer.pt").is_file()
-    assert on_modal["with_options"] == [{"gpu": "L4"}]
+    assert on_modal["with_options"][0]["gpu"] == "L4:2"
     ((name, text),) = on_modal["remote"]
     config = Config.from_mapping(yaml.safe_load(text))
     assert (name, config.task, config.learning_rate) == ("mine", ("click-test",), 4e-4)
