@@ -22,7 +22,8 @@ from grpo.generators.vllm.interface import ENGINE, MEMORY, ROUTES, SERVER, TESTE
 from grpo.generators.vllm.sources import Sources
 
 USED = {"engine": ENGINE, "adapters in memory": MEMORY, "server": SERVER}
-WHEEL = ["--only-binary=:all:", "--platform=manylinux_2_28_x86_64", "--python-version=3.12"]
+WHEEL = ["--only-binary=:all:", "--python-version=3.12"]
+WHEEL += [f"--platform=manylinux_2_{glibc}_x86_64" for glibc in (28, 31, 34, 35)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +56,8 @@ def download(version: str, folder: Path) -> Path:
     requirement = "vllm" if version == "newest" else f"vllm=={version}"
     to = Path(tempfile.mkdtemp(dir=folder))
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *WHEEL]
-    subprocess.run([*command, f"--dest={to}", requirement], check=True)
+    if subprocess.run([*command, f"--dest={to}", requirement]).returncode:
+        sys.exit(f"error: pip cannot download {requirement}")
     (wheel,) = to.glob("*.whl")
     return wheel
 

@@ -76,8 +76,9 @@ MEMORY = {
 
 SERVER = OPTIONS | {
     "vllm.entrypoints.openai.api_server": "",
-    "vllm.entrypoints.launchers.cli_args.FrontendArgs|vllm.entrypoints.common.cli_args."
-    "FrontendArgs": "host port middleware",
+    "vllm.entrypoints.openai.cli_args.FrontendArgs|"
+    "vllm.entrypoints.launchers.cli_args.FrontendArgs|"
+    "vllm.entrypoints.common.cli_args.FrontendArgs": "host port middleware",
     "vllm.entrypoints.openai.completion.protocol.CompletionRequest": "model prompt n temperature "
     "max_tokens stop_token_ids logprobs return_token_ids",
 }
