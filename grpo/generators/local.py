@@ -24,6 +24,7 @@ from grpo.generators.base import Generator, completion_limit
 from grpo.generators.sampling import draw_tokens
 from grpo.model.decoding import PromptDecoder
 from grpo.model.policy import Policy
+from grpo.tree.cache_graphs import GraphedTreeCache
 from grpo.tree.tree_cache import TreeCache
 from grpo.types import Completion
 
@@ -156,7 +157,7 @@ class LocalGenerator(Generator):
         """Move requests from the queue into the batch while they fit into the cache."""
         if self._cache is None or self._cache_version != self.policy.version:
             capacity = self._cache.capacity if self._cache and self._active else self.cache_tokens
-            self._cache = self._new_cache(capacity)
+            self._cache = self._empty_cache(capacity)
             self._cache_version = self.policy.version
             for request in self._active:  # started with an older policy
                 request.node = self._cache.insert(-1, (*request.prompt_ids, *request.ids[:-1]))
@@ -172,15 +173,19 @@ class LocalGenerator(Generator):
                 cache.keep_shared_prefix()
                 if len(cache) + cache.missing(request.prompt_ids) + reserved > cache.capacity:
                     needed = max(self.cache_tokens, len(request.prompt_ids) + reserved)
-                    self._cache = self._new_cache(needed)
+                    self._cache = self._empty_cache(needed)
             request.node = self._cache.insert(-1, request.prompt_ids)
             request.versions.append(self.policy.version)
             self._active.append(request)
         return self._cache
 
-    def _new_cache(self, capacity: int) -> TreeCache:
-        policy = self.policy
-        return TreeCache(policy.decoder, capacity, policy.device, policy.conv_width)
+    def _empty_cache(self, capacity: int) -> TreeCache:
+        policy, cache = self.policy, self._cache
+        if cache is None or cache.capacity != capacity:
+            make = GraphedTreeCache if policy.graphs else TreeCache
+            return make(policy.decoder, capacity, policy.device, policy.conv_width)
+        cache.clear()
+        return cache
 
     def _step_one_prompt(self) -> list[_Request]:
         """Complete all requests for the longest-waiting prompt, with any kind of model."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from grpo.errors import ConfigError
 from grpo.model.check import AdapterCheck, check_model, check_weights_stay
 from grpo.model.forward import ForwardMode
+from grpo.model.graphs import TreeGraphs
 from grpo.model.policy import Policy
 from grpo.model.probe import foreign_code
 from lora import (
@@ -51,6 +52,7 @@ class LoRAPolicy(Policy):
         adapter: str | Path | None = None,
         forward: ForwardMode | Literal["auto"] = "auto",
         activation_checkpointing: bool = False,
+        cuda_graphs: bool = True,
         seed: int = 0,
     ) -> None:
         """Add an adapter to a model.
@@ -67,6 +69,8 @@ class LoRAPolicy(Policy):
             forward: how log-probabilities are computed; "auto" is the tree where the model
                 supports it, and warns where it does not.
             activation_checkpointing: see `Policy`.
+            cuda_graphs: on a GPU, compute trees by CUDA graphs (`grpo.model.graphs`); not with
+                recomputed activations.
             seed: random seed of A's initial values.
 
         Raises:
@@ -98,6 +102,9 @@ class LoRAPolicy(Policy):
             activation_checkpointing=activation_checkpointing,
         )
         super().__init__(model, tokenizer, plan, activation_checkpointing=activation_checkpointing)
+        on_cuda = self.device.type == "cuda" and self.forward_mode == "tree"
+        if cuda_graphs and on_cuda and not activation_checkpointing:
+            self.graphs = TreeGraphs(self.decoder, self.conv_width)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the adapter's parameters, float32."""
@@ -106,9 +113,17 @@ class LoRAPolicy(Policy):
     def copy_masters_to_model(self) -> None:
         """Do nothing: the model computes with the parameters themselves."""
 
-    def reference(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def reference(self) -> Iterator[None]:
         """Within this context the adapter is switched off."""
-        return disabled_adapters(self.model)
+        with disabled_adapters(self.model):
+            if self.graphs:
+                self.graphs.variant = "reference"
+            try:
+                yield
+            finally:
+                if self.graphs:
+                    self.graphs.variant = ""
 
     def adapter(self) -> dict[str, Tensor]:
         """A copy of the adapter's tensors, float32, under PEFT's names."""
@@ -138,18 +153,24 @@ class LoRAPolicy(Policy):
         load_adapter(self.model, folder)
 
 
-def quantize_base(model: Any, quantize: Literal["8bit", "4bit"]) -> None:
+def quantize_base(model: Any, quantize: Literal["8bit", "4bit"], device: str | None = None) -> None:
     """Freeze a model that was just read and hold its linear layers' weights in 8 or 4 bits.
 
     A `LoRAPolicy` of it trains the adapter on the quantised base, in update, generator and
     reference alike.
+
+    Args:
+        model: on the CPU; changed in place.
+        quantize: how many bits.
+        device: where the linear layers go, one by one; None to leave them where they are.
 
     Raises:
         ImportError: bitsandbytes is not installed.
         ValueError: the model's layers cannot be quantised.
     """
     check_weights_stay(model)
-    quantize_linears(model, 8 if quantize == "8bit" else 4, probe=_probe(model))
+    bits: Literal[8, 4] = 8 if quantize == "8bit" else 4
+    quantize_linears(model, bits, device=device, probe=_probe(model))
 
 
 def _probe(model: Any) -> Callable[[], Tensor]:

@@ -21,9 +21,11 @@ from grpo.model.forward import (
     recomputed_layers,
     tree_hidden,
 )
+from grpo.model.graphs import TreeGraphs
 from grpo.model.head import OutputHead, find_decoder
 from grpo.model.logprobs import token_logprobs
-from grpo.tree.token_tree import build_tree, common_prefix
+from grpo.transfer import to_device
+from grpo.tree.token_tree import TokenTree, build_tree, common_prefix
 from grpo.types import TokenBatch
 
 
@@ -46,6 +48,7 @@ class Policy(ABC):
         conv_width: width of the model's short convolutions, 0 if it has none.
         head: the output layer with the model's scale and cap, [*, D] -> [*, V].
         max_length: the longest prompt and completion together, in tokens, that the model supports.
+        graphs: the tree's passes as CUDA graphs; None to launch their kernels one by one.
         weights_dirname: name of the folder in a run or checkpoint that holds what `save` writes.
     """
 
@@ -76,6 +79,7 @@ class Policy(ABC):
         self.use_cache, self.conv_width = plan.use_cache, plan.conv_width
         self.head: OutputHead = plan.head
         self.max_length = plan.max_length
+        self.graphs: TreeGraphs | None = None
 
     @abstractmethod
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -152,9 +156,10 @@ class Policy(ABC):
 
         Returns:
             The prefix that `logprobs` takes for each micro-batch; call its `backward` after
-            theirs. None for padded rows, for a single micro-batch, and where rows share nothing.
+            theirs. None for padded rows, for a single micro-batch, where rows share nothing, and
+            with CUDA graphs, which compute whole trees.
         """
-        if self.forward_mode == "padded" or len(batches) < 2:
+        if self.forward_mode == "padded" or len(batches) < 2 or self.graphs:
             return None
         tokens = common_prefix([row for batch in batches for row in batch.rows()])
         if not tokens:
@@ -178,36 +183,44 @@ class Policy(ABC):
         Returns:
             logprobs and entropy, [N, T] each, in nats.
         """
-        batch = batch.to(self.device)
+        batch = batch.to(torch.device("cpu"))  # where indices are made without waiting for a GPU
         mask = batch.completion_mask
         if self.forward_mode == "tree":
             tree = build_tree(batch.rows())
             with self._layers():
-                hidden = tree_hidden(self.decoder, tree, self.conv_width, prefix)
-            tree = tree.to(self.device)
+                hidden = self._tree_hidden(tree, prefix)
             nodes, parents, tokens = tree.nodes, tree.parents, tree.tokens
         else:
             with self._layers():
-                hidden = padded_hidden(self.decoder, batch).flatten(0, 1)
-            nodes = torch.arange(hidden.shape[0], device=self.device).view(mask.shape)
+                hidden = padded_hidden(self.decoder, batch.to(self.device)).flatten(0, 1)
+            nodes = torch.arange(hidden.shape[0]).view(mask.shape)
             parents, tokens = nodes.flatten() - 1, batch.input_ids.flatten()
         # The distinct completion tokens, and the distinct prefixes that they continue. A tree is
         # as wide as its longest row, a micro-batch as wide as the batch that it was cut from.
         wanted, where = torch.unique(nodes[mask[:, : nodes.shape[1]]], return_inverse=True)
         prefixes, position = torch.unique(parents[wanted], return_inverse=True)
         order = torch.argsort(position)
-        sorted_logprobs, entropy = token_logprobs(
+        places = mask.flatten().nonzero()[:, 0]
+        indices = prefixes, torch.argsort(order)[where], position[where], places
+        prefixes, token_at, prefix_at, places = to_device(indices, self.device)
+        logprobs, entropy = token_logprobs(
             hidden[prefixes],
             self.head,
             position[order],
             tokens[wanted[order]],
             temperature=temperature,
         )
-        logprobs = sorted_logprobs[torch.argsort(order)]
-        blank = torch.zeros(mask.shape, dtype=logprobs.dtype, device=self.device)
+        blank = torch.zeros(mask.numel(), dtype=logprobs.dtype, device=self.device)
         return TokenLogprobs(
-            blank.masked_scatter(mask, logprobs[where]),
-            blank.masked_scatter(mask, entropy[position][where]),
+            blank.index_copy(0, places, logprobs[token_at]).view(mask.shape),
+            blank.index_copy(0, places, entropy[prefix_at]).view(mask.shape),
+        )
+
+    def _tree_hidden(self, tree: TokenTree, prefix: SharedPrefix | None) -> Tensor:
+        """Compute the last hidden states of a tree's nodes, and possibly more rows after them."""
+        hidden = self.graphs.hidden(tree) if self.graphs and prefix is None else None
+        return (
+            tree_hidden(self.decoder, tree, self.conv_width, prefix) if hidden is None else hidden
         )
 
     def _layers(self) -> AbstractContextManager[None]:

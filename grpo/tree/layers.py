@@ -117,15 +117,14 @@ def tree_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **options
         )
-    dtype, grouped = query.dtype, query.device.type == "cpu"
-    if grouped and dtype in (torch.bfloat16, torch.float16):
+    dtype, grouped = query.dtype, _takes_groups(query)
+    if query.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16):
         # The CPU's kernel is slower in bfloat16 than in float32, backward most of all.
         query, key, value = query.float(), key.float(), value.float()
     key, value = seq_idx.prepend_cached(module, key, value, dim=2)
 
-    def select(x: Tensor, keys: Tensor) -> Tensor:
-        x = x.index_select(2, keys)
-        # CUDA's fast kernels take a mask or grouped heads, not both.
+    def select(x: Tensor, keys: Tensor | None) -> Tensor:
+        x = x if keys is None else x.index_select(2, keys)
         return x if grouped else x.repeat_interleave(query.shape[1] // x.shape[1], dim=1)
 
     outputs = [
@@ -140,3 +139,14 @@ def tree_attention(
         for start, stop, keys, mask in seq_idx.chunks
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2).to(dtype), None
+
+
+def _takes_groups(query: Tensor) -> bool:
+    """Tell whether the fast attention kernel takes a mask and grouped heads together.
+
+    On CUDA cuDNN's does, which torch chooses in half precision from Hopper (9.0) on.
+    """
+    if query.device.type != "cuda":
+        return query.device.type == "cpu"
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    return half and torch.cuda.get_device_capability(query.device) >= (9, 0)

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from grpo.transfer import to_device
+
 # Queries per attention call. Small chunks compute fewer masked products, large ones make better
 # use of the hardware: 64 to 128 were fastest on two CPU cores; a GPU wants few kernel launches
 # (1024 is not measured).
@@ -31,13 +33,14 @@ class Chunk(NamedTuple):
 
     Attributes:
         start, stop: positions among the nodes that are computed now.
-        keys: [K] long; the nodes that at least one of the queries attends to.
-        mask: [stop - start, K] bool; True where the query attends to the key.
+        keys: [K] long; the nodes that at least one of the queries attends to; None for all.
+        mask: [stop - start, K] bool, True where the query attends to the key; or numbers to add
+            to the products.
     """
 
     start: int
     stop: int
-    keys: Tensor
+    keys: Tensor | None
     mask: Tensor
 
 
@@ -104,5 +107,5 @@ def cut_chunks(
     for start in range(first, stop, size):
         end = min(start + size, stop)
         keys, mask = attention(start, end)
-        chunks.append(Chunk(start - first, end - first, keys.to(device), mask.to(device)))
+        chunks.append(Chunk(start - first, end - first, *to_device((keys, mask), device)))
     return chunks

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from grpo.transfer import to_device
 from grpo.tree.layers import tree_forward
 from grpo.tree.layout import LayerCache, Layout, cut_chunks
 
@@ -41,7 +42,7 @@ class NodeBuffers(Layout):
         call = self.call_of(layer)
         if call not in self.layers:
             self.layers[call] = tuple(
-                x.new_empty(*x.shape[:dim], self.capacity, *x.shape[dim + 1 :]) for x in own
+                x.new_zeros(*x.shape[:dim], self.capacity, *x.shape[dim + 1 :]) for x in own
             )
         buffers, new = self.layers[call], own[0].shape[dim]
         for buffer, x in zip(buffers, own, strict=True):
@@ -81,7 +82,8 @@ class TreeCache:
         self.children: dict[tuple[int, int], int] = {}
         self.tokens: list[int] = []
         self.depths: list[int] = []
-        self.sees = torch.zeros(capacity, capacity, dtype=torch.bool, device=device)
+        # [i, j]: node j is an ancestor of node i, or i itself. In main memory, whatever the device.
+        self.sees = np.zeros((capacity, capacity), dtype=bool)
         self.hidden: Tensor | None = None
 
     def __len__(self) -> int:
@@ -98,61 +100,77 @@ class TreeCache:
         return 0
 
     def insert(self, node: int, ids: Sequence[int]) -> int:
-        """Follow ids from a node (-1: the root), adding missing nodes.
+        """Follow ids from a node (-1: the root), adding missing nodes; the device does nothing.
 
         Returns:
             The node of the last id.
         """
-        for token in ids:
+        for position, token in enumerate(ids):
             child = self.children.get((node, token))
             if child is None:
-                child = len(self.tokens)
-                self.children[node, token] = child
-                self.tokens.append(token)
-                self.parents.append(node)
-                self.depths.append(self.depths[node] + 1 if node >= 0 else 0)
-                if node >= 0:
-                    self.sees[child, :child] = self.sees[node, :child]
-                self.sees[child, child] = True
+                return self._append(node, ids[position:])
             node = child
         return node
+
+    def _append(self, node: int, ids: Sequence[int]) -> int:
+        """Add a chain of new nodes below a node and return its last one."""
+        first, stop = len(self), len(self) + len(ids)
+        if stop > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} nodes, got {stop}")
+        parents = [node, *range(first, stop - 1)]
+        depth = self.depths[node] + 1 if node >= 0 else 0
+        self.children.update(zip(zip(parents, ids, strict=True), range(first, stop), strict=True))
+        self.tokens += ids
+        self.parents += parents
+        self.depths += range(depth, depth + len(ids))
+        if node >= 0:
+            self.sees[first:stop, :first] = self.sees[node, :first]
+        self.sees[first:stop, first:stop] = np.tri(len(ids), dtype=bool)
+        return stop - 1
 
     def compute(self) -> int:
         """Compute the nodes without a hidden state in one forward and return their number."""
         start, stop = self.buffers.length, len(self)
         if start == stop:
             return 0
-        self.buffers.chunks = cut_chunks(self._attention, start, stop, self.device)
-        if self.conv_width:
-            ancestors = [self._ancestors(node) for node in range(start, stop)]
-            self.buffers.ancestors = torch.tensor(ancestors, device=self.device)
-        tokens, depths = (
-            torch.tensor(x[start:], device=self.device) for x in (self.tokens, self.depths)
-        )
-        new = tree_forward(self.decoder, tokens, depths, self.buffers)
-        if self.hidden is None:
-            self.hidden = new.new_empty(self.capacity, new.shape[1])
-        self.hidden[start:stop] = new
+        self._run(start, stop)
         self.buffers.length = stop
         return stop - start
+
+    def _run(self, start: int, stop: int) -> None:
+        """Compute the nodes [start, stop) into the buffers."""
+        self.buffers.chunks = cut_chunks(self._attention, start, stop, self.device)
+        tokens, depths, self.buffers.ancestors = to_device(self._new(start, stop), self.device)
+        new = tree_forward(self.decoder, tokens, depths, self.buffers)
+        if self.hidden is None:
+            self.hidden = new.new_zeros(self.buffers.capacity, new.shape[1])
+        self.hidden[start:stop] = new
+
+    def _new(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return tokens, depths and ancestors of the nodes [start, stop), on the CPU."""
+        ancestors = [self._ancestors(node) for node in range(start, stop)]
+        lists = self.tokens[start:stop], self.depths[start:stop], ancestors
+        tokens, depths, above = (torch.tensor(x, dtype=torch.long) for x in lists)
+        return tokens, depths, above
 
     def _attention(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Find what the nodes [start, stop) attend to (see `TokenTree.attention`)."""
         sees = self.sees[start:stop, :stop]
-        keys = sees.any(0).nonzero()[:, 0]
-        return keys, sees.index_select(1, keys)
+        keys = np.flatnonzero(sees.any(0))
+        return torch.from_numpy(keys), torch.from_numpy(sees.take(keys, axis=1))
 
     def _ancestors(self, node: int) -> list[int]:
         """List the node, its parent and so on, `conv_width` in all; -1 above the root."""
         chain = [node]
         while len(chain) < self.conv_width:
             chain.append(self.parents[chain[-1]] if chain[-1] >= 0 else -1)
-        return chain
+        return chain[: self.conv_width]
 
     def states(self, nodes: npt.NDArray[np.int64]) -> Tensor:
         """Return the last hidden states [R, D] of R computed nodes."""
         assert self.hidden is not None, "call compute() first"
-        return self.hidden[torch.from_numpy(nodes).to(self.device)]
+        (rows,) = to_device([torch.from_numpy(nodes)], self.device)
+        return self.hidden[rows]
 
     def keep_shared_prefix(self) -> None:
         """Drop all nodes but the chain from the root to the first branch."""
@@ -163,6 +181,13 @@ class TreeCache:
         length = next((i + 1 for i, n in enumerate(counts) if n != 1), 0)
         if sum(parent < 0 for parent, _ in self.children) != 1:
             length = 0
+        self._keep(length)
+
+    def clear(self) -> None:
+        """Drop all nodes, whose memory is used again."""
+        self._keep(0)
+
+    def _keep(self, length: int) -> None:
         self.children = {key: node for key, node in self.children.items() if node < length}
         del self.tokens[length:], self.depths[length:], self.parents[length:]
         self.sees[length:] = False
