@@ -25,8 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    options = parse_args(sys.argv[1:] if argv is None else argv)
+    if options.standalone and not options.local_addr:
+        options.local_addr = "127.0.0.1"  # torchrun takes the host's name, which may lead nowhere
     try:
-        run(parse_args(sys.argv[1:] if argv is None else argv))
+        run(options)
     except SignalException as error:
         return 128 + error.sigval
     except ChildFailedError as error:

@@ -41,7 +41,7 @@ RANKS = """
             if world.rank == 1 and kind == "stopped":
                 os.kill(os.getppid(), signal.SIGTERM)
             elif world.rank == 1:
-                raise ConfigError("of rank 1")
+                raise ConfigError(f"met at {os.environ['MASTER_ADDR']}")
             world.all_gather("nothing")
         except Exception as error:
             world.tell(error)
@@ -60,4 +60,6 @@ def test_torchrun_ends_as_its_ranks_do(tmp_path, kind, code):
     done = subprocess.run(command, env=QUIET, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert "torch/distributed/run.py" not in done.stderr  # no traceback of torchrun's own
-    assert ("error: rank 1 has failed: ConfigError: of rank 1" in done.stderr) is (code == 2)
+    # Not at this machine's name, which may lead nowhere.
+    told = "error: rank 1 has failed: ConfigError: met at 127.0.0.1"
+    assert (told in done.stderr) is (code == 2)
