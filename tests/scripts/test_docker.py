@@ -4,12 +4,16 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import parse_args as torchrun_arguments
+
+from grpo.arguments import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = ["Dockerfile", "Dockerfile.server"]
@@ -68,6 +72,23 @@ def test_the_training_image_runs_grpo_train_as_a_plain_user(check):
     assert last["USER"] == "1000"
     assert every[-1].env["PATH"].split(":")[-1] == "/bin"  # Docker's own come last
     assert every[-1].env["PATH"].split(":")[1] == f"{last['WORKDIR']}/.venv/bin"
+
+
+def test_the_command_for_several_gpus_starts_what_the_image_has(check):
+    text = (ROOT / "docs" / "docker.md").read_text().replace("\\\n", "")
+    (line,) = [line for line in text.splitlines() if "--entrypoint" in line]
+    options, _, arguments = line.partition(" grpo-browser ")
+    words = shlex.split(arguments)
+    last = {step.name: step.value for step in check.steps((ROOT / "Dockerfile").read_text(), {})}
+    program, *before = json.loads(last["ENTRYPOINT"])
+    assert shlex.split(options)[-2:] == ["--entrypoint", program]
+    assert words[: len(before)] == [*before[:-2], "python", "-m"]
+    parsed = torchrun_arguments(words[words.index("grpo.torchrun") + 1 :])
+    assert (parsed.module, parsed.training_script) == (True, "grpo")
+    assert (parsed.standalone, parsed.nproc_per_node) == (True, "4")
+    read_config(parsed.training_script_args[1:], prog="train", description="")
+    for module in ("grpo.torchrun", "grpo.__main__"):
+        assert importlib.util.find_spec(module)
 
 
 def test_set_up_finds_the_files_that_it_loads_by_path(check):
