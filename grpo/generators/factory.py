@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from grpo.distributed import World
 from grpo.errors import ConfigError
 from grpo.generators.base import Generator
-from grpo.model.policy import Policy
 
 if TYPE_CHECKING:
     from grpo.config import Config
+    from grpo.model.policy import Policy
 
 
 def check_backend(config: Config, world: World) -> None:

@@ -12,15 +12,17 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from grpo.algorithm.batch import rows_from_completions
 from grpo.generators.base import Generator, GeneratorError
-from grpo.model.policy import Policy
 from grpo.types import Completion
+
+if TYPE_CHECKING:
+    from grpo.model.policy import Policy
 
 BOUNDS = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Mean absolute difference of log-probabilities, in nats, that rounding in a dtype explains.

@@ -13,11 +13,11 @@ from torch import Tensor
 from grpo.algorithm.losses import mean_stats
 from grpo.generators.base import GeneratorError
 from grpo.generators.sync_check import gap_bound
-from grpo.model.policy import Policy
 from grpo.types import TokenBatch
 
 if TYPE_CHECKING:
     from grpo.config import Config
+    from grpo.model.policy import Policy
 
 _log = logging.getLogger(__name__)
 

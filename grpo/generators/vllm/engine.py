@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -23,8 +24,10 @@ from grpo.generators.vllm.options import (
     require_vllm,
     set_environment,
 )
-from grpo.model.policy import Policy
 from grpo.types import Completion
+
+if TYPE_CHECKING:
+    from grpo.model.policy import Policy
 
 
 class VLLMEngine(Generator):

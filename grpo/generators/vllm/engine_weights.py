@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -19,7 +19,9 @@ from grpo.generators.base import GeneratorError
 from grpo.generators.vllm.interface import MEMORY, check_interface
 from grpo.generators.vllm.options import VERSIONS_KEPT, WeightSync
 from grpo.generators.vllm.snapshots import PolicyFolders, new_name
-from grpo.model.policy import Policy
+
+if TYPE_CHECKING:
+    from grpo.model.policy import Policy
 
 
 def adapter_config(policy: Policy) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpo.errors import ConfigError
 from grpo.generators.base import Generator, GeneratorError, completion_limit
@@ -20,9 +20,11 @@ from grpo.generators.vllm.connection import ServerUnavailable
 from grpo.generators.vllm.lease import Holder
 from grpo.generators.vllm.options import choose_sync
 from grpo.generators.vllm.snapshots import PolicyFolders, PolicySnapshot
-from grpo.model.policy import Policy
 from grpo.option_values import short
 from grpo.types import Completion
+
+if TYPE_CHECKING:
+    from grpo.model.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,9 @@ class VLLMServers(Generator):
         """
         if not urls:
             raise ConfigError("vllm_url must name at least one server, got none")
-        self.policy, self.max_new_tokens = policy, max_new_tokens
+        self.policy, self.max_new_tokens, self._closed = policy, max_new_tokens, False
         self._weight_sync = choose_sync(weight_sync, policy.device)
-        self.busy_seconds, self.tokens_sampled = 0.0, 0
+        self.busy_seconds, self._busy_since, self.tokens_sampled = 0.0, 0.0, 0
         self._folders = PolicyFolders(folder)
         root = self._folders.root
         name = f"{run} (process {os.getpid()} on {socket.gethostname()})"
@@ -88,8 +90,6 @@ class VLLMServers(Generator):
         self._arrived: dict[_Request, list[asyncio.Future[Completion]]] = defaultdict(list)
         self._tasks: set[asyncio.Task[None]] = set()
         self._client_of: dict[tuple[int, ...], VLLMClient] = {}
-        self._busy_since = 0.0
-        self._closed = False
 
     async def generate(
         self,
