@@ -60,7 +60,7 @@ class QuantizedWeight(nn.Module):
     _like: Tensor
 
     def __init__(self, weight: Tensor, bits: Bits) -> None:
-        """Quantise a matrix where it is: on every device with the same result if on the CPU.
+        """Quantise a matrix where it is.
 
         Args:
             weight: [out, in]; a multiple of `BLOCK` numbers.

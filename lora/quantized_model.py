@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from lora.compatibility import read_past_forward, unreached, write_reasons
@@ -14,19 +15,24 @@ from lora.quantized import BLOCK, Bits, QuantizedLinear, import_bitsandbytes
 
 
 def quantize_linears(
-    model: nn.Module, bits: Bits, *, probe: Callable[[], Tensor] | None = None
+    model: nn.Module,
+    bits: Bits,
+    *,
+    device: torch.device | str | None = None,
+    probe: Callable[[], Tensor] | None = None,
 ) -> int:
     """Freeze a model and hold the weights of its linear layers in 8 or 4 bits.
 
     All but the output head, and but the layers that a warning names: whose weight the model reads
     without calling them, shares with another layer, or is of a shape that cannot be quantised.
     One layer is quantised at a time, and its plain weight is released before the next. Call it
-    before `apply_lora`, and move the model to its device afterwards: the plain weights then never
-    take memory there.
+    before `apply_lora`.
 
     Args:
         model: changed in place.
         bits: 8 or 4.
+        device: where to quantise and keep the linear layers, one after the other; None for where
+            they are. A GPU does it fast and then holds one plain weight at a time.
         probe: see `apply_lora`.
 
     Returns:
@@ -69,5 +75,5 @@ def quantize_linears(
         warnings.warn(f"layers that are not quantised: {write_reasons(reasons)}", stacklevel=2)
     model.requires_grad_(False)
     for name in chosen:
-        model.set_submodule(name, QuantizedLinear(linears.pop(name), bits))
+        model.set_submodule(name, QuantizedLinear(linears.pop(name).to(device), bits))
     return len(chosen)

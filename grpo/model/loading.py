@@ -120,8 +120,8 @@ def load_model(
         name: a Hugging Face id, a folder, a .gguf file; empty for the bundled model.
         device: where the model goes.
         dtype: of its weights.
-        quantize: how its linear layers' weights are held, frozen. They are quantised on the CPU:
-            the device never holds the plain ones.
+        quantize: how its linear layers' weights are held, frozen. The device holds one plain one
+            at a time.
 
     Raises:
         ConfigError: there is no such model, it has no chat template, or it cannot be quantised.
@@ -132,7 +132,7 @@ def load_model(
     with refusing(name):
         model, tokenizer = read_pretrained(source, dtype)
         if quantize != "none":
-            quantize_base(model, quantize)
+            quantize_base(model, quantize, device)
         model = model.to(device)
     _check_template(name, tokenizer)
     if dtype == torch.float16:

@@ -346,3 +346,26 @@ def test_without_the_library(llama, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ImportError, match="need bitsandbytes: install the extra 'quantized'"):
         quantize_linears(llama, 4)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_linear_layers_are_moved_before_they_are_quantised(llama, bits):
+    assert quantize_linears(llama, bits, device="meta") == 14
+    for layer in (m for m in llama.modules() if isinstance(m, QuantizedLinear)):
+        assert {b.device.type for b in layer.buffers()} == {"meta"}
+        assert layer.weight.device.type == "meta"
+    assert {p.device.type for p in llama.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_every_tensor_is_made_on_the_weights_device(bits):
+    base = QuantizedLinear(nn.Linear(96, 48, device="meta", dtype=torch.bfloat16), bits)
+    layer = LoRAQuantizedLinear(base, r=2, alpha=4)
+    x = torch.ones(2, 3, 96, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    for enabled in (False, True):
+        layer.enabled = enabled
+        y = layer(x)
+        assert (y.device.type, y.dtype, y.shape) == ("meta", torch.bfloat16, (2, 3, 48))
+        y.sum().backward()
+    for tensor in (x.grad, layer.lora_A.grad, layer.lora_B.grad, layer.merged_weight()):
+        assert tensor.device.type == "meta"

@@ -17,6 +17,7 @@ from grpo.model.loading import load_model, load_policy
 from grpo.model.lora_policy import LoRAPolicy, quantize_base
 from grpo.training.checkpoint import load_checkpoint, save_checkpoint
 from lora.quantized import LoRAQuantizedLinear, QuantizedLinear, QuantizedWeight
+from tests.support.fake_device import DEVICE, FakeDevice
 from tests.support.models import make_model, round_weights
 from tests.support.zoo import make
 
@@ -126,6 +127,29 @@ async def test_merged_weights_are_the_policy_elsewhere_and_an_adapter_is_not(pol
     assert (await check_sync(policy, merged)).changed_gap < 1e-4
     with pytest.raises(GeneratorError, match="does not compute the same model"):
         await check_sync(policy, Elsewhere(policy, make_model("llama"), tokenizer, adapter))
+
+
+@pytest.mark.parametrize("quantize", ["8bit", "4bit"])
+def test_on_a_device(tokenizer, batch, quantize):
+    """On a pretended GPU: what it computes, and how often the host waits for it."""
+
+    def make(where, quantize="none"):
+        model = make_model("lfm2")
+        if quantize != "none":
+            quantize_base(model, quantize, where)
+        return LoRAPolicy(model.to(where), tokenizer, cuda_graphs=False)
+
+    with FakeDevice() as device:
+        here, there, plain = make("cpu", quantize), make(DEVICE, quantize), make(DEVICE)
+        expected, got = (p.logprobs(batch).logprobs for p in (here, there))
+        assert got.device == DEVICE
+        torch.testing.assert_close(got.cpu(), expected)
+        for result in (expected, got):
+            result.sum().backward()
+        for p, q in zip(here.parameters(), there.parameters(), strict=True):
+            torch.testing.assert_close(q.grad.cpu(), p.grad)
+        waits = [device.count(lambda p=p: p.logprobs(batch))[0] for p in (there, plain)]
+        assert waits[0] == waits[1]
 
 
 def test_saved_adapters_and_checkpoints(policies, perturb, tokenizer, batch, tmp_path):
