@@ -21,17 +21,16 @@ def to_device(tensors: Iterable[Tensor], device: torch.device) -> list[Tensor]:
         device: where to; the CPU returns them as they are.
 
     Returns:
-        The tensors on the device; they are views of one buffer.
+        The tensors on the device; on CUDA they are views of one buffer.
     """
     tensors = list(tensors)
-    if device.type == "cpu":
-        return tensors
-    pinned = device.type == "cuda"
+    if device.type != "cuda":  # Apple's GPUs share the CPU's memory, and may not view its bytes
+        return [x.to(device) for x in tensors]
     sizes = [-(-x.nbytes // 8) * 8 for x in tensors]  # each starts where an int64 may start
-    packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=pinned)
+    packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
     for x, part in zip(tensors, packed.split(sizes), strict=True):
         part[: x.nbytes] = x.reshape(-1).view(torch.uint8)
-    parts = packed.to(device, non_blocking=pinned).split(sizes)
+    parts = packed.to(device, non_blocking=True).split(sizes)
     return [
         part[: x.nbytes].view(x.dtype).view(x.shape) for x, part in zip(tensors, parts, strict=True)
     ]

@@ -246,5 +246,6 @@ class Updater:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether an allocation failed, on a GPU or, where torch has no class for it, a CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Tell whether an allocation failed: on a GPU, or where torch has no class for it."""
+    named = ("can't allocate memory", "MPS backend out of memory")  # on a CPU, on Apple's GPUs
+    return isinstance(error, torch.OutOfMemoryError) or any(name in str(error) for name in named)

@@ -13,7 +13,7 @@ from grpo.distributed import World
 from grpo.errors import ConfigError
 from grpo.model import device
 from grpo.model.device import best_device, check_dtype, choose_device
-from grpo.training.updater import Updater
+from grpo.training.updater import Updater, out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,19 @@ def test_what_a_mac_lacks_is_said_once_at_the_start(monkeypatch):
         warnings.simplefilter("error")
         check_dtype("cpu", torch.float32)
         check_dtype("cuda", torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 18.50 GiB, ...)"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ..."), True),
+        (RuntimeError("The size of tensor a must match the size of tensor b"), False),
+    ],
+)
+def test_an_allocation_that_failed_is_recognised_on_each_device(error, expected):
+    assert out_of_memory(error) is expected
 
 
 class WithoutFloat64(TorchDispatchMode):
