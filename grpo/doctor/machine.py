@@ -139,8 +139,6 @@ def memory(context: Context) -> str:
 
 def free_memory(device: str) -> tuple[float, float]:
     """Return the free and the total memory of a device in GiB, as this process may use it."""
-    import psutil
-
     kind = torch.device(device).type
     if kind == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -148,6 +146,8 @@ def free_memory(device: str) -> tuple[float, float]:
         total = torch.mps.recommended_max_memory()
         free = total - torch.mps.driver_allocated_memory()
     else:
+        import psutil
+
         state = psutil.virtual_memory()
         free, total = state.available, state.total
         if hasattr(psutil, "RLIMIT_AS"):  # Linux

@@ -123,7 +123,7 @@ async def generator(context: Context) -> str:
             executor=context.executor,
         )
     except GeneratorError as error:
-        raise Failed(f"local generator: {str(error).partition(': ')[0]}: report it") from error
+        raise Failed(f"local generator: {str(error).partition('. ')[0]}: report it") from error
     context.measured["generator_gap_nats"] = report.gap
     return (
         f"{report.gap:.1g} nats per token from the update in {config.dtype}; after a change of the "

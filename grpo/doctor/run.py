@@ -93,8 +93,8 @@ def doctor(
     started = time.monotonic()
 
     async def program() -> None:
+        executor = ThreadPoolExecutor(1, "torch")
         async with shutdown, AsyncExitStack() as stack:
-            executor = stack.enter_context(ThreadPoolExecutor(1, "torch"))
             context = Context(config, scripted, browsers, executor, stack, measured)
             for check in checks:
                 console = bars.console
@@ -102,6 +102,7 @@ def doctor(
                     finding = await _finding(check, context, findings, faults)
                 findings.append(finding)
                 console.print(_line(finding), soft_wrap=True)
+        executor.shutdown()  # not after a signal: nobody waits for what it does then
 
     wait_for(program(), world, shutdown)
     failed = [finding.name for finding in findings if finding.status == "fail"]
