@@ -21,6 +21,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -50,13 +51,15 @@ class Worker:
 
     def __init__(self, name: str, arguments: argparse.Namespace, folder: str, *flags: str) -> None:
         self.name = name
-        python = str(REFERENCE) if name == "trl" else sys.executable
+        reference = name == "trl" and not find_spec("trl")
+        python = str(REFERENCE) if reference else sys.executable
         command = [python, "-m", "benchmarks.update_worker", name]
         command += ["--model", arguments.model, "--adapter", f"{folder}/adapter"]
         command += ["--device", arguments.device, *flags]
         self.log = Path(folder, f"{name}.log")
         # Bound OpenMP threads restrict this process to one core, which its children would inherit.
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+        if sys.platform == "linux":
+            os.sched_setaffinity(0, range(os.cpu_count() or 1))
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -282,7 +285,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
     arguments = parser.parse_args()
     arguments.model = str(Path(arguments.model or bundled_model_path()).resolve())
-    if not (arguments.no_trl or arguments.sweep or REFERENCE.exists()):
+    if not (arguments.no_trl or arguments.sweep or REFERENCE.exists() or find_spec("trl")):
         parser.error("TRL is missing: run python3 scripts/setup.py --reference, or pass --no-trl")
     with tempfile.TemporaryDirectory() as folder:
         result = (sweep if arguments.sweep else compare)(arguments, folder)

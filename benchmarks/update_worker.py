@@ -46,6 +46,7 @@ class Ours:
             adapter=adapter,
             forward=self.forward_mode,
             activation_checkpointing=arguments.checkpointing,
+            cuda_graphs=not arguments.no_graphs,
         )
         self.config = model.config
         if adapter is None:  # with B at zero the gradient of A would be zero
@@ -215,6 +216,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--no-graphs", action="store_true")
     arguments = parser.parse_args()
 
     responses = os.fdopen(os.dup(1), "w")

@@ -29,7 +29,7 @@ COMMANDS = [
     for line in text.splitlines()
 ]
 TINY = {"steps": 2, "group_size": 4, "groups_per_step": 2, "eval_episodes": 2, "env_sessions": 4}
-SUBCOMMANDS = ("train", "eval", "inspect", "new", "serve-env", "serve-vllm", "push")
+SUBCOMMANDS = ("train", "eval", "inspect", "doctor", "new", "serve-env", "serve-vllm", "push")
 
 
 def program(word, name="readme"):
@@ -185,7 +185,8 @@ def test_every_subcommand_is_mentioned():
         ["examples/evaluate.py"],
         *(["-m", "grpo", name] for name in SUBCOMMANDS),
         ["-m", "envs.browser.server"],
-        ["-m", "benchmarks.lfm2_step"],
+        ["-m", "benchmarks.gpu"],
+        ["-m", "benchmarks.model_step"],
         ["-m", "benchmarks.runs"],
     ],
     ids=" ".join,

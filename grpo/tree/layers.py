@@ -138,7 +138,8 @@ def tree_attention(
         )
         for start, stop, keys, mask in seq_idx.chunks
     ]
-    return torch.cat(outputs, dim=2).transpose(1, 2).to(dtype), None
+    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+    return joined.transpose(1, 2).to(dtype), None
 
 
 def _takes_groups(query: Tensor) -> bool:

@@ -182,7 +182,7 @@ def test_what_a_resumed_run_may_change():
         ),
         *("env_url", "env_workers", "env_sessions", "env_deadline", "share_episodes"),
         "max_bad_updates",
-        *("device", "activation_checkpointing", "max_tokens_per_microbatch"),
+        *("device", "activation_checkpointing", "cuda_graphs", "max_tokens_per_microbatch"),
         *("eval_episodes", "blind", "save_every", "keep_checkpoints", "logger"),
         *("log_completions", "push_to_hub", "resume"),
     }

@@ -1,11 +1,14 @@
-"""A GRPO step of LFM2-350M's shape: seconds of sampling and update, and peak memory.
+"""A GRPO step without an environment: seconds of sampling and update, and peak memory.
 
-Weights and rewards are random; the options are those of a configuration in `examples/configs/`,
-with one turn per episode. Peak memory is the whole process's, loading included. From the second
-step on the optimizer's moments exist before the backward pass: use `--steps 2` to include them.
+Prompts and rewards are random; the options are those of a configuration in `examples/configs/`,
+with one turn per episode. Without --model the weights are random, too, in LFM2-350M's shape. Peak
+memory is the whole process's, loading included; on a GPU what torch reserved there. From the
+second step on the optimizer's moments exist before the backward pass, and on a GPU the CUDA graphs:
+use `--steps 2` to include them.
 
-    python -m benchmarks.lfm2_step
-    python -m benchmarks.lfm2_step --config examples/configs/lfm2_350m_full.yaml --json
+    python -m benchmarks.model_step
+    python -m benchmarks.model_step --config examples/configs/lfm2_350m_full.yaml --json
+    python -m benchmarks.model_step --model HuggingFaceTB/SmolLM2-135M-Instruct --device cuda
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ from grpo.config import Config
 from grpo.distributed import World
 from grpo.generators.local import LocalGenerator
 from grpo.model.bundled import bundled_model_path
-from grpo.model.loading import make_policy
+from grpo.model.device import choose_device
+from grpo.model.loading import load_model, make_policy
 from grpo.training.updater import Updater
 from grpo.types import Episode, Group, Turn
 from tests.support.models import LFM2_350M, make_lfm2
@@ -61,18 +65,29 @@ async def sample(config: Config, generator: LocalGenerator, prompt_tokens: int) 
     return groups
 
 
-def step(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Load, sample and update; return the figures of the last step."""
+def load(model: str, tokenizer: str, config: Config) -> tuple[Any, Any]:
+    """Load a model and its tokenizer, or make LFM2-350M's shape with another model's tokenizer."""
     from transformers import AutoTokenizer
 
-    changes = {"max_new_tokens": arguments.max_new_tokens, "dtype": arguments.dtype}
-    config = Config.from_yaml(arguments.config).replace(**changes)
-    tokenizer = AutoTokenizer.from_pretrained(bundled_model_path())
-    policy = make_policy(config, make_lfm2(LFM2_350M, getattr(torch, config.dtype)), tokenizer)
+    device, dtype = choose_device(config.device), getattr(torch, config.dtype)
+    if model:
+        return load_model(model, device=device, dtype=dtype)
+    read = AutoTokenizer.from_pretrained(tokenizer or bundled_model_path())
+    return make_lfm2(LFM2_350M, dtype).to(device), read
+
+
+def step(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Load, sample and update; return the figures of the last step."""
+    names = ("max_new_tokens", "dtype", "device", "cuda_graphs")
+    config = Config.from_yaml(arguments.config).replace(**{n: getattr(arguments, n) for n in names})
+    policy = make_policy(config, *load(arguments.model, arguments.tokenizer, config))
     updater = Updater(config, policy, World.single())
     generator = LocalGenerator(policy, max_new_tokens=config.max_new_tokens)
+    cuda = policy.device.type == "cuda"
     for _ in range(arguments.steps):
-        started = time.perf_counter()
+        if cuda:
+            torch.cuda.synchronize()
+        started, before = time.perf_counter(), generator.tokens_sampled
         groups = asyncio.run(sample(config, generator, arguments.prompt))
         sampled = time.perf_counter()
         advantages = turn_advantages(*reward_tensors(groups), CreditRule())
@@ -80,17 +95,21 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
         assert batch is not None
         rows = len(batch)
         metrics = updater.update(batch)
+        if cuda:
+            torch.cuda.synchronize()
+        updated = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "train": config.train,
         "dtype": config.dtype,
         "steps": arguments.steps,
         "rows": rows,
-        "tokens_sampled": generator.tokens_sampled,
+        "tokens_sampled": generator.tokens_sampled - before,
         "trained": sum(p.numel() for p in policy.parameters()),
         "sample_seconds": sampled - started,
-        "update_seconds": time.perf_counter() - sampled,
+        "update_seconds": updated - sampled,
         "grad_norm": metrics["grad_norm"],
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "peak_gb": (torch.cuda.max_memory_reserved() if cuda else peak) / 1e9,
     }
 
 
@@ -101,6 +120,14 @@ def main() -> None:
     )
     parser.add_argument("--config", default=str(ROOT / "examples/configs/lfm2_350m_lora.yaml"),
                         help="configuration file of the run")  # fmt: skip
+    parser.add_argument("--model", default="", help="model (default: LFM2-350M's shape)")
+    parser.add_argument(
+        "--tokenizer", default="", help="folder of the shape's tokenizer (default: the bundled)"
+    )
+    parser.add_argument("--device", default="cpu", help="device: cpu, cuda, ...")
+    parser.add_argument(
+        "--cuda-graphs", type=json.loads, default=True, help="true or false: use CUDA graphs"
+    )
     parser.add_argument("--steps", type=int, default=1, help="steps to run; the last one is timed")
     parser.add_argument("--prompt", type=int, default=300, help="tokens per prompt")
     parser.add_argument(
@@ -114,12 +141,12 @@ def main() -> None:
         print(json.dumps(step(arguments)))
         return
     # A fresh process, so that its peak memory is the step's alone.
-    command = [sys.executable, "-m", "benchmarks.lfm2_step", *sys.argv[1:], "--here"]
+    command = [sys.executable, "-m", "benchmarks.model_step", *sys.argv[1:], "--here"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     table = Table("train", "trained", "rows", "sample s", "update s", "peak GB", "load")
     table.add_row(result["train"], f"{result['trained'] / 1e6:.1f} M", str(result["rows"]),
-                  f"{result['sample_seconds']:.1f}", f"{result['update_seconds']:.1f}",
+                  f"{result['sample_seconds']:.2f}", f"{result['update_seconds']:.2f}",
                   f"{result['peak_gb']:.2f}", f"{os.getloadavg()[0]:.1f}")  # fmt: skip
     Console().print(table)
     if arguments.json:
