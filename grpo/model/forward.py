@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from grpo.model.head import OutputHead
+from grpo.model.logprobs import RECOMPUTED
 from grpo.transfer import to_device
 from grpo.tree.layers import tree_forward
 from grpo.tree.layout import LayerCache, Layout, cut_chunks
@@ -199,11 +200,11 @@ def _recomputed(layer: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Call a layer's forward so that it runs again in the backward pass."""
     layout = options.get("seq_idx")
     if not isinstance(layout, Layout):
-        return checkpoint(layer, *args, **options, use_reentrant=False)
+        return checkpoint(layer, *args, **options, **RECOMPUTED)
     calls = layout.calls.copy()
 
     def run(*args: Any, **options: Any) -> Any:
         layout.calls = calls.copy()  # the layer reads what it read then, whatever ran since
         return layer(*args, **options)
 
-    return checkpoint(run, *args, **options, use_reentrant=False)
+    return checkpoint(run, *args, **options, **RECOMPUTED)

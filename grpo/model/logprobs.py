@@ -8,12 +8,16 @@ for one chunk of positions at a time and recomputed in the backward pass (Chen e
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from grpo.transfer import to_device
+
+RECOMPUTED: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+"""How activations are recomputed: nothing here is random."""
 
 
 def token_logprobs(
@@ -61,6 +65,6 @@ def token_logprobs(
     local, tokens = to_device((positions % chunk_size, tokens), hidden.device)
     for start, first, last in zip(starts.tolist(), cuts, cuts[1:], strict=False):
         args = hidden[start : start + chunk_size], local[first:last], tokens[first:last]
-        parts.append(checkpoint(chunk, *args, use_reentrant=False) if recompute else chunk(*args))
+        parts.append(checkpoint(chunk, *args, **RECOMPUTED) if recompute else chunk(*args))
     logprobs, entropies = zip(*parts, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)
