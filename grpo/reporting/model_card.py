@@ -50,7 +50,7 @@ vllm serve {shell_base} --enable-lora --max-lora-rank {rank} --lora-modules {nam
 With grpo-browser and its prompts, to evaluate it (`grpo train` trains it further):
 
 ```sh
-grpo eval --task {shell_task} --adapter {repo_id}{model_option}
+grpo eval --task {shell_task} --adapter {repo_id}{options}
 ```
 """
 
@@ -191,8 +191,11 @@ def _what_it_is(summary: dict[str, Any], config: Config, base: str, lora: bool) 
         text += f", with a bonus of {config.valid_action_bonus:g} for each valid action."
     else:
         text += ", from the task's reward alone."
-    bundled = f" The base's weights were those of its 4-bit file `{GGUF_FILE}`."
-    return text + (bundled if base == HUB_ID else "")
+    if base == HUB_ID:
+        text += f" The base's weights were those of its 4-bit file `{GGUF_FILE}`."
+    if config.quantize != "none":
+        text += f" The base was quantised to {config.quantize[0]} bits meanwhile."
+    return text
 
 
 def _success(summary: dict[str, Any]) -> str:
@@ -232,5 +235,6 @@ def _loading(folder: Path, repo_id: str, base: str) -> str:
     if weights.name == "model":
         return _FULL.format(**words)
     r = read_object(folder, "adapter/adapter_config.json", "r")["r"]
-    model_option = f" --model {shlex.quote(base)}" if config.model else ""
-    return _LORA.format(**words, rank=max_lora_rank(r), model_option=model_option)
+    options = f" --model {shlex.quote(base)}" if config.model else ""
+    options += f" --quantize {config.quantize}" if config.quantize != "none" else ""
+    return _LORA.format(**words, rank=max_lora_rank(r), options=options)

@@ -216,11 +216,12 @@ def config_mismatch(manifest: dict[str, Any], config: Config) -> str:
     """Say which settings of a checkpoint differ from this run's; "" if none does."""
     if manifest["format"] != FORMAT:
         return f"its format is {manifest['format']}, expected {FORMAT}"
-    then, now = manifest["config"], config.model_dump(mode="json")
-    differ = [k for k in now if k not in config.resumable() and then.get(k) != now[k]]
+    now = config.model_dump(mode="json")
+    then = type(config)().model_dump(mode="json") | manifest["config"]  # options that are newer
+    differ = [k for k in now if k not in config.resumable() and then[k] != now[k]]
     if not differ:
         return ""
-    changes = ", ".join(f"{k} was {then.get(k)!r} and is {now[k]!r}" for k in differ[:4])
+    changes = ", ".join(f"{k} was {then[k]!r} and is {now[k]!r}" for k in differ[:4])
     more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
     return (
         f"{changes}{more}. A run is resumed with its own settings; for others start a new one "

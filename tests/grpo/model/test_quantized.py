@@ -15,7 +15,7 @@ from grpo.generators.local import LocalGenerator
 from grpo.generators.sync_check import check_sync
 from grpo.model.loading import load_model, load_policy
 from grpo.model.lora_policy import LoRAPolicy, quantize_base
-from grpo.training.checkpoint import load_checkpoint, save_checkpoint
+from grpo.training.checkpoint import FORMAT, config_mismatch, load_checkpoint, save_checkpoint
 from lora.quantized import LoRAQuantizedLinear, QuantizedLinear, QuantizedWeight
 from tests.support.fake_device import DEVICE, FakeDevice
 from tests.support.models import make_model, round_weights
@@ -168,6 +168,15 @@ def test_saved_adapters_and_checkpoints(policies, perturb, tokenizer, batch, tmp
     assert torch.equal(started.logprobs(batch).logprobs, expected)
     with pytest.raises(ConfigError, match="quantize was '4bit' and is '8bit'"):
         load_checkpoint(config.replace(quantize="8bit"), again)
+
+
+def test_checkpoints_from_before_the_option():
+    config, older = Config(), Config().model_dump(mode="json")
+    del older["quantize"]
+    manifest = {"format": FORMAT, "config": older}
+    assert config_mismatch(manifest, config) == ""
+    changed = config.replace(quantize="4bit")
+    assert config_mismatch(manifest, changed).startswith("quantize was 'none' and is '4bit'. A run")
 
 
 async def test_two_steps_and_two_more_are_four(make_trainer, tokenizer, tmp_path):

@@ -329,6 +329,13 @@ EVIL = "$x$ <img src=x onerror=alert(1)> [a](b) ` ``` | *c*; rm -rf ~"
 WORSE = f"{EVIL}\n```\n# d \x1b[31m\u202e"
 
 
+def test_the_card_of_a_quantised_base(run):
+    (run / "config.yaml").write_text(Config(quantize="4bit").to_yaml())
+    card = model_card(run, REPO)
+    assert " The base was quantised to 4 bits meanwhile." in card.text
+    assert "--adapter user/clicks --quantize 4bit\n" in card.text
+
+
 def test_names_in_the_card_are_text(run):
     """Neither Markdown nor HTML, no end of a code block, no second command, no escape."""
     (run / "config.yaml").write_text(Config(task=EVIL, model=EVIL).to_yaml())

@@ -1,4 +1,4 @@
-"""vLLM, whose base is not quantised, samples from a quantised policy if it is given merged weights."""
+"""vLLM's base is not quantised: it samples from a quantised policy if it gets merged weights."""
 
 import asyncio
 
