@@ -38,7 +38,6 @@ async def episodes(context: Context) -> str:
     played = await gather(rollouts.episode(Task(task, n), [n]) for n in range(EPISODES))
     rate = EPISODES / (time.monotonic() - started)
     rewarded = sum(episode is not None and episode.success for episode in played)
-    context.measured["episodes_per_s"] = rate
     found = (
         f"{rewarded} of {EPISODES} {task} episodes with the oracle were rewarded, {rate:.1f} per "
         f"second in {pool.size} sessions"
@@ -47,6 +46,7 @@ async def episodes(context: Context) -> str:
         found += f", {failures} sessions failed, the last one: {rollouts.last_error}"
     if rewarded < EPISODES:
         raise Failed(f"{found}: try fewer --env-sessions or --env-workers")
+    context.measured["episodes_per_s"] = rate
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -114,7 +115,8 @@ def doctor(
             "failed": failed,
             "seconds": round(seconds, 2),
             "checks": [finding._asdict() for finding in findings],
-            "measured": measured,
+            # JSON has no NaN and no infinity.
+            "measured": {k: v if math.isfinite(v) else None for k, v in measured.items()},
         }
         print(json.dumps(report))
     return findings

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -206,6 +207,36 @@ def test_a_gpu_that_torch_cannot_use(monkeypatch, tmp_path):
     assert found.status == "fail"
     assert "an NVIDIA GPU (driver 580.82.07) which torch" in found.detail
     assert findings("device", device="cpu")["device"].status == "pass"
+
+
+@pytest.mark.parametrize(
+    ("hip", "says"),
+    [
+        (None, "cuda: Big GPU, compute capability 9.0, driver unknown, CUDA 13.0"),
+        ("7.1", "cuda: Big GPU, ROCm 7.1"),
+    ],
+)
+def test_what_is_said_of_a_gpu(monkeypatch, hip, says):
+    gpu = SimpleNamespace(name="Big GPU", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setenv("PATH", "")
+    found = findings("device", "memory", device="auto")
+    assert found["device"].detail == says
+    assert found["memory"].detail.startswith("1.0 of 80.0 GiB free on cuda, expected at least 2")
+
+
+def test_figures_that_json_has_no_number_for(capsys):
+    def measure(context):
+        context.measured |= {"good": 1.0, "bad": float("nan")}
+        return ""
+
+    doctor(Config(), ScriptedEnv, no_browser, checks=[Check("measure", measure)], as_json=True)
+    report = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=pytest.fail)
+    assert report["measured"] == {"good": 1.0, "bad": None}
 
 
 def test_a_requirement_that_is_not_met_names_the_command(monkeypatch):
