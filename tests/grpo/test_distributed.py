@@ -6,7 +6,10 @@ from datetime import timedelta
 import pytest
 
 import grpo.distributed
-from grpo.distributed import PeerError, World
+from envs.base import TaskError
+from grpo.distributed import PeerError, PeerRefused, World
+from grpo.errors import ConfigError
+from grpo.exits import exit_code
 
 RANKS = {"WORLD_SIZE": "2", "LOCAL_RANK": "0"}
 
@@ -57,3 +60,24 @@ def test_another_server_where_the_ranks_are_to_meet_is_one_line(meet, capfd):
         meet("1", "127.0.0.1", silent.getsockname()[1])
     assert capfd.readouterr().err == ""
     silent.detach()  # stays open: torch's thread, which still waits, would write what it lacks
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "code"),
+    [
+        (ConfigError("group_size"), PeerRefused, 2),
+        (TaskError("no such task"), PeerRefused, 2),
+        (OSError("disk full"), PeerError, 1),
+    ],
+)
+def test_the_other_ranks_end_with_the_code_of_the_one_that_failed(monkeypatch, error, kind, code):
+    world, told = World.single(), []
+    world.world_size = 2
+    monkeypatch.setattr(world, "all_gather", told.append)
+    world.tell(error)
+    assert told[0].error is kind
+
+    def other():
+        raise told[0].error("rank 1 has failed")
+
+    assert exit_code(other) == code
