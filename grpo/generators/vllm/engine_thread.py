@@ -245,7 +245,8 @@ class EngineThread:
 def _failure(what: str, error: Exception) -> Exception:
     if isinstance(error, ConfigError | GeneratorError):
         return error
-    failure = GeneratorError(f"{what}: {type(error).__name__}: {error}")
+    reason = " ".join(str(error).split())  # vLLM's are often several lines
+    failure = GeneratorError(f"{what}: {type(error).__name__}: {reason}")
     failure.__cause__ = error
     return failure
 

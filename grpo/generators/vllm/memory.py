@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,11 +46,14 @@ def engine_memory(policy: Policy, asked: float, *, sleeps: bool) -> float:
         return asked or CPU_CACHE
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(policy.device)
-    dtype = policy.model.dtype.itemsize
+    numbers = sum(p.numel() for p in policy.model.parameters())
+    # Of a quantised base vLLM holds the whole matrices.
+    quantized = (module for module in policy.model.modules() if hasattr(module, "packed"))
+    numbers += sum(prod(module.shape) for module in quantized)
     return memory_share(
         free,
         total,
-        weights=sum(p.numel() for p in policy.model.parameters()) * dtype,
+        weights=numbers * policy.model.dtype.itemsize,
         # The gradient and AdamW's two moments come with the first update, and stay.
         reserved=sum(3 * p.numel() * p.element_size() for p in policy.parameters()),
         asked=asked,

@@ -22,28 +22,35 @@ PACKAGE = Path(interface.__file__).parent
 ARGS = "vllm.engine.arg_utils.EngineArgs"
 
 
-def options_of_every_run():
-    names = set()
-    for device, family, lora_r, sleep in product(
-        ("cpu", "cuda"), ("llama", "lfm2"), (0, 8), (False, True)
-    ):
-        names |= set(
-            engine_options(
-                "model",
-                model_config=SimpleNamespace(model_type=family),
-                dtype="float32",
-                device=device,
-                memory=0.3,
-                lora_r=lora_r,
-                sleep=sleep,
-            )
-        )
-    return names
+def some_options(device, family="llama", lora_r=8, sleep=False):
+    return engine_options(
+        "model",
+        model_config=SimpleNamespace(model_type=family),
+        dtype="float32",
+        device=device,
+        memory=0.3,
+        lora_r=lora_r,
+        sleep=sleep,
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_rope(monkeypatch):
+    monkeypatch.setattr(options, "short_rope_length", lambda config: 0)
+
+
+def test_a_gpu_has_cuda_graphs_and_sleeps_if_asked_to():
+    on_gpu = some_options("cuda", sleep=True)
+    assert on_gpu["enable_sleep_mode"] is True
+    assert on_gpu["gpu_memory_utilization"] == 0.3
+    assert not {"enforce_eager", "compilation_config", "async_scheduling"} & set(on_gpu)
+    assert some_options("cuda")["enable_sleep_mode"] is False
+    assert some_options("cpu")["enforce_eager"] is True
 
 
 def test_every_option_is_listed(monkeypatch):
-    monkeypatch.setattr(options, "short_rope_length", lambda config: 0)
-    assert options_of_every_run() == set(OPTIONS[ARGS].split())
+    every = product(("cpu", "cuda"), ("llama", "lfm2"), (0, 8), (False, True))
+    assert {name for run in every for name in some_options(*run)} == set(OPTIONS[ARGS].split())
     set_variables = set()
     monkeypatch.setattr(os.environ, "setdefault", lambda name, _: set_variables.add(name))
     for device, server in product(("cpu", "cuda"), (False, True)):

@@ -69,11 +69,17 @@ def gpu(monkeypatch):
 
 
 def policy_on(device):
-    """As much of a policy as is read: 2 Gi weights in bfloat16, 1/16 of them trained in float32."""
+    """As much of a policy as is read: 2 Gi weights in bfloat16, half of them quantised.
+
+    An eighth of the other half is trained, in float32.
+    """
     with torch.device("meta"):
-        weights = torch.nn.Linear(2**15, 2**16, bias=False, dtype=torch.bfloat16)
+        model = torch.nn.Linear(2**15, 2**15, bias=False, dtype=torch.bfloat16)
+        model.quantized = torch.nn.Module()  # like lora's QuantizedWeight
+        model.quantized.shape = (2**15, 2**15)
+        model.quantized.register_buffer("packed", torch.empty(2**29, dtype=torch.uint8))
         trained = [torch.nn.Parameter(torch.empty(2**27, dtype=torch.float32))]
-    model = SimpleNamespace(dtype=torch.bfloat16, parameters=weights.parameters)
+    model.dtype = torch.bfloat16
     return SimpleNamespace(device=torch.device(device), model=model, parameters=lambda: trained)
 
 
