@@ -70,11 +70,12 @@ def updates(arguments: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
     rows = []
     for dtype in ("bfloat16", "float32"):
         flags = ("--dtype", dtype)
-        variants: list[tuple[str, str, list[int], tuple[str, ...]]] = [
-            ("tree", "tree", [BUDGET], flags),
-            ("tree without CUDA graphs", "tree", [BUDGET], (*flags, "--no-graphs")),
-            ("padded rows", "padded", [8, 32], flags),
-        ]
+        variants: list[tuple[str, str, list[int], tuple[str, ...]]]
+        variants = [("tree", "tree", [BUDGET], flags)]
+        if dtype == "bfloat16":
+            graphs = (*flags, "--no-graphs")
+            variants.append(("tree without CUDA graphs", "tree", [BUDGET], graphs))
+            variants.append(("padded rows", "padded", [8, 32], flags))
         if find_spec("trl") and find_spec("peft"):
             variants.append(("TRL + PEFT", "trl", [8, 32], flags))
         for name, kind, sizes, options in variants:
@@ -120,7 +121,7 @@ def steps(arguments: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
         for graphs in ("true", "false"):
             command = [sys.executable, "-m", "benchmarks.model_step", "--here", *model, *STEP]
             command += ["--tokenizer", arguments.model, "--config", str(config)]
-            command += ["--device", "cuda", "--cuda-graphs", graphs]
+            command += ["--device", arguments.device, "--cuda-graphs", graphs]
             done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
             row = {
                 "step": name,
@@ -140,7 +141,7 @@ def vllm(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for sync in ("adapter", "merged") if find_spec("vllm") else ():
         command = [sys.executable, "-m", "benchmarks.generate_worker", f"engine {sync}"]
-        command += ["--model", arguments.model, "--dtype", "bfloat16", "--device", "cuda"]
+        command += ["--model", arguments.model, "--dtype", "bfloat16", "--device", arguments.device]
         command += ["--memory", "0.3", "--rounds", "3"]
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
         response = json.loads(done.stdout.splitlines()[-1])

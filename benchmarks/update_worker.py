@@ -137,7 +137,10 @@ class Reference:
 
 
 class Memory:
-    """Memory in bytes above the loaded model's: the process's on a CPU, torch's tensors on CUDA."""
+    """Memory in bytes above the loaded model's: the process's on a CPU, torch's on CUDA.
+
+    On CUDA it is what torch reserves: tensors of a CUDA graph are not counted as allocated.
+    """
 
     def __init__(self, device: str) -> None:
         self.device, self.loaded = device, 0
@@ -146,7 +149,7 @@ class Memory:
     def now(self) -> int:
         """Return the memory in use."""
         if self.device != "cpu":
-            return torch.cuda.memory_allocated()
+            return torch.cuda.memory_reserved()
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * resource.getpagesize()
 
@@ -160,7 +163,7 @@ class Memory:
     def peak(self) -> int:
         """Return the peak since `reset`, without the loaded model."""
         if self.device != "cpu":
-            return torch.cuda.max_memory_allocated() - self.loaded
+            return torch.cuda.max_memory_reserved() - self.loaded
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024 - self.loaded
 
