@@ -18,7 +18,7 @@ from grpo.tree.layers import tree_forward
 from grpo.tree.layout import Chunk
 from grpo.tree.tree_cache import NodeBuffers, TreeCache
 
-SIZES = (16, 32, 64, 128, 256, 512, 1024)
+SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048)
 """Numbers of new nodes that have a graph; larger passes are bound by computing."""
 
 FEWEST_KEYS = 512
