@@ -136,12 +136,14 @@ def test_gradients_in_float64(bits):
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_the_matrix_is_not_kept_for_the_backward_pass(bits):
-    layer, kept = pair((64, 128), torch.float32, bits)[0], []
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_matrix_is_not_kept_for_the_backward_pass(bits, enabled):
+    layer, kept = pair((64, 128), torch.float32, bits)[0], [0]
+    layer.enabled = enabled
     x = torch.randn(3, 128, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, id):
-        layer(x)
-    assert kept
+        assert layer(x).requires_grad
+    assert len(kept) > 1 or not enabled
     assert max(kept) < 64 * 128 / 2
 
 
