@@ -337,7 +337,9 @@ class Config(BaseModel):
     )
 
     # Hardware.
-    device: RequiredText = _hardware("auto", "auto, cpu, cuda, ...", resumable=True)
+    device: RequiredText = _hardware(
+        "auto", "auto (cuda or ROCm, else mps, else cpu), cpu, cuda:1, mps, ...", resumable=True
+    )
     dtype: Literal["bfloat16", "float32", "float16"] = _hardware(
         "bfloat16", "dtype of the model's weights"
     )

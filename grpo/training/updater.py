@@ -83,7 +83,7 @@ class Updater:
             GeneratorError: something else than the policy sampled the rows. Nothing has changed.
         """
         config, policy = self.config, self.policy
-        batch = sort_batch(batch)
+        batch = sort_batch(batch, padded=self.policy.forward_mode == "padded")
         if config.uses_reference:
             with policy.reference():
                 batch = replace(batch, ref_logprobs=self.with_oom_retry(self.logprobs, batch))
@@ -218,10 +218,8 @@ class Updater:
             self.halvings += 1
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            _log.warning(
-                "out of memory in the update: micro-batches of %d tokens from now on",
-                self.max_tokens,
-            )
+            text = "out of memory in the update: micro-batches of %d tokens from now on"
+            _log.warning(text, self.max_tokens)
 
     def diagnosis(self, loss: float) -> str:
         """Say what is not finite, and what usually causes it."""
