@@ -10,7 +10,8 @@ from grpo.model.lora_policy import LoRAPolicy
 from tests.support.fake_device import DEVICE, FakeDevice, InlineExecutor
 from tests.support.models import make_model
 
-FAMILIES = ["llama", "lfm2", "mistral"]  # tree, tree with convolutions, padded rows
+FAMILIES = {"llama": "tree", "lfm2": "tree", "mistral": "padded"}
+"""The forward passes that the check at load time must find right, on the device as on the CPU."""
 
 
 @pytest.fixture
@@ -27,10 +28,12 @@ def loaded(tokenizer):
     def load(family):
         if family not in policies:
             with FakeDevice():
+                options = {"forward": FAMILIES[family], "cuda_graphs": False}
                 policies[family] = [
-                    LoRAPolicy(make_model(family).to(where), tokenizer, cuda_graphs=False)
+                    LoRAPolicy(make_model(family).to(where), tokenizer, **options)
                     for where in ("cpu", DEVICE)
                 ]
+            assert all(policy.use_cache for policy in policies[family])
         return policies[family]
 
     return load
