@@ -75,7 +75,7 @@ class _Fault(NamedTuple):
     """What a rank that has failed gives the others in place of the value that they wait for."""
 
     text: str
-    error: type[PeerError]
+    error: type[PeerError] = PeerError
 
 
 class World:
