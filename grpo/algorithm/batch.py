@@ -155,14 +155,20 @@ def rows_from_completions(
     )
 
 
-def sort_batch(batch: TokenBatch) -> TokenBatch:
+def sort_batch(batch: TokenBatch, *, padded: bool = False) -> TokenBatch:
     """Return the rows in the order of their tokens, so that shared prefixes stand together.
 
     `split_batch` cuts a sorted batch into slices: the results of its parts, concatenated, are
     the batch's, wherever the cuts fall.
+
+    Args:
+        batch: the step's rows.
+        padded: True for the forward pass over padded rows: the longest rows come first, so that
+            those of a micro-batch need little padding.
     """
     arrays = [np.asarray(row) for row in batch.rows()]
-    return batch.select([n for n, _, _ in in_order(arrays)])
+    order = [n for n, _, _ in in_order(arrays)]
+    return batch.select(sorted(order, key=lambda n: -len(arrays[n])) if padded else order)
 
 
 def split_batch(batch: TokenBatch, max_tokens: int, *, padded: bool = False) -> list[TokenBatch]:
@@ -171,12 +177,17 @@ def split_batch(batch: TokenBatch, max_tokens: int, *, padded: bool = False) -> 
     Args:
         batch: the step's rows.
         max_tokens: budget of one forward pass (a single row always fits): distinct tokens, or
-            with padded rows positions, padding included.
+            with padded rows positions, padding up to the longest of the rows included.
         padded: True for the forward pass over padded rows.
     """
-    if not len(batch):
-        return []
-    if padded:
-        rows = max(1, max_tokens // batch.input_ids.shape[1])
-        return [batch.select(part) for part in torch.arange(len(batch)).split(rows)]
-    return [batch.select(part) for part in split_rows(batch.rows(), max_tokens)]
+    if not padded:
+        return [batch.select(part) for part in split_rows(batch.rows(), max_tokens)]
+    parts: list[list[int]] = []
+    longest = 0
+    for n, length in enumerate(batch.token_mask.sum(1).tolist()):
+        longest = max(longest, length)
+        if not parts or (len(parts[-1]) + 1) * longest > max_tokens:
+            parts.append([])
+            longest = length
+        parts[-1].append(n)
+    return [batch.select(part) for part in parts]

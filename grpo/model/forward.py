@@ -160,11 +160,11 @@ def _forward(decoder: nn.Module, tree: TokenTree, layout: TreeLayout) -> Tensor:
     return tree_forward(decoder, tokens, depths, layout)
 
 
-def padded_hidden(decoder: nn.Module, batch: TokenBatch) -> Tensor:
-    """Compute the last hidden states [N, T, D] of padded rows."""
+def padded_hidden(decoder: nn.Module, batch: TokenBatch, width: int) -> Tensor:
+    """Compute the last hidden states [N, width, D] of padded rows of up to `width` tokens."""
     output = decoder(
-        input_ids=batch.input_ids,
-        attention_mask=batch.token_mask.long(),
+        input_ids=batch.input_ids[:, :width],
+        attention_mask=batch.token_mask[:, :width].long(),
         use_cache=False,
     )
     hidden: Tensor = output.last_hidden_state

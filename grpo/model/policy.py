@@ -191,12 +191,13 @@ class Policy(ABC):
                 hidden = self._tree_hidden(tree, prefix)
             nodes, parents, tokens = tree.nodes, tree.parents, tree.tokens
         else:
+            width = int(batch.token_mask.sum(1).max())  # of the longest row
             with self._layers():
-                hidden = padded_hidden(self.decoder, batch.to(self.device)).flatten(0, 1)
-            nodes = torch.arange(hidden.shape[0]).view(mask.shape)
-            parents, tokens = nodes.flatten() - 1, batch.input_ids.flatten()
-        # The distinct completion tokens, and the distinct prefixes that they continue. A tree is
-        # as wide as its longest row, a micro-batch as wide as the batch that it was cut from.
+                hidden = padded_hidden(self.decoder, batch.to(self.device), width).flatten(0, 1)
+            nodes = torch.arange(hidden.shape[0]).view(-1, width)
+            parents, tokens = nodes.flatten() - 1, batch.input_ids[:, :width].flatten()
+        # The distinct completion tokens, and the distinct prefixes that they continue. What is
+        # computed is as wide as its longest row, a micro-batch as the batch it was cut from.
         wanted, where = torch.unique(nodes[mask[:, : nodes.shape[1]]], return_inverse=True)
         prefixes, position = torch.unique(parents[wanted], return_inverse=True)
         order = torch.argsort(position)

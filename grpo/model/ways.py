@@ -81,7 +81,7 @@ def padded(probe: Probe) -> Logits:
     mask = torch.arange(width) < lengths[:, None]
     empty = torch.zeros(mask.shape)
     batch = TokenBatch(ids, mask, mask, empty, torch.zeros(len(rows)), empty)
-    hidden = padded_hidden(probe.decoder, batch.to(probe.model.device))
+    hidden = padded_hidden(probe.decoder, batch.to(probe.model.device), width)
     return probe.head(hidden[mask.to(hidden.device)]), probe.all_tokens
 
 

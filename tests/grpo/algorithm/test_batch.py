@@ -239,10 +239,17 @@ def test_split_batch_holds_every_row_once(batch):
 
 @pytest.mark.parametrize("max_tokens", [1, 25, 1000])
 def test_parts_of_padded_rows_count_positions(batch, max_tokens):
-    width = batch.input_ids.shape[1]
     parts = split_batch(batch, max_tokens, padded=True)
-    assert all(len(part) * width <= max(width, max_tokens) for part in parts)
+    for part in parts:
+        assert len(part) == 1 or len(part) * max(map(len, part.rows())) <= max_tokens
     assert [row for part in parts for row in part.rows()] == batch.rows()
+
+
+def test_padded_rows_of_a_part_are_of_like_lengths(batch_of, group_of):
+    rows = [(1, ([3] * n, [5])) for n in (40, 4, 4, 30, 4, 4)]
+    batch = sort_batch(batch_of([group_of(*rows)], drop_zero_advantages=False), padded=True)
+    parts = split_batch(batch, 41, padded=True)
+    assert [[len(row) for row in part.rows()] for part in parts] == [[41], [31], [5] * 4]
 
 
 @pytest.mark.parametrize("aggregation", ["grpo", "dapo", "bnpo", "dr_grpo"])

@@ -223,6 +223,20 @@ def test_a_prefix_shared_by_micro_batches_changes_neither_values_nor_gradient(
             close(got, whole.logprobs[rows_of(batch, part)])
 
 
+def test_padded_rows_are_computed_as_wide_as_the_longest(make_policy, batch):
+    policy, widths = make_policy(forward="padded"), []
+    policy.decoder.register_forward_pre_hook(
+        lambda module, args, options: widths.append(options["input_ids"].shape[1]), with_kwargs=True
+    )
+    lengths = [len(row) for row in batch.rows()]
+    shortest = batch.select([lengths.index(min(lengths))])
+    whole = policy.logprobs(batch).logprobs[lengths.index(min(lengths))]
+    assert policy.logprobs(shortest).logprobs.shape == shortest.input_ids.shape
+    torch.testing.assert_close(policy.logprobs(shortest).logprobs[0], whole)
+    assert widths == [max(lengths), min(lengths), min(lengths)]
+    assert min(lengths) < max(lengths)
+
+
 def test_when_there_is_no_shared_prefix(make_policy, groups, batch, batch_of):
     assert make_policy().shared_prefix(split_batch(batch, 9)) is None  # the rows share nothing
     shared = batch_of(groups[:2])
