@@ -160,11 +160,11 @@ class _Graph:
             self.gradient = torch.zeros_like(hidden)
             backward(hidden)
 
-        self.tree = tree
-        warm_up(run)
-        self.forward, hidden = capture(forward, pool)
+        self.tree, device = tree, tree.tokens.device
+        warm_up(run, device)
+        self.forward, hidden = capture(forward, pool, device)
         if hidden.requires_grad:
-            self.backward, self.gradients = capture(lambda: backward(hidden), pool)
+            self.backward, self.gradients = capture(lambda: backward(hidden), pool, device)
         self.anchor = torch.zeros((), device=hidden.device, requires_grad=hidden.requires_grad)
         self.hidden = hidden.detach()
 

@@ -126,8 +126,8 @@ class GraphedTreeCache(TreeCache):
         nodes = self.padding(size, keys)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         try:
-            warm_up(lambda: self.compute_slots(nodes))
-            graph, _ = capture(lambda: self.compute_slots(nodes), self._pool)
+            warm_up(lambda: self.compute_slots(nodes), self.device)
+            graph, _ = capture(lambda: self.compute_slots(nodes), self._pool, self.device)
         finally:
             self.buffers.slots = None
         return nodes, graph

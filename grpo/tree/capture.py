@@ -15,18 +15,26 @@ Pool = Any
 """The memory that graphs share, from `torch.cuda.graph_pool_handle()`."""
 
 
-def warm_up(run: Callable[[], object]) -> None:
+def warm_up(run: Callable[[], object], device: torch.device) -> None:
     """Run a function twice, as a capture needs it: libraries make their workspaces then."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
 
 
-def capture(run: Callable[[], Result], pool: Pool) -> tuple[torch.cuda.CUDAGraph, Result]:
+def capture(
+    run: Callable[[], Result], pool: Pool, device: torch.device
+) -> tuple[torch.cuda.CUDAGraph, Result]:
     """Capture what a function launches; nothing is computed.
+
+    Args:
+        run: called once.
+        pool: memory that the graph shares with others.
+        device: what it launches on.
 
     Returns:
         The graph, and what the function returned: its tensors have values after each replay.
@@ -37,9 +45,9 @@ def capture(run: Callable[[], Result], pool: Pool) -> tuple[torch.cuda.CUDAGraph
     """
     graph = torch.cuda.CUDAGraph()
     # Other threads may use CUDA meanwhile: an engine of vLLM, for one.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        result = run()
-    return graph, result
+    options: dict[str, Any] = {"pool": pool, "capture_error_mode": "thread_local"}
+    with torch.cuda.device(device), torch.cuda.graph(graph, **options):
+        return graph, run()
 
 
 def cannot_capture(module: torch.nn.Module, error: Exception) -> str:
