@@ -176,6 +176,15 @@ def test_packages_that_are_missing_are_skipped(monkeypatch):
     assert found["episodes"].detail == "needs chromium, which was skipped"
 
 
+@pytest.mark.browser
+def test_a_machine_without_chromium_is_skipped(monkeypatch):
+    monkeypatch.setattr("envs.browser.server.chromium.search_chromium", lambda environ: None)
+    monkeypatch.delenv("GRPO_CHROMIUM", raising=False)
+    found = findings("chromium", browsers=cli._browser_pool)["chromium"]
+    assert found.status == "skipped"
+    assert found.detail.startswith("no Chromium found: ")
+
+
 def test_a_chromium_that_the_user_named_wrongly_is_a_failure(monkeypatch, tmp_path):
     monkeypatch.setenv("GRPO_CHROMIUM", str(tmp_path))
     found = findings("chromium", browsers=cli._browser_pool)["chromium"]
