@@ -23,6 +23,7 @@ from lora import (
     unreached,
 )
 from lora.quantized import LoRAQuantizedLinear, QuantizedLinear, QuantizedWeight
+from tests.support.models import make_model as untied_model
 
 pytest.importorskip("bitsandbytes", reason="needs the extra 'quantized'")
 
@@ -253,6 +254,12 @@ def test_every_linear_layer_but_the_head(make_model):
     assert unreached(model) == ([], 0)
 
 
+def test_a_head_that_is_not_tied_stays_plain():
+    model = untied_model("llama")
+    assert quantize_linears(model, 4) == 14
+    assert type(model.lm_head) is nn.Linear
+
+
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj"]])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
 def test_a_models_gradients(quantized, randomize, input_ids, targets, dtype, bound):
@@ -354,6 +361,15 @@ def test_a_model_whose_weights_are_elsewhere():
     with pytest.raises(ValueError, match=expected):
         quantize_linears(model, 4)
     assert type(model[0]) is nn.Linear
+
+
+def test_quantised_weights_count_among_those_that_an_adapter_reaches():
+    model = nn.Sequential(nn.Linear(64, 64))
+    model.small = nn.Parameter(torch.zeros(4, 8))  # 0.8 % of all
+    quantize_linears(model, 4)
+    assert unreached(model) == ([], 0)
+    apply_lora(model, r=1)
+    assert unreached(model) == ([], 0)
 
 
 def test_without_the_library(llama, monkeypatch):
