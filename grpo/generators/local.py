@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -180,12 +179,15 @@ class LocalGenerator(Generator):
         return self._cache
 
     def _empty_cache(self, capacity: int) -> TreeCache:
-        policy, cache = self.policy, self._cache
-        if cache is None or cache.capacity != capacity:
-            make = GraphedTreeCache if policy.graphs else TreeCache
-            return make(policy.decoder, capacity, policy.device, policy.conv_width)
-        cache.clear()
-        return cache
+        if self._cache is None or self._cache.capacity != capacity:
+            return self._new_cache(capacity)
+        self._cache.clear()
+        return self._cache
+
+    def _new_cache(self, capacity: int) -> TreeCache:
+        policy = self.policy
+        make = GraphedTreeCache if policy.graphs else TreeCache
+        return make(policy.decoder, capacity, policy.device, policy.conv_width)
 
     def _step_one_prompt(self) -> list[_Request]:
         """Complete all requests for the longest-waiting prompt, with any kind of model."""
@@ -221,22 +223,14 @@ class LocalGenerator(Generator):
         """
         stop = self.policy.stop_ids
         finished: list[_Request] = []
-        # Requests that read the same logits at the same temperature share a distribution.
-        sharing: dict[tuple[int, float], list[_Request]] = defaultdict(list)
-        for n, request in zip(row, self._active, strict=True):
-            sharing[int(n), request.temperature].append(request)
-        rows, temperatures = zip(*sharing, strict=True)
-        uniform = np.zeros((len(sharing), max(map(len, sharing.values()))))
-        for s, requests in enumerate(sharing.values()):
-            for k, request in enumerate(requests):
-                uniform[s, k] = request.random.random() if request.temperature else 0
-        drawn = draw_tokens(logits, rows, temperatures, uniform)
-        for requests, tokens, logprobs in zip(sharing.values(), *drawn, strict=True):
-            for request, token, logprob in zip(requests, tokens, logprobs, strict=False):
-                request.ids.append(token)
-                request.logprobs.append(logprob)
-                if token in stop or len(request.ids) == request.max_new_tokens:
-                    finished.append(request)
+        temperatures = [request.temperature for request in self._active]
+        uniform = [r.random.random() if r.temperature else 0.0 for r in self._active]
+        drawn = draw_tokens(logits, row, temperatures, uniform)
+        for request, token, logprob in zip(self._active, *drawn, strict=True):
+            request.ids.append(token)
+            request.logprobs.append(logprob)
+            if token in stop or len(request.ids) == request.max_new_tokens:
+                finished.append(request)
         self.tokens_sampled += len(self._active)
         self._active = [request for request in self._active if request not in finished]
         return finished

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,43 +20,52 @@ BLOCK = {"cpu": 1, "cuda": 256}
 
 def draw_tokens(
     logits: Tensor,
-    rows: Sequence[int],
+    rows: Sequence[int] | npt.NDArray[np.int64],
     temperatures: Sequence[float],
-    uniform: npt.NDArray[np.float64],
-) -> tuple[list[list[int]], list[list[float]]]:
-    """Draw K tokens from each of S distributions, softmax(logits / temperature).
+    uniform: Sequence[float],
+) -> tuple[list[int], list[float]]:
+    """Draw a token for each of N requests, from softmax(logits / temperature).
 
-    A token is the inverse of the cumulative distribution at a uniform number. The host waits for
-    the device once, for the result.
+    A token is the inverse of the cumulative distribution at a uniform number. Requests that read
+    the same row at the same temperature share a distribution. The host waits for the device once.
 
     Args:
         logits: [R, V].
-        rows: S numbers; the row of the logits that a distribution is made of. They are not copied
-            where they are all rows in their order.
-        temperatures: S numbers; at 0 the tokens are the most likely one, its log-probability that
+        rows: N numbers; the row that each request reads.
+        temperatures: N numbers; at 0 the token is the most likely one, its log-probability that
             at a temperature of 1.
-        uniform: [S, K], from 0 to below 1; not used at a temperature of 0.
+        uniform: N numbers from 0 to below 1; not used at a temperature of 0.
 
     Returns:
-        Tokens and their log-probabilities in nats, S lists of K each.
+        N tokens and N log-probabilities in nats.
 
     Raises:
         GeneratorError: a log-probability is not a number.
     """
     if logits.device.type == "mps":  # has no float64
         logits = logits.cpu()
+    # Of each request: which of the S distributions it reads, and which of its K numbers is its own.
+    sharing: Counter[tuple[int, float]] = Counter()
+    order: dict[tuple[int, float], int] = {}
+    places = []
+    for pair in zip(map(int, rows), temperatures, strict=True):
+        places.append((order.setdefault(pair, len(order)), sharing[pair]))
+        sharing[pair] += 1
+    which, position = np.array(places).T
+    numbers = np.zeros((len(sharing), position.max() + 1))
+    numbers[which, position] = uniform
+    distinct, given = (np.array(x) for x in zip(*sharing, strict=True))
     wide = torch.promote_types(logits.dtype, torch.float32)
-    given = np.array(temperatures)
     index, greedy, scale, target = to_device(
         (
-            torch.tensor(rows),
+            torch.from_numpy(distinct),
             torch.from_numpy(given == 0)[:, None],
-            torch.from_numpy(np.where(given == 0, 1, given))[:, None].to(wide),
-            torch.from_numpy(uniform),
+            torch.from_numpy(np.where(given == 0, 1.0, given))[:, None].to(wide),
+            torch.from_numpy(numbers),
         ),
         logits.device,
     )
-    if list(rows) != list(range(len(logits))):
+    if distinct.tolist() != list(range(len(logits))):  # else a copy would change nothing
         logits = logits[index]
     size = BLOCK.get(logits.device.type, BLOCK["cuda"])
     drawn = [
@@ -66,7 +76,8 @@ def draw_tokens(
     result = torch.stack([tokens, logprobs]).cpu()  # float64 holds all tokens exactly
     if not result.isfinite().all():
         raise GeneratorError("cannot sample: the policy's log-probabilities are not numbers")
-    return result[0].long().tolist(), result[1].tolist()
+    chosen = result[:, which, position]
+    return chosen[0].long().tolist(), chosen[1].tolist()
 
 
 def _draw(

@@ -1,4 +1,4 @@
-"""Tokens of many distributions at once are, bit for bit, those drawn one by one."""
+"""Tokens of many requests at once are, bit for bit, those drawn one by one."""
 
 import numpy as np
 import pytest
@@ -13,18 +13,13 @@ WIDE = 5003
 
 def one_by_one(logits, rows, temperatures, uniform):
     tokens, chosen = [], []
-    for n, temperature, numbers in zip(rows, temperatures, uniform, strict=True):
+    for n, temperature, number in zip(rows, temperatures, uniform, strict=True):
         wide = torch.promote_types(logits.dtype, torch.float32)
         logprobs = torch.log_softmax(logits[n].to(wide) / (temperature or 1.0), dim=-1)
         cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
-        drawn = [
-            int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
-            if temperature
-            else int(logprobs.argmax())
-            for u in numbers
-        ]
-        tokens.append(drawn)
-        chosen.append(logprobs[drawn].tolist())
+        at = torch.searchsorted(cumulative, number * cumulative[-1], right=True)
+        tokens.append(int(at if temperature else logprobs.argmax()))
+        chosen.append(float(logprobs[tokens[-1]]))
     return tokens, chosen
 
 
@@ -33,18 +28,30 @@ def one_by_one(logits, rows, temperatures, uniform):
 @pytest.mark.parametrize(
     ("rows", "temperatures"),
     [
-        ([0, 1, 2, 3], [1.0] * 4),
-        ([0, 1, 2, 3], [0.0] * 4),
-        ([2, 0, 2, 1, 2], [0.7, 1.3, 0.0, 1.0, 1.0]),
+        ([0, 0, 1, 2, 3, 1, 0], [1.0] * 7),
+        ([0, 0, 1, 2, 3, 1, 0], [0.0] * 7),
+        ([2, 0, 2, 1, 2, 2, 0], [0.7, 1.3, 0.0, 1.0, 1.0, 0.7, 0.0]),
     ],
 )
 def test_blocks_change_nothing(monkeypatch, dtype, block, rows, temperatures):
     monkeypatch.setitem(sampling.BLOCK, "cpu", block)
     logits = 3 * torch.randn(4, WIDE, generator=torch.Generator().manual_seed(0)).to(dtype)
-    uniform = np.random.default_rng(0).random((len(rows), 7))
-    uniform[0, :2] = 0, np.nextafter(1, 0)
+    uniform = np.random.default_rng(0).random(7).tolist()
+    uniform[:2] = 0.0, float(np.nextafter(1, 0))
     got = draw_tokens(logits, rows, temperatures, uniform)
     assert got == one_by_one(logits, rows, temperatures, uniform)
+
+
+def test_a_distribution_is_shared(monkeypatch):
+    rows, draw = [], sampling._draw
+
+    def counted(logits, *others, **options):
+        rows.append(len(logits))
+        return draw(logits, *others, **options)
+
+    monkeypatch.setattr(sampling, "_draw", counted)
+    draw_tokens(torch.zeros(3, 5), [0, 1, 0, 0, 1], [1.0, 1.0, 1.0, 0.5, 1.0], [0.5] * 5)
+    assert sum(rows) == 3
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -52,5 +59,5 @@ def test_logits_that_are_not_numbers(temperature):
     logits = torch.zeros(2, 4)
     logits[1, 2] = torch.nan
     with pytest.raises(GeneratorError, match="log-probabilities are not numbers"):
-        draw_tokens(logits, [0, 1], [temperature] * 2, np.full((2, 1), 0.5))
-    assert draw_tokens(logits, [0], [temperature], np.zeros((1, 1)))[0] == [[0]]
+        draw_tokens(logits, [0, 1], [temperature] * 2, [0.5] * 2)
+    assert draw_tokens(logits, [0], [temperature], [0.0])[0] == [0]
