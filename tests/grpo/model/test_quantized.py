@@ -2,6 +2,8 @@
 
 import copy
 import importlib.util
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -302,6 +304,22 @@ def test_options_that_do_not_fit():
         "quantize must be one of none, 8bit, 4bit, got '3bit'"
     )
     assert "quantize" not in Config.resumable()
+
+
+def test_the_library_is_imported_with_the_option_alone(folder):
+    program = """
+import sys
+from grpo.config import Config
+from grpo.model.loading import load_policy
+for quantize in ("none", "4bit"):
+    load_policy(Config(model=sys.argv[1], device="cpu", quantize=quantize))
+    print(quantize, "bitsandbytes" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, folder], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "none False\n4bit True\n"
+    assert not done.stderr  # bitsandbytes warns of a kernel that is not used
 
 
 def test_without_the_extra(folder, monkeypatch):
