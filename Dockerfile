@@ -12,7 +12,8 @@ WORKDIR /app
 COPY pyproject.toml setup.py LICENSE constraints.txt constraints-vllm.txt ./
 COPY scripts/setup.py scripts/recipes.py scripts/
 COPY envs/browser/server/chromium.py envs/browser/server/
-COPY grpo/model/bundled.py grpo/model/
+COPY grpo/errors.py grpo/
+COPY grpo/model/bundled.py grpo/model/pretrained.py grpo/model/
 # cpu or cuda: the image may be built on another machine than it runs on.
 ARG DEVICE=cpu
 # uv compiles only when told to, and the user below cannot write .pyc files. safetensors makes the

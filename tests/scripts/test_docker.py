@@ -98,10 +98,13 @@ def test_set_up_finds_the_files_that_it_loads_by_path(check):
     copies = [step.value.split() for step in every[:install] if step.name == "COPY"]
     targets = {source: words[-1] for words in copies for source in words[:-1]}
     text = "".join((ROOT / "scripts" / name).read_text() for name in ("setup.py", "recipes.py"))
-    loaded = {"envs/browser/server/chromium.py", "grpo/model/bundled.py"}
-    for path in loaded:
-        assert Path(path).name in text
-        assert targets[path] == f"{Path(path).parent}/"
+    loaded = ["envs/browser/server/chromium.py", "grpo/model/bundled.py"]
+    assert all(Path(path).name in text for path in loaded)
+    for path in loaded:  # with what they import of the library, which the loop adds
+        assert targets.get(path) == f"{Path(path).parent}/", path
+        modules = re.findall(r"^ *from (grpo\S*) import", (ROOT / path).read_text(), re.MULTILINE)
+        loaded += [f"{module.replace('.', '/')}.py" for module in modules]
+    assert len(loaded) > 2
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
