@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,14 @@ from grpo.model.forward import (
     recomputed_layers,
     tree_hidden,
 )
-from grpo.model.graphs import TreeGraphs
 from grpo.model.head import OutputHead, find_decoder
 from grpo.model.logprobs import token_logprobs
 from grpo.transfer import to_device
 from grpo.tree.token_tree import TokenTree, build_tree, common_prefix
 from grpo.types import TokenBatch
+
+if TYPE_CHECKING:
+    from grpo.model.graphs import TreeGraphs
 
 
 class TokenLogprobs(NamedTuple):
