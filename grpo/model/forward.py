@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from grpo.model.head import OutputHead
 from grpo.model.logprobs import RECOMPUTED
 from grpo.transfer import to_device
+from grpo.tree.chunks import cut_chunks
 from grpo.tree.layers import tree_forward
-from grpo.tree.layout import LayerCache, Layout, cut_chunks
+from grpo.tree.layout import LayerCache, Layout
 from grpo.tree.token_tree import TokenTree, build_tree
 from grpo.types import TokenBatch
 

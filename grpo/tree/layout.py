@@ -8,18 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
-
-from grpo.transfer import to_device
-
-# Queries per attention call. Small chunks compute fewer masked products, large ones make better
-# use of the hardware: 64 to 128 were fastest on two CPU cores; a GPU wants few kernel launches
-# (1024 is not measured).
-CHUNK = {"cpu": 128, "cuda": 1024}
 
 LayerCall = tuple[nn.Module, int]
 """A layer, and the number of its call within a forward pass: some layers are called twice."""
@@ -86,26 +78,3 @@ class Layout(ABC):
         Returns:
             W tensors [L, D]; 0 above a root.
         """
-
-
-def cut_chunks(
-    attention: Callable[[int, int], tuple[Tensor, Tensor]],
-    first: int,
-    stop: int,
-    device: torch.device,
-) -> list[Chunk]:
-    """Cut the attention of the nodes [first, stop), which are computed now, into chunks.
-
-    Args:
-        attention: (start, stop) -> keys and mask, as `TokenTree.attention` returns them.
-        first: the first new node.
-        stop: one past the last new node.
-        device: the model's device.
-    """
-    size = CHUNK.get(device.type, CHUNK["cuda"])
-    chunks = []
-    for start in range(first, stop, size):
-        end = min(start + size, stop)
-        keys, mask = attention(start, end)
-        chunks.append(Chunk(start - first, end - first, *to_device((keys, mask), device)))
-    return chunks

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from grpo.transfer import to_device
+from grpo.tree.chunks import cut_chunks
 from grpo.tree.layers import tree_forward
-from grpo.tree.layout import LayerCache, Layout, cut_chunks
+from grpo.tree.layout import LayerCache, Layout
 
 
 class NodeBuffers(Layout):
