@@ -84,7 +84,7 @@ class QuantizedWeight(nn.Module):
         if bits == 4:
             packed, state = functional.quantize_4bit(source, blocksize=BLOCK, quant_type="nf4")
         else:
-            codes = functional.create_linear_map(signed=True, total_bits=8).to(source.device)
+            codes = functional.create_linear_map(signed=True, total_bits=8)
             packed, state = functional.quantize_blockwise(source, code=codes, blocksize=BLOCK)
         self.register_buffer("packed", packed)
         # As integers, so that `model.bfloat16()` does not round them.
