@@ -16,7 +16,7 @@ with its width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -46,10 +46,6 @@ class TokenTree:
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
-
-    def to(self, device: torch.device) -> TokenTree:
-        """Return the tree with its tensors on a device."""
-        return TokenTree(*(getattr(self, f.name).to(device) for f in fields(self)))
 
     def attention(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Find what the nodes [start, stop) attend to: the ancestors of the first, and each other.
