@@ -18,6 +18,7 @@ from grpo.generators.base import Generator, GeneratorError
 from grpo.generators.factory import check_backend, open_generator
 from grpo.generators.local import LocalGenerator
 from grpo.generators.sync_check import changed_weights, check_sync, logprob_gap
+from grpo.model.forward import ForwardMode
 from grpo.model.loading import load_policy
 from grpo.model.policy import Policy
 from grpo.rollouts.rollout import gather
@@ -58,15 +59,15 @@ def tree(context: Context) -> str:
         warnings.simplefilter("ignore", UserWarning)  # the check "model" has shown them
         policy = load_policy(context.config.replace(dtype="float32", forward="tree"))
     batch = _random_rows(policy)
-    budget = count_distinct(batch.rows()) * 2 // 3  # several micro-batches with a shared prefix
-    config = context.config.replace(max_tokens_per_microbatch=budget)
-    updater = Updater(config, policy, World.single())
+    updater = Updater(context.config, policy, World.single())
+    some = count_distinct(batch.rows()) * 2 // 3  # several micro-batches with a shared prefix
+    budgets: dict[ForwardMode, int] = {"tree": some, "padded": updater.max_tokens}
     logprobs: list[Tensor] = []
     gradients: list[Tensor] = []
     with changed_weights(policy) as change:
         change(0.02)  # an adapter of zeros has no gradient at A
-        for mode in ("tree", "padded"):
-            policy.forward_mode = mode
+        for mode, budget in budgets.items():
+            policy.forward_mode, updater.max_tokens = mode, budget
             logprobs.append(updater.logprobs(batch)[batch.completion_mask])
             updater.accumulate(batch)
             parts = [p.grad.flatten() for p in policy.parameters() if p.grad is not None]
