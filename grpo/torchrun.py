@@ -7,6 +7,7 @@ cannot tell a configuration that is refused from a failure that a restart may cu
 from __future__ import annotations
 
 import sys
+import uuid
 from collections.abc import Sequence
 
 REFUSED = 2
@@ -26,8 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from torch.distributed.run import parse_args, run
 
     options = parse_args(sys.argv[1:] if argv is None else argv)
-    if options.standalone and not options.local_addr:
-        options.local_addr = "127.0.0.1"  # torchrun takes the host's name, which may lead nowhere
+    if options.standalone:  # as torchrun does it, but without names, which may lead nowhere
+        options.standalone, options.rdzv_backend = False, "c10d"
+        options.rdzv_endpoint, options.rdzv_id = "127.0.0.1:0", uuid.uuid4().hex
+        options.local_addr = options.local_addr or "127.0.0.1"
     try:
         run(options)
     except SignalException as error:
