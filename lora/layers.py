@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-BaseIn = Callable[[torch.dtype], Tensor]
-"""The frozen weight, [out, in], for a product in a dtype."""
+from lora.product import corrected_product
 
 
 class LoRALinear(nn.Module):
@@ -109,13 +105,10 @@ class LoRALinear(nn.Module):
         rows = x.reshape(-1, self.in_features)
         a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
         if self.dropout and self.training:
-            dropped = F.dropout(rows, self.dropout)
-            correction = self.scaling * (dropped @ a.t()) @ b.t()
-            y = F.linear(rows, self._base_in(x.dtype), self.bias) + correction
+            low = F.dropout(rows, self.dropout) @ a.t()
+            y = F.linear(rows, self._base_in(x.dtype), self.bias) + self.scaling * low @ b.t()
         else:
-            y = _CorrectedProduct.apply(  # type: ignore[no-untyped-call]
-                rows, self._base_in, self.bias, a, b, self.scaling
-            )
+            y = corrected_product(rows, self._base_in, self.bias, a, b, self.scaling)
         return y.view(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()
@@ -156,38 +149,5 @@ class LoRALinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Describe the layer for `print(model)`."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, r={self.r}, alpha={self.alpha}"
-        )
-
-
-class _CorrectedProduct(torch.autograd.Function):
-    """`y = x W^T + b + s (x A^T) B^T` with its gradients in x, A and B.
-
-    The corrections are added within the products, in place: neither pass makes another tensor of
-    the size of x or y, and both launch a third of the kernels that autograd's own would.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, base: BaseIn, bias: Tensor | None, a: Tensor, b: Tensor, s: float
-    ) -> Tensor:
-        y, hidden = F.linear(x, base(x.dtype), bias), x @ a.t()
-        ctx.save_for_backward(x, a, b, hidden)
-        ctx.base, ctx.scaling = base, s
-        return y.addmm_(hidden, b.t(), alpha=s)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, a, b, hidden = ctx.saved_tensors
-        s, grad_x, grad_a, grad_b = ctx.scaling, None, None, None
-        low = s * (grad @ b)
-        if ctx.needs_input_grad[0]:
-            grad_x = (grad @ ctx.base(grad.dtype)).addmm_(low, a)
-        if ctx.needs_input_grad[3]:
-            grad_a = low.t() @ x
-        if ctx.needs_input_grad[4]:
-            grad_b = grad.t() @ hidden * s
-        return grad_x, None, None, grad_a, grad_b, None
+        names = "in_features", "out_features", "r", "alpha", "enabled", "merged"
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)

@@ -65,3 +65,9 @@ def _require(device: str) -> None:
             f"device {device!r} cannot be used here: expected one of {', '.join(there)}; "
             f"got: {one_line_reason(error)}"
         ) from error
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether an allocation failed: on a GPU, or where torch has no class for it."""
+    named = ("can't allocate memory", "MPS backend out of memory")  # on a CPU, on Apple's GPUs
+    return isinstance(error, torch.OutOfMemoryError) or any(name in str(error) for name in named)

@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from grpo.algorithm.batch import sort_batch, split_batch
 from grpo.algorithm.losses import importance_weights, policy_loss
 from grpo.distributed import World
+from grpo.model.device import out_of_memory
 from grpo.model.forward import SharedPrefix
 from grpo.model.policy import Policy
 from grpo.training.gap import GapMonitor, mean_gap, means_and_gap, rank_metrics
@@ -83,7 +84,7 @@ class Updater:
             GeneratorError: something else than the policy sampled the rows. Nothing has changed.
         """
         config, policy = self.config, self.policy
-        batch = sort_batch(batch, padded=self.policy.forward_mode == "padded")
+        batch = sort_batch(batch, padded=policy.forward_mode == "padded")
         if config.uses_reference:
             with policy.reference():
                 batch = replace(batch, ref_logprobs=self.with_oom_retry(self.logprobs, batch))
@@ -110,8 +111,7 @@ class Updater:
             learning_rate = self.scheduler.get_last_lr()[0]
             grad_norm = get_total_norm([p.grad for p in policy.parameters() if p.grad is not None])
             grad_norms.append(float(grad_norm))
-            finite = math.isfinite(grad_norms[-1] + losses[-1])
-            if not finite:
+            if not (finite := math.isfinite(grad_norms[-1] + losses[-1])):
                 break
             if config.max_grad_norm:
                 clip_grads_with_norm_(policy.parameters(), config.max_grad_norm, grad_norm)
@@ -241,9 +241,3 @@ class Updater:
         """Restore what `state` returned; see `load_optimizer` for what it raises."""
         load_optimizer(self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether an allocation failed: on a GPU, or where torch has no class for it."""
-    named = ("can't allocate memory", "MPS backend out of memory")  # on a CPU, on Apple's GPUs
-    return isinstance(error, torch.OutOfMemoryError) or any(name in str(error) for name in named)

@@ -12,8 +12,8 @@ from grpo.config import Config
 from grpo.distributed import World
 from grpo.errors import ConfigError
 from grpo.model import device
-from grpo.model.device import best_device, check_dtype, choose_device
-from grpo.training.updater import Updater, out_of_memory
+from grpo.model.device import best_device, check_dtype, choose_device, out_of_memory
+from grpo.training.updater import Updater
 
 
 @pytest.mark.parametrize(
