@@ -147,7 +147,7 @@ def _takes_groups(query: Tensor) -> bool:
 
     On CUDA cuDNN's does, which torch chooses in half precision from Hopper (9.0) on.
     """
-    if query.device.type != "cuda":
+    if query.device.type != "cuda" or torch.version.hip:
         return query.device.type == "cpu"
     half = query.dtype in (torch.bfloat16, torch.float16)
     return half and torch.cuda.get_device_capability(query.device) >= (9, 0)
