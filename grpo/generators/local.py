@@ -144,7 +144,7 @@ class LocalGenerator(Generator):
         cache = self._admit()
         if not self._active:
             return []
-        for request in self._active:
+        for request in sorted(self._active, key=lambda request: request.node):  # by page
             request.node = cache.insert(request.node, request.ids[-1:])
         nodes = [request.node for request in self._active]
         self.tokens_computed += cache.compute()

@@ -140,7 +140,8 @@ class TreeCache:
 
     def _run(self, start: int, stop: int) -> None:
         """Compute the nodes [start, stop) into the buffers."""
-        self.buffers.chunks = cut_chunks(self._attention, start, stop, self.device)
+        sees = self.sees[start:stop, :stop]
+        self.buffers.chunks = cut_chunks(self._attention, start, stop, self.device, sees)
         tokens, depths, self.buffers.ancestors = to_device(self._new(start, stop), self.device)
         new = tree_forward(self.decoder, tokens, depths, self.buffers)
         if self.hidden is None:
