@@ -5,8 +5,8 @@ from grpo.algorithm.batch import split_batch
 from grpo.algorithm.losses import policy_loss
 from grpo.model.forward import TreeLayout
 from grpo.model.lora_policy import LoRAPolicy
-from grpo.tree.layers import tree_attention
 from grpo.tree.chunks import CHUNK
+from grpo.tree.layers import tree_attention
 from grpo.tree.token_tree import build_tree, count_distinct
 
 pytestmark = pytest.mark.filterwarnings("ignore:the token tree does not fit")
