@@ -144,8 +144,9 @@ class LocalGenerator(Generator):
         cache = self._admit()
         if not self._active:
             return []
-        for request in sorted(self._active, key=lambda request: request.node):  # by page
+        for request in self._active:
             request.node = cache.insert(request.node, request.ids[-1:])
+        self._active.sort(key=lambda request: request.node)  # requests on one page stay together
         nodes = [request.node for request in self._active]
         self.tokens_computed += cache.compute()
         # Requests at the same node read the same distribution.
