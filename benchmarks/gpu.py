@@ -17,7 +17,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.update import BUDGET, Worker, WorkerEnded
+from grpo.doctor.rates import name_of, seconds_per_call
 from grpo.model.bundled import bundled_model_path
 from tests.support.workloads import Workload
 
@@ -41,27 +41,17 @@ STEP = ("--steps", "4", "--prompt", "317", "--max-new-tokens", "16")
 
 def machine() -> dict[str, Any]:
     """Measure the GPU's matrix rate by dtype, its bandwidth and the time of a kernel launch."""
-
-    def seconds(run: Callable[[], object], times: int = 10) -> float:
-        run()
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(times):
-            run()
-        stop.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(stop) / 1000 / times
-
     result: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     for dtype in (torch.bfloat16, torch.float32):
         x = torch.randn(4096, 4096, device="cuda", dtype=dtype)
-        rate = 2 * 4096**3 / seconds(partial(torch.matmul, x, x))
-        result[f"tflops_{str(dtype).removeprefix('torch.')}"] = rate / 1e12
+        rate = 2 * 4096**3 / seconds_per_call(partial(torch.matmul, x, x), "cuda")
+        result[f"tflops_{name_of(dtype)}"] = rate / 1e12
     source = torch.randn(GIB // 4, device="cuda")
     target = torch.empty_like(source)
-    result["gigabytes_per_second"] = 2 * GIB / seconds(lambda: target.copy_(source)) / 1e9
+    copied = seconds_per_call(partial(target.copy_, source), "cuda")
+    result["gigabytes_per_second"] = 2 * GIB / copied / 1e9
     small = torch.zeros(8, device="cuda")
-    result["launch_microseconds"] = seconds(lambda: small.add_(1), 1000) * 1e6
+    result["launch_microseconds"] = seconds_per_call(partial(small.add_, 1), "cuda") * 1e6
     return result
 
 

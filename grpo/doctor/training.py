@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-
 from envs.base import Observation, Task
 from envs.pool import EnvPool
 from grpo.algorithm.batch import make_batch, reward_tensors
@@ -16,6 +12,7 @@ from grpo.doctor.context import Context, Failed
 from grpo.generators.local import LocalGenerator
 from grpo.model.loading import make_policy
 from grpo.model.policy import Policy
+from grpo.model.tiny import make_llama, make_tokenizer
 from grpo.rollouts.agents import model_agent
 from grpo.rollouts.rollout import Rollouts
 from grpo.training.updater import Updater
@@ -71,31 +68,7 @@ def _update(updater: Updater, groups: list[Group]) -> None:
 
 def _tiny_policy(config: Config, page: Observation) -> Policy:
     """Make a model of two layers whose tokens are the words of a page and its actions."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
     text = " ".join(message["content"] for message in page.messages)
-    words = ["<eos>", "<unk>", *page.actions, *sorted(set(text.split()) - set(page.actions))]
-    kept = {word: n for n, word in enumerate(words[:24])}
-    tokens = Tokenizer(models.WordLevel(kept, unk_token="<unk>"))
-    tokens.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokens.decoder = decoders.WordPiece()
-    tokenizer: Any = PreTrainedTokenizerFast(
-        tokenizer_object=tokens, eos_token="<eos>", unk_token="<unk>"
-    )
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] ~ '\n' }}{% endfor %}"
-    torch.manual_seed(0)
-    sizes = LlamaConfig(
-        vocab_size=len(kept),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        max_position_embeddings=128,
-        eos_token_id=0,
-        bos_token_id=None,
-        pad_token_id=None,
-    )
-    return make_policy(config, LlamaForCausalLM(sizes).eval().to(config.device), tokenizer)
+    words = ["<eos>", "<unk>", *page.actions, *sorted(set(text.split()) - set(page.actions))][:24]
+    model = make_llama(vocab_size=len(words)).to(config.device)
+    return make_policy(config, model, make_tokenizer(words))

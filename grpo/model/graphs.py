@@ -8,7 +8,6 @@ is zero: values and gradients are those of `grpo.model.forward.tree_hidden`.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -16,13 +15,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from grpo.model.forward import TreeLayout
-from grpo.tree.capture import Pool, cannot_capture, capture, warm_up
+from grpo.tree.capture import Graphs, Pool, capture, warm_up
 from grpo.tree.layers import tree_forward
 from grpo.tree.layout import Chunk
 from grpo.tree.token_tree import TokenTree, build_tree
 
 STEP, LARGEST = 256, 4096
-"""Sizes are multiples of STEP nodes. Above LARGEST launching is no longer what bounds a pass."""
+"""Sizes are multiples of STEP nodes. Trees of more than LARGEST nodes have no graph."""
 
 
 class PaddedLayout(TreeLayout):
@@ -36,7 +35,7 @@ class PaddedLayout(TreeLayout):
             ancestors: [n, W] long; each node, its parent and so on, n where there is none.
             dtype: of the attention.
         """
-        super(TreeLayout, self).__init__()
+        super(TreeLayout, self).__init__()  # `Layout`'s: there is no `TokenTree` to look at
         node = torch.arange(len(ends), device=ends.device)
         sees = (node <= node[:, None]) & (node[:, None] < ends)
         # As numbers to add: SDPA would make them of booleans in each layer.
@@ -91,9 +90,7 @@ class TreeGraphs:
         """
         self.decoder, self.conv_width = decoder, conv_width
         self.variant, self.latest = "", object()
-        self._graphs: dict[tuple[int, bool, str], _Graph] = {}
-        self._pool = torch.cuda.graph_pool_handle()
-        self._works = True
+        self._graphs: Graphs[_Graph] = Graphs(decoder)
 
     def hidden(self, tree: TokenTree) -> Tensor | None:
         """Compute the last hidden states of a tree's nodes.
@@ -108,28 +105,21 @@ class TreeGraphs:
         Raises:
             torch.OutOfMemoryError: a new graph's tensors do not fit. All graphs are dropped.
         """
-        if not self._works or len(tree) > LARGEST:
+        if len(tree) > LARGEST:
             return None
-        key = -(-len(tree) // STEP) * STEP, torch.is_grad_enabled(), self.variant
-        try:
-            if key not in self._graphs:
-                self._graphs[key] = _Graph(self.decoder, self._input(key[0]), self._pool)
-        except torch.OutOfMemoryError:
-            self._graphs.clear()
-            raise
-        except RuntimeError as error:
-            self._works = False
-            warnings.warn(cannot_capture(self.decoder, error), stacklevel=3)
+        size = -(-len(tree) // STEP) * STEP
+        key = size, torch.is_grad_enabled(), self.variant
+        graph = self._graphs.get(key, lambda: self._capture(size))
+        if graph is None:
             return None
-        graph = self._graphs[key]
         graph.tree.fill(tree)
         hidden: Tensor = _Replay.apply(graph.anchor, graph, self)  # type: ignore[no-untyped-call]
         return hidden
 
-    def _input(self, size: int) -> TreeInput:
+    def _capture(self, size: int) -> _Graph:
         tree = TreeInput(size, self.conv_width, next(self.decoder.parameters()).device)
         tree.fill(build_tree([]))
-        return tree
+        return _Graph(self.decoder, tree, self._graphs.pool)
 
 
 class _Graph:

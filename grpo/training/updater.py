@@ -218,8 +218,10 @@ class Updater:
             self.halvings += 1
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            text = "out of memory in the update: micro-batches of %d tokens from now on"
-            _log.warning(text, self.max_tokens)
+            _log.warning(
+                "out of memory in the update: micro-batches of %d tokens from now on",
+                self.max_tokens,
+            )
 
     def diagnosis(self, loss: float) -> str:
         """Say what is not finite, and what usually causes it."""

@@ -1,4 +1,4 @@
-"""The tree cache's passes over new nodes as CUDA graphs, one per number of nodes.
+"""The tree cache's passes over new nodes as CUDA graphs, one per number of nodes and slots.
 
 A decoding step of a few tokens is bound by launching its kernels (see `grpo.model.graphs`). All
 shapes of a graph are fixed: new nodes are padded to the next size, and attend to the buffers' first
@@ -7,13 +7,12 @@ slots, up to the next size too, under a mask. What padding computes goes to a sl
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from grpo.tree.capture import Pool, cannot_capture, capture, warm_up
+from grpo.tree.capture import Graphs, capture, warm_up
 from grpo.tree.layers import tree_forward
 from grpo.tree.layout import Chunk
 from grpo.tree.tree_cache import NodeBuffers, TreeCache
@@ -22,7 +21,7 @@ SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048)
 """Numbers of new nodes that have a graph; larger passes are bound by computing."""
 
 FEWEST_KEYS = 512
-"""Nodes attend to as many slots, or twice as many, four times ... so that all are among them."""
+"""A pass reads that many of the buffers' slots, doubled until all used ones are among them."""
 
 
 class SlotBuffers(NodeBuffers):
@@ -95,44 +94,34 @@ class GraphedTreeCache(TreeCache):
         super().__init__(decoder, capacity, device, conv_width)
         slots = -(-(capacity + 1) // 64) * 64  # attention kernels like round numbers
         self.buffers: SlotBuffers = SlotBuffers(slots)
-        self._graphs: dict[tuple[int, int], tuple[NewNodes, torch.cuda.CUDAGraph]] = {}
-        self._pool: Pool = None
-        self._works = True
+        self._graphs: Graphs[tuple[NewNodes, torch.cuda.CUDAGraph]] = Graphs(decoder)
 
     def _run(self, start: int, stop: int) -> None:
         size = next((n for n in SIZES if n >= stop - start), None)
-        if self.hidden is None or size is None or not self._works:
-            super()._run(start, stop)  # the first pass makes the buffers
-            return
-        keys = FEWEST_KEYS
-        while keys < stop:
-            keys *= 2
-        key = size, min(keys, self.buffers.capacity)
-        try:
-            if key not in self._graphs:
-                self._graphs[key] = self._capture(*key)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            self._works = False
-            warnings.warn(cannot_capture(self.decoder, error), stacklevel=2)
+        captured = None
+        if size is not None and self.hidden is not None:  # the first pass makes the buffers
+            keys = FEWEST_KEYS
+            while keys < stop:
+                keys *= 2
+            key = size, min(keys, self.buffers.capacity)
+            captured = self._graphs.get(key, lambda: self._capture(*key))
+        if captured is None:
             super()._run(start, stop)
             return
-        nodes, graph = self._graphs[key]
+        nodes, graph = captured
         nodes.fill(start, *self._new(start, stop), torch.from_numpy(self.sees[start:stop, :stop]))
         graph.replay()
 
     def _capture(self, size: int, keys: int) -> tuple[NewNodes, torch.cuda.CUDAGraph]:
-        nodes = self.padding(size, keys)
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        nodes = self.make_nodes(size, keys)
         try:
             warm_up(lambda: self.compute_slots(nodes), self.device)
-            graph, _ = capture(lambda: self.compute_slots(nodes), self._pool, self.device)
+            graph, _ = capture(lambda: self.compute_slots(nodes), self._graphs.pool, self.device)
         finally:
             self.buffers.slots = None
         return nodes, graph
 
-    def padding(self, size: int, keys: int) -> NewNodes:
+    def make_nodes(self, size: int, keys: int) -> NewNodes:
         """Make the input of a pass over `size` nodes that read `keys` slots."""
         return NewNodes(size, keys, self.conv_width, self.device, self.buffers.capacity - 1)
 

@@ -5,10 +5,12 @@ Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import warnings
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import nn
 
 Result = TypeVar("Result")
 Pool = Any
@@ -50,10 +52,47 @@ def capture(
         return graph, run()
 
 
-def cannot_capture(module: torch.nn.Module, error: Exception) -> str:
-    """Say that a module runs without graphs, and why."""
-    reason = " ".join(str(error).split())[:200]
-    return (
-        f"{type(module).__name__} cannot be captured as a CUDA graph, so its kernels are launched "
-        f"one by one: {reason}"
-    )
+class Graphs(Generic[Result]):
+    """What was captured of a module's passes, by key, in memory that the graphs share."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Take the module; nothing is captured yet."""
+        self._module = module
+        self._captured: dict[Hashable, Result] = {}
+        self._pool: Pool = None
+        self._works = True
+
+    @property
+    def pool(self) -> Pool:
+        """The graphs' memory."""
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        return self._pool
+
+    def get(self, key: Hashable, make: Callable[[], Result]) -> Result | None:
+        """Return what was captured under a key; the first time capture it.
+
+        Args:
+            key: the shapes of the pass, and what else its kernels depend on.
+            make: captures it.
+
+        Returns:
+            What `make` returned; None if the module cannot be captured, which is warned of once.
+
+        Raises:
+            torch.OutOfMemoryError: a new graph's tensors do not fit. All graphs are dropped.
+        """
+        if self._works and key not in self._captured:
+            try:
+                self._captured[key] = make()
+            except torch.OutOfMemoryError:
+                self._captured.clear()
+                raise
+            except RuntimeError as error:
+                self._works = False
+                reason = " ".join(str(error).split())[:200]
+                warnings.warn(
+                    f"{type(self._module).__name__} cannot be captured as a CUDA graph, so its "
+                    f"kernels are launched one by one: {reason}",
+                    stacklevel=3,
+                )
+        return self._captured.get(key) if self._works else None

@@ -11,6 +11,7 @@ from torch import nn
 
 from envs.base import Task
 from envs.scripted import ScriptedEnv
+from grpo.model import tiny
 
 # The clicks of this page are four of the words, so that a random token is right 1 time in 16.
 TASK = Task("click-word", 7)
@@ -18,18 +19,7 @@ PAGE = asyncio.run(ScriptedEnv().reset(TASK))
 WORDS = ["<eos>", "<unk>", *PAGE.actions, "noop()", "Click", "Goal:", "Page:", "text"]
 WORDS += ["[0]", "a", "b", "c", "d"]
 
-SIZES: dict[str, Any] = {
-    "vocab_size": len(WORDS),
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-    "max_position_embeddings": 128,
-    "eos_token_id": 0,
-    "bos_token_id": None,
-    "pad_token_id": None,
-}
+SIZES: dict[str, Any] = {"vocab_size": len(WORDS)} | tiny.SIZES
 LFM2_350M: dict[str, Any] = {  # the configuration of LiquidAI/LFM2-350M: 354.5 M parameters
     "vocab_size": 65536,
     "hidden_size": 1024,
@@ -60,10 +50,7 @@ TINY_LFM2: dict[str, Any] = {
 
 def make_llama(**sizes: Any) -> Any:
     """Make a Llama of two layers: `make_model("llama", **sizes)`."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **(SIZES | sizes))).eval()
+    return tiny.make_llama(**(SIZES | sizes))
 
 
 def make_model(family: str, **sizes: Any) -> Any:
@@ -115,19 +102,7 @@ def save_tiny_lfm2(folder: str | Path, tokenizer: Any) -> None:
 
 def make_tokenizer() -> Any:
     """Make a tokenizer of one token per word; its chat template is the messages' texts."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: i for i, word in enumerate(WORDS)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.decoder = decoders.WordPiece()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=0
-    )
-    texts = "{% for message in messages %}{{ message['content'] ~ '\n' }}{% endfor %}"
-    tokenizer.chat_template = texts
-    return tokenizer
+    return tiny.make_tokenizer(WORDS)
 
 
 def round_weights(model: Any, dtype: torch.dtype) -> Any:

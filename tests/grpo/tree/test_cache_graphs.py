@@ -26,7 +26,7 @@ class FixedShapes(GraphedTreeCache):
     """Runs what a graph would replay."""
 
     def _capture(self, size, keys):
-        nodes = self.padding(size, keys)
+        nodes = self.make_nodes(size, keys)
 
         def replay():
             self.compute_slots(nodes)
