@@ -102,7 +102,7 @@ def broken_rules(source: str, path: str) -> list[str]:
         elif package in ("lora", "envs") and first in PACKAGES and first != package:
             broken.append(f"{package} may not import {module}")
         elif package == "grpo" and first == "envs":
-            allowed = ["envs.base", "envs.pool", "envs.replay"]
+            allowed = ["envs.base", "envs.demonstrations", "envs.pool", "envs.replay"]
             if path == "grpo/cli.py":  # chooses the environment
                 allowed += ["envs.browser", "envs.scripted"]
             if not is_in(module, *allowed):

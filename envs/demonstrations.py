@@ -1,0 +1,128 @@
+"""Demonstrations: episodes that somebody showed, in a file with one JSON object per line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from envs.base import Task
+
+MAX_LINE = 10_000_000
+"""Longest line of a file that is read, in characters."""
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One episode that solved its task.
+
+    Attributes:
+        task: its task and seed, with which it can be played again.
+        goal: the instruction in words.
+        actions: texts for `Env.step`, one per turn. Where an environment numbers its elements,
+            with the numbers of `task`.
+        pages: the page before each action as the model reads it, or none at all; for reference.
+        source: where it comes from: "record", "oracle", the name of a model.
+    """
+
+    task: Task
+    goal: str
+    actions: tuple[str, ...]
+    pages: tuple[str, ...] = ()
+    source: str = ""
+
+    def to_json(self) -> str:
+        """Return its line of a file, without the line's end."""
+        return json.dumps(
+            {
+                "task": self.task.name,
+                "seed": self.task.seed,
+                "goal": self.goal,
+                "actions": self.actions,
+                "pages": self.pages,
+                "source": self.source,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, line: str) -> Demonstration:
+        """Read a line of a file; keys that it does not know are left out.
+
+        Raises:
+            ValueError: it is not a demonstration; the message says what was expected.
+        """
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"expected a JSON object, got {line[:60]!r}") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"expected a JSON object, got {line[:60]!r}")
+        name, seed = found.get("task"), found.get("seed")
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"task must be the name of a task, got {name!r:.60}")
+        if type(seed) is not int or seed < 0:
+            raise ValueError(f"seed must be an integer of at least 0, got {seed!r:.60}")
+        actions, pages = _texts(found, "actions"), _texts(found, "pages", missing=())
+        if not actions:
+            raise ValueError("actions must be at least one text, got none")
+        if pages and len(pages) != len(actions):
+            raise ValueError(
+                f"expected a page for each of {len(actions)} actions, got {len(pages)}"
+            )
+        texts = {key: found.get(key, "") for key in ("goal", "source")}
+        for key, text in texts.items():
+            if not isinstance(text, str):
+                raise ValueError(f"{key} must be a text, got {text!r:.60}")
+        return cls(Task(name, seed), actions=actions, pages=pages, **texts)
+
+
+def read_demonstrations(path: str | Path) -> list[Demonstration]:
+    """Read a file of demonstrations.
+
+    Raises:
+        ValueError: a line is not a demonstration, or there is none; the message names the line.
+        OSError: the file cannot be read.
+    """
+    with open(path, encoding="utf-8", errors="replace") as file:
+        found = list(_read(file, str(path)))
+    if not found:
+        raise ValueError(f"expected demonstrations in {path}, got an empty file")
+    return found
+
+
+def append_demonstration(path: str | Path, demonstration: Demonstration) -> None:
+    """Add a demonstration to a file, which is created where it is missing.
+
+    It is on the disk when this returns; a line that a crash left unfinished is ended first.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(demonstration.to_json().encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(file: Any, name: str) -> Iterator[Demonstration]:
+    number = 0
+    while line := file.readline(MAX_LINE):
+        number += 1
+        if not line.strip():
+            continue
+        try:
+            yield Demonstration.from_json(line)
+        except ValueError as error:
+            raise ValueError(f"{name}, line {number}: {error}") from error
+
+
+def _texts(found: dict[str, Any], key: str, **default: Any) -> tuple[str, ...]:
+    texts = found.get(key, default.get("missing"))
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{key} must be a list of texts, got {texts!r:.60}")
+    return tuple(texts)
