@@ -41,7 +41,10 @@ LAYERS = (
     ("grpo.training",),
     ("grpo.runtime",),
     ("grpo.reporting",),
-    ("grpo.run", "grpo.inspect", "grpo.doctor", "grpo.exits", "grpo.threads"),
+    (
+        *("grpo.run", "grpo.inspect", "grpo.doctor", "grpo.deploy", "grpo.demos"),
+        *("grpo.exits", "grpo.threads"),
+    ),
     ("grpo.cli",),
     ("grpo.__main__", "grpo.torchrun"),
 )
