@@ -20,10 +20,18 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, order=True)
 class Task:
-    """A task and the seed of its start: equal tasks start from equal observations."""
+    """A task and the seed of its start: equal tasks start from equal observations.
+
+    Attributes:
+        name: name of the task.
+        seed: random seed of the start.
+        variant: 1, 2, ... for the same start with its elements numbered in another way, where an
+            environment numbers them (see `Renumberer`).
+    """
 
     name: str
     seed: int
+    variant: int = 0
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,19 @@ class Demonstrator(Protocol):
         Returns:
             The text to pass to `step`; empty if there is no solver, the solver has no answer, or
             no episode is running.
+        """
+        ...
+
+
+@runtime_checkable
+class Renumberer(Protocol):
+    """An environment whose numbers of elements differ between the variants of a task."""
+
+    def renumbered(self, text: str) -> str:
+        """Return an action of variant 0 with the numbers of the current observation.
+
+        Returns:
+            The text to pass to `step`; the same text if it names something that is not there.
         """
         ...
 

@@ -26,6 +26,8 @@ class Demonstration:
             with the numbers of `task`.
         pages: the page before each action as the model reads it, or none at all; for reference.
         source: where it comes from: "record", "oracle", the name of a model.
+        task_file: absolute path of the file of the task; empty for one of BrowserGym's. In a file
+            of demonstrations it is relative to that file.
     """
 
     task: Task
@@ -33,9 +35,10 @@ class Demonstration:
     actions: tuple[str, ...]
     pages: tuple[str, ...] = ()
     source: str = ""
+    task_file: str = ""
 
-    def to_json(self) -> str:
-        """Return its line of a file, without the line's end."""
+    def to_json(self, folder: Path) -> str:
+        """Return its line of a file in this folder, without the line's end."""
         return json.dumps(
             {
                 "task": self.task.name,
@@ -44,12 +47,13 @@ class Demonstration:
                 "actions": self.actions,
                 "pages": self.pages,
                 "source": self.source,
+                "task_file": self.task_file and os.path.relpath(self.task_file, folder),
             }
         )
 
     @classmethod
-    def from_json(cls, line: str) -> Demonstration:
-        """Read a line of a file; keys that it does not know are left out.
+    def from_json(cls, line: str, folder: Path) -> Demonstration:
+        """Read a line of a file in this folder; keys that it does not know are left out.
 
         Raises:
             ValueError: it is not a demonstration; the message says what was expected.
@@ -72,10 +76,12 @@ class Demonstration:
             raise ValueError(
                 f"expected a page for each of {len(actions)} actions, got {len(pages)}"
             )
-        texts = {key: found.get(key, "") for key in ("goal", "source")}
+        texts = {key: found.get(key, "") for key in ("goal", "source", "task_file")}
         for key, text in texts.items():
             if not isinstance(text, str):
                 raise ValueError(f"{key} must be a text, got {text!r:.60}")
+        if texts["task_file"]:
+            texts["task_file"] = os.path.abspath(folder / texts["task_file"])
         return cls(Task(name, seed), actions=actions, pages=pages, **texts)
 
 
@@ -87,7 +93,7 @@ def read_demonstrations(path: str | Path) -> list[Demonstration]:
         OSError: the file cannot be read.
     """
     with open(path, encoding="utf-8", errors="replace") as file:
-        found = list(_read(file, str(path)))
+        found = list(_read(file, Path(path)))
     if not found:
         raise ValueError(f"expected demonstrations in {path}, got an empty file")
     return found
@@ -98,27 +104,28 @@ def append_demonstration(path: str | Path, demonstration: Demonstration) -> None
 
     It is on the disk when this returns; a line that a crash left unfinished is ended first.
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(path).parent
+    folder.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-        file.write(demonstration.to_json().encode() + b"\n")
+        file.write(demonstration.to_json(folder).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def _read(file: Any, name: str) -> Iterator[Demonstration]:
+def _read(file: Any, path: Path) -> Iterator[Demonstration]:
     number = 0
     while line := file.readline(MAX_LINE):
         number += 1
         if not line.strip():
             continue
         try:
-            yield Demonstration.from_json(line)
+            yield Demonstration.from_json(line, path.parent)
         except ValueError as error:
-            raise ValueError(f"{name}, line {number}: {error}") from error
+            raise ValueError(f"{path}, line {number}: {error}") from error
 
 
 def _texts(found: dict[str, Any], key: str, **default: Any) -> tuple[str, ...]:

@@ -11,7 +11,16 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from envs.base import Demonstrator, Env, Observation, Refusals, Refuser, StepResult, Task
+from envs.base import (
+    Demonstrator,
+    Env,
+    Observation,
+    Refusals,
+    Refuser,
+    Renumberer,
+    StepResult,
+    Task,
+)
 from envs.history_tree import HistoryTree, Node, NotReproducible
 from envs.pool import EnvPool
 
@@ -129,6 +138,9 @@ class CountedEnv:
 
     def demonstrate(self) -> str:
         return self.env.demonstrate() if isinstance(self.env, Demonstrator) else ""
+
+    def renumbered(self, text: str) -> str:
+        return self.env.renumbered(text) if isinstance(self.env, Renumberer) else text
 
     def refusals(self) -> Refusals | None:
         return self.env.refusals() if isinstance(self.env, Refuser) else None

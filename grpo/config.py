@@ -54,6 +54,9 @@ MAX = 10_000_000
 
 DAY_S = 86_400
 
+IMITATION_STEPS = 40
+"""Updates that imitate demonstrations, where the configuration does not say."""
+
 MAX_FOLDER_NAME = 200
 """Bytes; file systems take 255, and files are written beside it under longer names."""
 
@@ -298,9 +301,15 @@ class Config(BaseModel):
         "how tasks are drawn: uniformly, more often if they are solved sometimes (learnability), "
         "or one after the other (curriculum)",
     )
+    demonstrations: Text = _algorithm(
+        "",
+        "file of demonstrations (grpo record, grpo demos) to imitate before the training",
+        common=True,
+    )
     warm_start_steps: int = _algorithm(
         0,
-        "number of updates that imitate a scripted solver before the training (0: none)",
+        "number of updates that imitate the demonstrations, or a scripted solver, before the "
+        f"training (0: none, or {IMITATION_STEPS} where demonstrations are given)",
         ge=0,
         le=MAX,
     )
@@ -467,6 +476,11 @@ class Config(BaseModel):
         if self.importance != "auto":
             return self.importance
         return "token" if self.backend != "local" or self.max_staleness else "none"
+
+    @property
+    def imitation_steps(self) -> int:
+        """Number of updates before the training that imitate demonstrations."""
+        return self.warm_start_steps or (IMITATION_STEPS if self.demonstrations else 0)
 
     @property
     def uses_reference(self) -> bool:

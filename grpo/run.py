@@ -18,6 +18,7 @@ from grpo.distributed import World
 from grpo.errors import ConfigError
 from grpo.files import locked, set_aside, writable
 from grpo.rollouts.agents import Agent, blind_agent, random_agent
+from grpo.rollouts.demonstrations import load_demonstrations
 from grpo.rollouts.rollout import Rollouts
 from grpo.runtime import EnvSource, open_runtime
 from grpo.shutdown import Shutdown
@@ -120,11 +121,12 @@ async def _run_training(
     from grpo.reporting.report import TrainingReport
 
     started = time.monotonic()
+    demonstrations = load_demonstrations(config) if config.demonstrations else ()
     bars = Bars.for_world(world)
     loading = bars.status(f"{', '.join(config.task)}  {_loading(config)}")
     async with open_runtime(config, env, world, shutdown, loading) as runtime:
         policy, decodings = runtime.policy, runtime.decodings
-        if config.warm_start_steps:
+        if config.imitation_steps:
             policy.chat.check_demonstrations()
         rollouts = Rollouts(
             runtime.pool, decodings["sampled"], config.max_turns, config.valid_action_bonus
@@ -146,14 +148,15 @@ async def _run_training(
                     await report.evaluate(name, {"sampled": agent})
                 await report.evaluate("untrained", decodings)
                 await report.record_episodes("untrained", "before")
-            if config.warm_start_steps:
-                with bars.bar("warm start: steps", config.warm_start_steps) as on_step:
+            if config.imitation_steps:
+                with bars.bar("warm start: steps", config.imitation_steps) as on_step:
                     count = await warm_start(
                         config,
                         policy,
                         runtime.pool,
                         runtime.executor,
                         world,
+                        demonstrations=demonstrations,
                         max_prompt_tokens=runtime.max_prompt_tokens,
                         on_step=on_step,
                     )

@@ -58,6 +58,7 @@ LONG = {  # file -> why it is longer
     "grpo/config.py": "every option with its bounds and its help text",
     "grpo/generators/vllm/engine_thread.py": "everything that happens on that one thread",
     "grpo/reporting/report.py": "the reports of both programs share their evaluation",
+    "grpo/run.py": "two whole programs, each from its start to its end",
     "grpo/training/trainer.py": "the whole algorithm reads from top to bottom",
 }
 

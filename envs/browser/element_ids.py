@@ -2,7 +2,7 @@
 
 BrowserGym numbers elements in document order: within a task the right button would have the
 same id on every page, and a policy could learn the number instead of reading. So the ids that
-the model reads are a permutation of the server's, drawn per (task, seed).
+the model reads are a permutation of the server's, drawn per task, seed and variant.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def page_ids(task: Task, bids: Iterable[str]) -> dict[str, str]:
     """Return the id that the model reads for each of the server's ids of a page.
 
     Args:
-        task: name and seed of the permutation.
+        task: determines the permutation.
         bids: the server's ids.
 
     Raises:
@@ -51,7 +51,7 @@ def page_id(task: Task, bid: str) -> str:
     letters of an element inside a frame (`a12`) stay in front. Different ids stay different.
 
     Args:
-        task: name and seed of the permutation.
+        task: determines the permutation.
         bid: the server's id (BrowserGym's attribute `bid`).
 
     Raises:
@@ -69,7 +69,8 @@ def page_id(task: Task, bid: str) -> str:
     number, size = int(digits) + 10, 10
     while number >= 10 * size:
         size *= 10
-    key = f"{task.name}/{task.seed}/{frame}/{size}"
+    variant = f"/{task.variant}" if task.variant else ""
+    key = f"{task.name}/{task.seed}{variant}/{frame}/{size}"
     if size <= _LONGEST_SHUFFLE:
         return f"{frame}{size + _shuffled(key, 9 * size)[number - size]}"
     return f"{frame}{size + _scattered(key, 9 * size, number - size)}"

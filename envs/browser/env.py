@@ -37,8 +37,8 @@ Read = TypeVar("Read")
 class BrowserEnv:
     """One WebSocket session with a browser server, connected at the first reset.
 
-    Element ids are renumbered per (task, seed), see `envs.browser.element_ids`. An action that
-    names an id that is not on the page never reaches the server. The server is either
+    Element ids are renumbered per task, seed and variant, see `envs.browser.element_ids`. An
+    action that names an id that is not on the page never reaches the server. The server is either
     `envs.browser.server` or OpenEnv's own BrowserGym server (`envs.browser.protocol` lists the
     differences).
 
@@ -150,6 +150,14 @@ class BrowserEnv:
         except (LookupError, ValueError):  # a number, say, that is not one
             return ""
 
+    def renumbered(self, text: str) -> str:
+        """Return an action of the task's variant 0 with the ids of this page; see `Renumberer`."""
+        if self._task is None or not self._task.variant:
+            return text
+        first = page_ids(dataclasses.replace(self._task, variant=0), self._bids.values())
+        ids = {first[bid]: element_id for element_id, bid in self._bids.items()}
+        return self._with_ids(text, ids) or text
+
     def refusals(self) -> Refusals:
         """Return the function that refuses invalid actions on this page; see `Refuser`."""
         old, bids, history, extra = self._observation, self._bids, self._history, self._extra
@@ -191,10 +199,7 @@ class BrowserEnv:
         """
         self._check_alive()
         if self._client is None:
-            make_client = await asyncio.to_thread(client_class)
-            self._client = make_client(
-                base_url=self.base_url, connect_timeout_s=self.deadline_s, headers=self.headers
-            )
+            self._client = await self._connect()
         try:
             async with asyncio.timeout(self.deadline_s):
                 payload = await call(self._client)
@@ -212,6 +217,13 @@ class BrowserEnv:
             if isinstance(error, ServerError) and (unknown := unknown_task(str(error))):
                 raise TaskError(unknown) from error
             raise self._fail(describe_failure(error)) from error
+
+    async def _connect(self) -> Any:
+        """Return the client of a new session; it connects when it is first called."""
+        make_client = await asyncio.to_thread(client_class)
+        return make_client(
+            base_url=self.base_url, connect_timeout_s=self.deadline_s, headers=self.headers
+        )
 
     def _fail(self, reason: str) -> EnvError:
         self._dead = reason
@@ -232,7 +244,7 @@ class BrowserEnv:
         ]
         self._elements = elements
         page = format_page(elements, response.left_out)
-        self._demonstration = self._with_page_ids(response.demonstration)
+        self._demonstration = self._with_ids(response.demonstration, ids)
         error = with_page_ids(task, response.error)
         return Observation(
             messages=page_messages(goal, page, self._history, error, self._extra),
@@ -245,9 +257,8 @@ class BrowserEnv:
             deterministic=response.deterministic,
         )
 
-    def _with_page_ids(self, text: str) -> str:
-        """Return an action of the server with the ids that the model reads; '' if it is not one."""
-        ids = {bid: element_id for element_id, bid in self._bids.items()}
+    def _with_ids(self, text: str, ids: dict[str, str]) -> str:
+        """Return an action with other ids; '' if it is not one, or names an id that has none."""
         try:
             return format_action(parse_action(text, self._extra).with_ids(ids))
         except (InvalidAction, KeyError):

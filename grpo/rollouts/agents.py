@@ -103,15 +103,28 @@ def oracle_agent(chat: ChatTemplate | None = None, max_prompt_tokens: int = 0) -
 
     async def act(observation: Observation, seed: int, env: Env) -> tuple[str, Completion]:
         text = env.demonstrate() if isinstance(env, Demonstrator) else ""
-        prompt_ids: Sequence[int] = ()
-        ids: Sequence[int] = ()
-        if chat is not None and text:
-            shown, _ = fit_page(observation, chat, max_prompt_tokens)
-            prompt_ids, ids = chat.demonstration(shown.messages, text)
-        completion = Completion(tuple(prompt_ids), tuple(ids), (0.0,) * len(ids), -1, "stop")
-        return text or "noop()", completion
+        return text or "noop()", imitated(observation, text, chat, max_prompt_tokens)
 
     return act
+
+
+def imitated(
+    observation: Observation, text: str, chat: ChatTemplate | None, max_prompt_tokens: int = 0
+) -> Completion:
+    """Return the completion of somebody who is to be imitated.
+
+    Args:
+        observation: what is shown to the policy.
+        text: what the policy is to say; empty for no tokens.
+        chat: makes the tokens to imitate; None where nobody learns from them.
+        max_prompt_tokens: see `read_prompt`.
+    """
+    prompt_ids: Sequence[int] = ()
+    ids: Sequence[int] = ()
+    if chat is not None and text:
+        shown, _ = fit_page(observation, chat, max_prompt_tokens)
+        prompt_ids, ids = chat.demonstration(shown.messages, text)
+    return Completion(tuple(prompt_ids), tuple(ids), (0.0,) * len(ids), -1, "stop")
 
 
 async def random_agent(observation: Observation, seed: int, env: Env) -> tuple[str, Completion]:

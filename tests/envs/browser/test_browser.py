@@ -5,6 +5,7 @@ import io
 import os
 import re
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -56,6 +57,28 @@ async def test_the_solver_is_asked_for_each_step(env):
     assert [result.success for _, result in done] == [False, False, True]
     await env.reset(Task("bisect-angle", 0))  # has no solver
     assert env.demonstrate() == ""
+
+
+async def test_another_variant_is_the_same_page_with_other_ids(env):
+    task, done = Task("login-user", 2), []
+    page = (await env.reset(task)).page
+    while action := env.demonstrate():
+        assert env.renumbered(action) == action
+        done.append((action, await env.step(action)))
+    for variant in (1, 2):
+        observation = await env.reset(replace(task, variant=variant))
+        assert observation.page != page
+        assert re.sub(r"\[\w+\]", "", observation.page) == re.sub(r"\[\w+\]", "", page)
+        said = []
+        for action, first in done:
+            said.append(env.renumbered(action))
+            result = await env.step(said[-1])
+            assert (result.success, result.reward) == (first.success, first.reward)
+        assert said != [action for action, _ in done]
+        assert result.success
+    await env.reset(replace(task, variant=1))
+    for text in ("click('1')", "no action"):
+        assert env.renumbered(text) == text
 
 
 async def test_wrong_button_ends_the_episode_without_success(env):

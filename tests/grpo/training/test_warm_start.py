@@ -5,6 +5,7 @@ import torch
 
 import grpo.training.warm_start
 from envs.base import EnvError, Task, TaskError
+from envs.demonstrations import Demonstration
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
 from grpo.algorithm.batch import sort_batch
@@ -51,14 +52,15 @@ def start(make_policy, executor, monkeypatch):
     """A function that imitates on the one page whose words the tokenizer knows."""
     monkeypatch.setattr(grpo.training.warm_start, "TaskSampler", OnePage)
 
-    async def run(env=ScriptedEnv, task=TASK.name, **options):
+    async def run(env=ScriptedEnv, task=TASK.name, demonstrations=(), **options):
         config = Config(task=task, learning_rate=0.03, warmup_steps=0, max_new_tokens=1,
                         groups_per_step=2, **options)  # fmt: skip
         policy = make_policy(double=False, start=True)
         pool, world, steps = EnvPool(env, 4), World.single(), []
         count = await warm_start(
-            config, policy, pool, executor, world, on_step=lambda: steps.append(1)
-        )
+            config, policy, pool, executor, world,
+            demonstrations=demonstrations, on_step=lambda: steps.append(1),
+        )  # fmt: skip
         return policy, count, len(steps)
 
     return run
@@ -133,7 +135,7 @@ async def test_failed_demonstrations_are_not_imitated(start):
         async def step(self, text):
             return await super().step("click('1')")
 
-    with pytest.raises(TaskError, match="nothing to imitate: no solver of click-word succeeded"):
+    with pytest.raises(TaskError, match=r"no demonstration of click-word succeeded$"):
         await start(Wrong, warm_start_steps=1)
 
 
@@ -149,6 +151,20 @@ async def test_without_a_demonstration_a_success_is_not_imitated(start):
 
     with pytest.raises(TaskError, match="nothing to imitate"):
         await start(Easy, warm_start_steps=1)
+
+
+async def test_recorded_demonstrations_are_imitated(start, caplog):
+    env = ScriptedEnv()
+    await env.reset(TASK)
+    good = Demonstration(TASK, "", (env.demonstrate(),))
+    bad = Demonstration(TASK, "", ("click('1')",))
+    policy, count, steps = await start(demonstrations=[good, bad], warm_start_steps=3)
+    assert (count, steps, policy.version) == (3, 3, 3)  # of two per step, one succeeds
+    assert [record.message for record in caplog.records] == [
+        "not imitated: click-word, seed 7: no success after 1 actions"
+    ]
+    with pytest.raises(TaskError, match="no demonstration of click-word succeeded: no success"):
+        await start(demonstrations=[bad], warm_start_steps=1)
 
 
 async def test_an_infrastructure_failure_is_not_a_bad_demonstration(start):
