@@ -73,13 +73,27 @@ def page_messages(
     Returns:
         The system message, the worked examples as earlier turns, and the user's message.
     """
+    return _chat(_turn(goal, page, history, error), page, extra)
+
+
+def chat_around(content: str, extra: Collection[str] = ()) -> tuple[Message, ...]:
+    """Build the chat around a user's message that was recorded.
+
+    Args:
+        content: the last message of a chat of `page_messages`.
+        extra: the task's actions of `EXTRA_ACTIONS`.
+    """
+    return _chat(content, content.partition("\nPage:\n")[2], extra)
+
+
+def _chat(content: str, page: str, extra: Collection[str]) -> tuple[Message, ...]:
     has_field = any(line.split(" ", 1)[0] in TEXT_ROLES for line in page.splitlines())
     system = "\n".join([SYSTEM, *(usage(name) for name in extra)])
     messages = [{"role": "system", "content": system}]
     for example_goal, example_page, done, completion in EXAMPLES + FIELD_EXAMPLES * has_field:
         messages.append({"role": "user", "content": _turn(example_goal, example_page, done)})
         messages.append({"role": "assistant", "content": completion})
-    messages.append({"role": "user", "content": _turn(goal, page, history, error)})
+    messages.append({"role": "user", "content": content})
     return tuple(messages)
 
 
