@@ -51,7 +51,7 @@ class TaskFile:
             if self.tasks.get(task.name, task) is not task:
                 raise TaskError(f"{self.path}: two tasks are named {task.name!r}")
             try:
-                _check(task)
+                check_task(task)
             except ValueError as error:
                 raise TaskError(f"{self.path}: task {task.name!r}: {error}") from error
             self.tasks[task.name] = task
@@ -129,7 +129,7 @@ def _task_of(variable: str, value: Any, module: ModuleType) -> WebTask | None:
     return task
 
 
-def _check(task: WebTask) -> None:
+def check_task(task: WebTask) -> None:
     """Raise ValueError for an attribute that cannot be used, in one line."""
     if not _NAME.fullmatch(task.name):
         raise ValueError(f"name must be letters, digits, '.', '_' or '-', got {task.name!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -58,6 +59,7 @@ SITE_ARGS = (
 # Real binaries of Debian's packages: the wrapper scripts in /usr/bin start slower and add flags.
 _DEBIAN = ("/usr/lib/chromium/chromium-headless-shell", "/usr/lib/chromium/chromium")
 _NAMES = ("chrome-headless-shell", "chromium-headless-shell", "chromium", "google-chrome")
+_HEADLESS_SHELL = re.compile(r"headless[-_]shell[^/]*$")
 _PLAYWRIGHT = (
     *("chromium*/*/*headless[-_]shell", "chromium-*/*/chrome"),
     "chromium-*/*/*.app/Contents/MacOS/*",  # on a Mac
@@ -70,11 +72,16 @@ _MAC = tuple(
 _PLAYWRIGHT_CACHES = ("~/.cache/ms-playwright", "~/Library/Caches/ms-playwright")
 
 
-def chromium_args() -> list[str]:
-    """Return the arguments of every Chromium on this machine."""
+def chromium_args(*, visible: bool = False) -> list[str]:
+    """Return the arguments of every Chromium on this machine.
+
+    Args:
+        visible: True for one with a window on the screen.
+    """
     # Chromium does not start with its sandbox as root.
     root = hasattr(os, "geteuid") and os.geteuid() == 0
-    return [*CHROMIUM_ARGS, *(["--no-sandbox"] if root else [])]
+    args = [arg for arg in CHROMIUM_ARGS if not (visible and arg == "--headless")]
+    return [*args, *(["--no-sandbox"] if root else [])]
 
 
 def find_chromium(environ: Mapping[str, str] = os.environ) -> str:
@@ -88,6 +95,29 @@ def find_chromium(environ: Mapping[str, str] = os.environ) -> str:
         raise FileNotFoundError(
             "no Chromium found: run `make setup` in a checkout or `playwright install chromium`, "
             "or set GRPO_CHROMIUM to its path"
+        )
+    return path
+
+
+def find_visible_chromium(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the path of a Chromium that can show a window; see `search_chromium`.
+
+    Raises:
+        FileNotFoundError: there is none, or no display to show it on.
+    """
+    chosen = environ.get("GRPO_CHROMIUM")
+    paths = [find_chromium(environ)] if chosen else filter(_is_executable, _candidates(environ))
+    path = next((path for path in paths if not _HEADLESS_SHELL.search(path)), None)
+    if path is None:
+        shell = search_chromium(environ)
+        found = f"{shell} has no window" if shell else "no Chromium found"
+        raise FileNotFoundError(
+            f"a visible browser needs Chromium itself, {found}: install Debian's package chromium, "
+            "run `playwright install chromium`, or set GRPO_CHROMIUM to its path"
+        )
+    if sys.platform == "linux" and not environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}:
+        raise FileNotFoundError(
+            "a visible browser needs a display, and neither DISPLAY nor WAYLAND_DISPLAY is set"
         )
     return path
 

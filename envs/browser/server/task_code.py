@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine
 from typing import Any
 
 from envs.base import TaskError
 from envs.browser.foreign_text import one_line
+from envs.browser.limits import MAX_REWARD
 from envs.browser.server.errors import BrowserError, SessionError
 from envs.browser.server.playwright.browser import PlaywrightChromium
 from envs.browser.server.sites import RunningSite
 from envs.browser.task_file import line_of
-from envs.browser.web_task import WebTask
+from envs.browser.web_task import Outcome, WebTask
 
 
 async def run_code(
@@ -55,6 +57,22 @@ async def run_code(
         if not await asyncio.to_thread(site.responds):
             raise SessionError(f"the app of {task.name} does not respond") from error
         raise code_error(task, what, error) from error
+
+
+def outcome_of(task: WebTask, verdict: Any) -> Outcome:
+    """Return what `evaluate` of a task returned as an outcome.
+
+    Raises:
+        TaskError: it is neither a bool nor an outcome.
+    """
+    if isinstance(verdict, bool):
+        return Outcome(float(verdict), verdict, verdict)
+    if not isinstance(verdict, Outcome):
+        raise task_error(task, f"evaluate must return a bool or Outcome, got {verdict!r:.80}")
+    reward, done, success = verdict
+    if type(reward) not in (int, float) or not math.isfinite(reward) or abs(reward) > MAX_REWARD:
+        raise task_error(task, f"a reward must be a finite number, got {reward!r:.80}")
+    return Outcome(float(reward), bool(done or success), bool(success))
 
 
 def task_error(task: WebTask, reason: str) -> TaskError:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import math
 import random
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from envs.browser.actions import Action, format_action
-from envs.browser.limits import MAX_GOAL, MAX_REWARD
+from envs.browser.limits import MAX_GOAL
 from envs.browser.page_text import simplify_axtree
 from envs.browser.server.errors import ActionRefused, BrowserError, SessionError
 from envs.browser.server.playwright.browser import PlaywrightChromium
+from envs.browser.server.playwright.connected import ConnectedWindow
 from envs.browser.server.playwright.dialog import DialogOpened
 from envs.browser.server.playwright.origins import Origins
 from envs.browser.server.playwright.view import View
 from envs.browser.server.playwright.window import Window
 from envs.browser.server.sites import RunningSite, Sites, per_session
-from envs.browser.server.task_code import code_error, run_code, task_error
+from envs.browser.server.task_code import code_error, outcome_of, run_code, task_error
 from envs.browser.task_file import TaskFile
 from envs.browser.web_task import Outcome, WebTask
 
@@ -32,16 +32,21 @@ class WebSession:
         browser: the Chromium.
         file: the tasks.
         sites: the sites that all sessions share.
+
+    Attributes:
+        window: the window of the episode, if there is one.
+        on_window: awaited with the window of each episode, before the task's `setup`.
     """
 
     def __init__(self, browser: PlaywrightChromium, file: TaskFile, sites: Sites):
         self.browser = browser
+        self.on_window: Callable[[Window], Awaitable[None]] | None = None
         self._file = file
         self._sites = sites
         self._own_sites: dict[str, RunningSite] = {}
         self._site: RunningSite | None = None
         self._task: WebTask | None = None  # None: no episode is running
-        self._window: Window | None = None
+        self.window: Window | None = None
         self._goal, self._turn = "", 0
         self._screenshot = self._final_page = False
         self._picture: str | None = None
@@ -50,9 +55,9 @@ class WebSession:
         """Do nothing: each episode opens a window of its own."""
 
     async def close(self) -> None:
-        """Close the window and stop the session's own apps."""
+        """Close the window (not a tab in its user's browser), and stop the session's own apps."""
         try:
-            await self._end()
+            await self._end(close=not self.browser.is_shared)
         finally:
             for site in self._own_sites.values():
                 await asyncio.to_thread(site.stop)
@@ -71,8 +76,10 @@ class WebSession:
         self._screenshot, self._final_page = screenshot, final_page
         self._site = await self._site_of(task)
         task.url, task.session_id, task.answer = self._site.url, uuid.uuid4().hex, None
-        window = self._window = self._new_window(task)
+        window = self.window = self._new_window(task)
         await window.open()
+        if self.on_window is not None:
+            await self.on_window(window)
         rng = random.Random(f"{task.name}/{seed}")
         self._goal = await self._run(
             task, "setup", task.setup((await window.tabs.front()).page, rng)
@@ -96,7 +103,7 @@ class WebSession:
             SessionError: no episode is running, or the site's app has ended.
             BrowserError: the infrastructure failed.
         """
-        task, window = self._task, self._window
+        task, window = self._task, self.window
         if task is None or window is None:
             raise SessionError("no episode is running: reset first")
         error = ""
@@ -129,24 +136,27 @@ class WebSession:
             await self._run(task, "teardown", task.teardown((await window.tabs.front()).page))
         return observation
 
-    async def _end(self) -> None:
+    async def _end(self, *, close: bool = True) -> None:
         """End the episode that is running, if there is one, and close its window."""
         task, self._task = self._task, None
-        window, self._window = self._window, None
+        window, self.window = self.window, None
         if window is None:
             return
         if task is not None and self.browser.alive:
             window.dialogs.interactive = False
             await self._run(task, "teardown", task.teardown((await window.tabs.front()).page))
-        self.browser.run(_close(window))
+        if close:
+            self.browser.run(_close(window))
 
     def _new_window(self, task: WebTask) -> Window:
         folder = self._file.folder_of(task)
         options: dict[str, Any] = {}
+        if self.browser.is_shared and (task.cookies or task.storage_state is not None):
+            raise task_error(task, "a browser that runs already keeps its own cookies")
         if task.storage_state is not None:
             state = task.storage_state
             options["storage_state"] = folder / state if isinstance(state, str) else state
-        return Window(
+        return (ConnectedWindow if self.browser.is_shared else Window)(
             self.browser,
             Origins([task.url, *task.allowed_origins]),
             (task.viewport[0], task.viewport[1]),
@@ -178,18 +188,7 @@ class WebSession:
         page = (await window.tabs.front()).page
         verdict = await self._run(task, "evaluate", task.evaluate(page))
         window.dialogs.interactive = True
-        if isinstance(verdict, bool):
-            return Outcome(float(verdict), verdict, verdict)
-        if not isinstance(verdict, Outcome):
-            raise task_error(task, f"evaluate must return a bool or Outcome, got {verdict!r:.80}")
-        reward, done, success = verdict
-        if (
-            type(reward) not in (int, float)
-            or not math.isfinite(reward)
-            or abs(reward) > MAX_REWARD
-        ):
-            raise task_error(task, f"a reward must be a finite number, got {reward!r:.80}")
-        return Outcome(float(reward), bool(done or success), bool(success))
+        return outcome_of(task, verdict)
 
     async def _run(self, task: WebTask, what: str, work: Coroutine[Any, Any, Any]) -> Any:
         assert self._site is not None
@@ -198,10 +197,10 @@ class WebSession:
     async def _observation(
         self, task: WebTask, outcome: Outcome, error: str = ""
     ) -> dict[str, Any]:
-        assert self._window is not None
-        view = View("", self._window.tabs.url)
+        assert self.window is not None
+        view = View("", self.window.tabs.url)
         if not outcome.done or self._final_page or self._screenshot:
-            view = await self._window.look()
+            view = await self.window.look()
         metadata: dict[str, Any] = {
             "task_name": task.name,
             "success": outcome.success,
@@ -212,8 +211,8 @@ class WebSession:
             "demonstration": "" if outcome.done else self._demonstration(task, view),
         }
         if self._screenshot:
-            if self._window.dialogs.waiting is None:  # a page with a dialog cannot be drawn
-                self._picture = await (await self._window.tabs.front()).screenshot()
+            if self.window.dialogs.waiting is None:  # a page with a dialog cannot be drawn
+                self._picture = await (await self.window.tabs.front()).screenshot()
             metadata["boxes"] = view.boxes
         return {
             "goal": self._goal,

@@ -7,16 +7,22 @@ import inspect
 import os
 import re
 import uuid
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
 from envs.browser.foreign_text import one_line
-from envs.browser.server.chromium import SITE_ARGS, chromium_args, find_chromium
+from envs.browser.server.chromium import (
+    SITE_ARGS,
+    chromium_args,
+    find_chromium,
+    find_visible_chromium,
+)
 from envs.browser.server.errors import BrowserError, BrowserGone, NavigatedAway
 from envs.browser.server.processes import kill_marked, last_lines, marked
 
 MARK = "GRPO_BROWSER"
+CLOSE_S = 5.0
 Result = TypeVar("Result")
 
 # Parts of Playwright's errors.
@@ -40,14 +46,23 @@ _starting = asyncio.Lock()
 class PlaywrightChromium:
     """One Chromium and the node process that controls it.
 
+    Args:
+        visible: True for a window on the screen.
+        args: more arguments of Chromium.
+
     Attributes:
         alive: True from `start` until one of the two ends or is found to hang.
         browser: Playwright's browser, once it is started.
+        is_shared: True if it runs for its user, who has other tabs in it.
     """
 
-    def __init__(self) -> None:
+    is_shared = False
+
+    def __init__(self, *, visible: bool = False, args: Sequence[str] = ()) -> None:
         self.alive = False
         self.browser: Any = None
+        self._visible = visible
+        self._args = args
         self._playwright: Any = None
         self._session: Any = None
         self._mark = uuid.uuid4().hex
@@ -59,11 +74,11 @@ class PlaywrightChromium:
 
         Raises:
             BrowserGone: it cannot be started; the message contains the reason.
-            FileNotFoundError: there is no Chromium.
+            FileNotFoundError: there is no Chromium, or no display for a visible one.
         """
         from playwright.async_api import async_playwright
 
-        path = find_chromium()
+        path = self._find()
         async with _starting:
             os.environ[MARK] = self._mark
             try:
@@ -72,24 +87,34 @@ class PlaywrightChromium:
                 del os.environ[MARK]
         self._node = min(marked(f"{MARK}={self._mark}"), default=0)
         try:
-            self.browser = await self._playwright.chromium.launch(
-                executable_path=path,
-                args=[*chromium_args(), *SITE_ARGS],
-                ignore_default_args=["--hide-scrollbars"],  # pages look as on a desktop
-                handle_sigint=False,
-                handle_sigterm=False,
-                handle_sighup=False,
-                env=os.environ | {MARK: self._mark},
-            )
+            self.browser = await self._launch(self._playwright.chromium, path)
             self._session = await self.browser.new_browser_cdp_session()
         except Exception as error:
             await self.stop()
-            output = last_lines("\n".join(_LOGGED.findall(str(error))), 3)
-            if output == "nothing":
-                raise BrowserGone(f"cannot start {path}: {one_line(str(error))}") from error
-            raise BrowserGone(f"{path} exited at its start; its last output:\n{output}") from error
+            raise BrowserGone(self._why_not_started(path, str(error))) from error
         self.alive = True
         self.browser.on("disconnected", lambda _: self._died())
+
+    def _find(self) -> str:
+        return find_visible_chromium() if self._visible else find_chromium()
+
+    async def _launch(self, chromium: Any, path: str) -> Any:
+        return await chromium.launch(
+            executable_path=path,
+            headless=not self._visible,
+            args=[*chromium_args(visible=self._visible), *SITE_ARGS, *self._args],
+            ignore_default_args=["--hide-scrollbars"],  # pages look as on a desktop
+            handle_sigint=False,
+            handle_sigterm=False,
+            handle_sighup=False,
+            env=os.environ | {MARK: self._mark},
+        )
+
+    def _why_not_started(self, path: str, error: str) -> str:
+        output = last_lines("\n".join(_LOGGED.findall(error)), 3)
+        if output == "nothing":
+            return f"cannot start {path}: {one_line(error)}"
+        return f"{path} exited at its start; its last output:\n{output}"
 
     async def ping(self) -> None:
         """Wait until the browser responds.
@@ -149,6 +174,18 @@ class PlaywrightChromium:
                 return NavigatedAway("the page was closed")
             return BrowserGone("the browser is gone")
         return BrowserError(one_line(text))
+
+    async def close(self) -> None:
+        """End both processes; unlike `stop`, let them remove their temporary files."""
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self.call(self.browser.close())
+                playwright, self._playwright = self._playwright, None
+                await playwright.stop()
+        except (BrowserError, TimeoutError):
+            pass  # gone already, or it hangs
+        finally:
+            await self.stop()
 
     async def stop(self) -> None:
         """Kill both processes and everything that they started."""

@@ -24,6 +24,8 @@ class Tab:
         admits: tells whether a document may be loaded from an address. What is refused never leaves
             the browser, and the page stays as it is.
         attribute: the attribute that holds an element's id.
+        script: runs in the page's documents before their own scripts, as in those of a context
+            that has it already.
 
     Attributes:
         page: Playwright's page.
@@ -38,6 +40,7 @@ class Tab:
         page: Any,
         admits: Callable[[str], bool],
         attribute: str = "bid",
+        script: str = "",
     ):
         self.browser = browser
         self.attribute = attribute
@@ -46,6 +49,7 @@ class Tab:
         self.frames: dict[str, Any] = {"": page.main_frame}
         self.known: Collection[str] = ()
         self._admits = admits
+        self._script = script
         self._session: Any = None
 
     async def open(self) -> None:
@@ -56,6 +60,10 @@ class Tab:
         await self.send("Page.enable")
         patterns = [{"urlPattern": "*", "resourceType": "Document"}]
         await self.send("Fetch.enable", patterns=patterns)
+        if self._script:
+            await self.send("Page.setBypassCSP", enabled=True)  # page.js needs eval
+            await self.browser.call(self.page.add_init_script(self._script))
+            await self.run(f"(() => {{ if (!window.browserServer) {{ {self._script} }} }})()")
 
     async def send(self, method: str, **parameters: Any) -> Any:
         """Send a command of the DevTools protocol to the page."""
@@ -93,6 +101,7 @@ class Tab:
         trees = await asyncio.gather(
             *(self.send("Accessibility.getFullAXTree", frameId=name) for name in names)
         )
+        read = set(names)  # a frame in a process of its own is not one of them
         owners = [
             node["backendDOMNodeId"]
             for tree in (trees if len(names) > 1 else ())
@@ -105,7 +114,7 @@ class Tab:
         inside = {
             owner: node["node"]["frameId"]
             for owner, node in zip(owners, nodes, strict=True)
-            if "frameId" in node["node"]
+            if node["node"].get("frameId") in read
         }
         return dict(zip(names, trees, strict=True)), frame_tree, inside
 

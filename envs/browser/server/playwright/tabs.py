@@ -40,6 +40,26 @@ class Tabs:
         context.on("page", self._on_page)
         context.on("request", self._on_request)
 
+    def adopt(self, page: Any, script: str) -> None:
+        """Follow a page, and those that it opens, of a context that has others.
+
+        Args:
+            page: Playwright's page.
+            script: runs in its documents before their own scripts.
+        """
+        page.on("popup", lambda popup: self.adopt(popup, script))
+        page.on("request", self._on_request)
+        self._on_page(page, script)
+
+    def has(self, page: Any) -> bool:
+        """Return True if this is the page of a tab."""
+        return any(tab.page == page for tab in self._tabs)
+
+    async def close(self) -> None:
+        """Close every tab."""
+        for tab in self._tabs:
+            await self.browser.call(tab.page.close())
+
     def __len__(self) -> int:
         return len(self._tabs)
 
@@ -89,13 +109,17 @@ class Tabs:
         """Close a new tab that leads outside of the site, and return True if it did."""
         url = tab.page.url
         failed = url.startswith("chrome-error:") or (url in BLANK and self._outside)
+        if url not in BLANK and not failed and not self._origins.admits(url):
+            # In a browser without our proxy a new tab can be there before its requests are held.
+            self._outside.append(url)
+            failed = True
         if len(self._tabs) == 1 or not failed:
             return False
         await self.browser.call(tab.page.close())
         return True
 
-    def _on_page(self, page: Any) -> None:
-        tab = Tab(self.browser, page, self._origins.admits, self._attribute)
+    def _on_page(self, page: Any, script: str = "") -> None:
+        tab = Tab(self.browser, page, self._origins.admits, self._attribute, script)
         opening = asyncio.ensure_future(tab.open())
         opening.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._tabs.append(tab)
