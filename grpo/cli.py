@@ -45,6 +45,10 @@ INSPECT = """Show tasks as a policy meets them.
 Prints the goal, the page as the model reads it and its tokens, what a random agent and the task's
 own demonstration score, and saves a screenshot with the elements' ids."""
 
+DEMOS = """Play the demonstrations of a file again, and tell which still succeed.
+
+The exit code is 1 if one does not. Options are those of grpo train that concern the browsers."""
+
 NEW = "Write a site with a task file: a page, a task on it, and its options. It runs as it is."
 
 PUSH = "Upload a finished run to the Hugging Face Hub, with a model card."
@@ -57,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": (train, "train a policy and evaluate it before and after"),
         "eval": (evaluate, "evaluate a model or an adapter on held-out seeds"),
         "inspect": (inspect, "show a task as a model reads it, and what a random agent scores"),
+        "demos": (demos, "check which demonstrations of a file still succeed"),
         "doctor": (doctor, "check what works on this machine, and how fast"),
         "new": (new, "write a first site with a task of your own"),
         "serve-env": (serve_env, "serve browser tasks to trainers on this or other machines"),
@@ -166,6 +171,25 @@ def doctor(argv: Sequence[str]) -> int:
         statuses.extend(finding.status for finding in findings)
 
     return exit_code(program) or int("fail" in statuses)
+
+
+def demos(argv: Sequence[str]) -> int:
+    """Work with demonstrations; return the exit code, which is 1 if one of them fails."""
+    failed: list[str] = []
+
+    def program() -> None:
+        parser = Parser(prog="grpo demos", description=DEMOS)
+        parser.add_argument("what", choices=["check"], help="check: play them again")
+        parser.add_argument("file", help="file of the demonstrations")
+        given, options = parser.parse_known_args(argv)
+        config = read_config(options, prog="grpo demos check", description=DEMOS)
+
+        from grpo.demos import check
+
+        replays = check(given.file, config, _browser_pool)
+        failed.extend(each.error for each in replays if not each.succeeds)
+
+    return exit_code(program) or int(bool(failed))
 
 
 def new(argv: Sequence[str]) -> int:

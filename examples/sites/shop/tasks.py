@@ -1,4 +1,4 @@
-"""A shop with a server and a database: eight tasks of two to eight actions."""
+"""A shop with a server and a database: nine tasks of two to eight actions."""
 
 from collections.abc import Sequence
 from random import Random
@@ -15,7 +15,9 @@ NEW_NAMES = NAMES[::3]
 OLD_NAMES = [name for name in NAMES if name not in NEW_NAMES]
 TIMES = ("Morning", "Afternoon", "Evening")
 PEOPLE = ("ann", "ben", "carla", "david", "emma", "felix", "grace", "hugo")
+NEW_PEOPLE = ("iris", "jonas", "karin", "louis")
 SECRETS = ("harbour", "lantern", "meadow", "pepper", "ribbon", "saddle", "thistle", "walnut")
+NEW_SECRETS = ("anchor", "basket", "candle", "forest")
 FIELDS = TEXT_ROLES | {"Date", "combobox"}
 
 Step = str | tuple[str, str]
@@ -36,6 +38,8 @@ class _Shop(WebTask):
         env={"SHOP_DATABASE": "{data}/shop.db"},
     )
     products: Sequence[str] = OLD_NAMES
+    people: Sequence[str] = PEOPLE
+    secrets: Sequence[str] = SECRETS
     deterministic = True
     states: list[dict[str, Any]]
     solution: list[Step]
@@ -142,8 +146,8 @@ class SignIn(_Shop):
     max_turns = 4
 
     async def setup(self, page: Page, rng: Random) -> str:
-        email = f"{rng.choice(PEOPLE)}@example.com"
-        password = f"{rng.choice(SECRETS)}{rng.randint(10, 99)}"
+        email = f"{rng.choice(self.people)}@example.com"
+        password = f"{rng.choice(self.secrets)}{rng.randint(10, 99)}"
         await self.visit(page, "/sign-in", {"email": email, "password": password})
         self.then(signed_in=True)
         self.solution = [("Email", email), ("Password", password), "Sign in"]
@@ -177,6 +181,21 @@ class FindAndAdd(_Shop):
         return f'Search for "{product}" and put it into the cart.'
 
 
+class OrderCart(_Shop):
+    """Order what is in the cart for a date and a time: five actions."""
+
+    max_turns = 7
+
+    async def setup(self, page: Page, rng: Random) -> str:
+        names = rng.sample(self.products, 6)
+        shelf, cart = names[:4], {names[4]: 1, names[5]: 1}
+        day, time = _day(rng), rng.choice(TIMES)
+        await self.visit(page, "/", {"shelf": shelf, "cart": cart})
+        self.then(cart={}, orders=[_order(cart, day, time)])
+        self.solution = ["Cart (2)", "Check out", ("Date", day), ("Time", time), "Place order"]
+        return f'Order what is in the cart for the date "{day}" and the time "{time}".'
+
+
 class Buy(_Shop):
     """Search for a product, add it, and order it for a date and a time: eight actions."""
 
@@ -196,7 +215,10 @@ class Buy(_Shop):
 AddToCartHeldOut = AddToCart(products=NEW_NAMES, held_out=True)
 RemoveFromCartHeldOut = RemoveFromCart(products=NEW_NAMES, held_out=True)
 ChangeAmountHeldOut = ChangeAmount(products=NEW_NAMES, held_out=True)
+SignInHeldOut = SignIn(people=NEW_PEOPLE, secrets=NEW_SECRETS, held_out=True)
 FindAndAddHeldOut = FindAndAdd(products=NEW_NAMES, held_out=True)
+OrderCartHeldOut = OrderCart(products=NEW_NAMES, held_out=True)
+BuyHeldOut = Buy(products=NEW_NAMES, held_out=True)
 
 
 def _day(rng: Random) -> str:
