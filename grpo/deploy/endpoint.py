@@ -40,7 +40,8 @@ _CONTROL = re.compile(
     r"""[<＜](?=
             [|｜]                                  # <|im_start|>, <|eot_id|>, <｜User｜>
           | [<＜]/?SYS[>＞]                        # <<SYS>>
-          | /?(?:s|bos|eos|pad|unk|mask|cls|sep|think|image|tool|user|assistant|system)[>＞]
+          | /?(?:s|bos|eos|pad|unk|mask|cls|sep|eod|eot|eom|sop|eop)[>＞]
+          | /?(?:think|tool|user|assistant|system|image|audio|video|filename|reponame)[>＞]
           | /?[a-z0-9]*_[a-z0-9_]*[>＞]            # <start_of_turn>, <tool_call>, <BOS_TOKEN>
           | (?:unused|0x)[0-9a-f]+[>＞]            # <unused12>, <0x0A>
         )

@@ -1,12 +1,6 @@
 """A real vLLM server: weights over HTTP, a kill in mid-request, and the deadline."""
 
 import asyncio
-import os
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import httpx
 import pytest
@@ -15,65 +9,15 @@ from grpo.errors import ConfigError
 from grpo.generators.base import GeneratorError
 from grpo.generators.sync_check import check_sync
 from grpo.generators.vllm.servers import VLLMServers
-from tests.support.processes import alive, descendants
+from tests.support.vllm_server import VLLMServer
 
-ROOT = Path(__file__).resolve().parents[5]
 PROMPT = [*range(300, 440)]
 BOUND = 1e-3
 
 
-class Server:
-    """A server process that can be killed and started again at the same address."""
-
-    def __init__(self, model, log):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        self.model, self.log = model, log
-
-    def start(self, *options):
-        command = [sys.executable, "-m", "grpo", "serve-vllm", "--model", str(self.model)]
-        command += ["--dtype", "float32", "--device", "cpu", "--vllm-url", self.url, *options]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-
-    def wait(self):
-        end = time.monotonic() + 120
-        while time.monotonic() < end and self.process.poll() is None:
-            try:
-                if httpx.get(f"{self.url}/health").is_success:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.2)
-        raise AssertionError(self.log.read_text(errors="replace")[-2000:])
-
-    def kill(self):
-        """Kill the server alone; its engine must end with it."""
-        engine = descendants(self.process.pid)
-        assert engine or self.process.poll() is not None
-        self.process.kill()
-        self.process.wait()
-        end = time.monotonic() + 10
-        while alive(engine):
-            assert time.monotonic() < end
-            time.sleep(0.05)
-
-    async def until_running(self, number):
-        """Wait until the server reports this number of running requests."""
-        async with httpx.AsyncClient() as client:
-            while True:
-                metrics = (await client.get(f"{self.url}/metrics")).text.splitlines()
-                lines = [line for line in metrics if line.startswith("vllm:num_requests_running{")]
-                if float(lines[0].split()[-1]) == number:
-                    return
-
-
 @pytest.fixture(scope="module")
 def server(lfm2_path, tmp_path_factory):
-    server = Server(lfm2_path, tmp_path_factory.mktemp("server") / "log")
+    server = VLLMServer(lfm2_path, tmp_path_factory.mktemp("server") / "log")
     server.start()
     server.wait()
     yield server
