@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "eval": (evaluate, "evaluate a model or an adapter on held-out seeds"),
         "inspect": (inspect, "show a task as a model reads it, and what a random agent scores"),
         "demos": (demos, "check which demonstrations of a file still succeed"),
+        "record": (record, "show tasks in a browser: demonstrations to train on"),
         "doctor": (doctor, "check what works on this machine, and how fast"),
         "new": (new, "write a first site with a task of your own"),
         "serve-env": (serve_env, "serve browser tasks to trainers on this or other machines"),
@@ -150,6 +151,24 @@ def inspect(argv: Sequence[str]) -> int:
         from grpo.inspect import inspect
 
         inspect(config, pool)
+
+    return exit_code(program)
+
+
+def record(argv: Sequence[str]) -> int:
+    """Record demonstrations by a person; return the exit code."""
+
+    def program() -> None:
+        from grpo.record_options import read_options
+
+        options = read_options(argv)
+
+        from envs.browser.record.command import run
+
+        try:
+            run(**options._asdict(), say=lambda line: print(printable(line), flush=True))
+        except (ModuleNotFoundError, FileNotFoundError) as error:
+            raise ConfigError(str(error)) from error
 
     return exit_code(program)
 

@@ -141,6 +141,12 @@ class Dialogs:
         self._pending = task
         raise DialogOpened
 
+    def forget(self) -> bool:
+        """Forget the dialog that waits, which a person has answered; True if there was one."""
+        waiting, self.waiting = self.waiting, None
+        self._opened.clear()
+        return waiting is not None
+
     def cancel(self) -> None:
         """Give up the work that a dialog has interrupted."""
         if self._pending is not None:

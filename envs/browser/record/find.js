@@ -1,0 +1,32 @@
+// Finds an element that `capture.js` has described, in the same page in another browser. Returns the
+// ids of what a click on it may mean, the nearest first, and whether it is "shown", "hidden", or
+// "outside" of the window; null without the element.
+({ path, tag, text }, attribute) => {
+  const words = (element) => {
+    const isField = element.matches("textarea, input") || element.isContentEditable;
+    const text = element.getAttribute("aria-label") ?? (isField ? "" : element.textContent);
+    return text.trim().replace(/\s+/g, " ").slice(0, 80);
+  };
+  const same = (element) => element?.localName === tag && words(element) === text;
+  const every = (root) =>
+    [...root.querySelectorAll("*")].flatMap((element) =>
+      element.shadowRoot ? [element, ...every(element.shadowRoot)] : [element],
+    );
+  let found = document;
+  for (const step of path) found = step === "shadow" ? found?.shadowRoot : found?.children[step];
+  if (!same(found)) {
+    const alike = text ? every(document).filter(same) : [];
+    if (alike.length !== 1) return null;
+    [found] = alike;
+  }
+  const ids = [];
+  for (let at = found; at; at = at.assignedSlot ?? at.parentElement ?? at.getRootNode().host) {
+    ids.push(at.getAttribute(attribute));
+    // A label without an id stands for what it labels.
+    if (at.localName === "label" && at.control) ids.push(at.control.getAttribute(attribute));
+  }
+  const { left, right, top, bottom } = found.getBoundingClientRect();
+  const inside = right > 0 && bottom > 0 && left < innerWidth && top < innerHeight;
+  const visible = found.checkVisibility({ visibilityProperty: true }) && right > left;
+  return { ids: ids.filter(Boolean), state: !visible ? "hidden" : inside ? "shown" : "outside" };
+};
