@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from envs.base import EnvError, TaskError
-from envs.browser.actions import EXTRA_ACTIONS, parse_action
-from envs.browser.connection import ServerError
+from envs.browser.actions import EXTRA_ACTIONS, InvalidAction, parse_action
+from envs.browser.connection import ServerError, describe_failure
 from envs.browser.env import BrowserEnv
+from envs.browser.sending import may_send
+from envs.browser.server.chromium import find_chromium, find_visible_chromium
 from envs.browser.server.errors import BrowserError, SessionError
+from envs.browser.server.local import check_packages
 from envs.browser.server.playwright.browser import PlaywrightChromium
 from envs.browser.server.playwright.connected import ConnectedChromium
+from envs.browser.server.secrets import Secrets
 from envs.browser.server.sites import Sites
 from envs.browser.server.slot import START_DEADLINE_S
 from envs.browser.server.web_session import WebSession
@@ -22,6 +28,8 @@ from envs.browser.task_file import TaskFile, check_task
 from envs.browser.web_task import WebTask
 
 DEADLINE_S = 60.0
+
+PACKAGES = ("browsergym", "playwright", "websockets")
 
 
 class LiveEnv(BrowserEnv):
@@ -35,12 +43,56 @@ class LiveEnv(BrowserEnv):
         super().__init__("", deadline_s=deadline_s, headers={})
         self.session = session
 
+    def target(self, text: str) -> str:
+        """Return the elements that an action names, as the page describes them: `button 'Add'`."""
+        found = [each for i in self._ids(text) for each in self._elements if each.id == i]
+        return ", ".join(str(replace(each, id="", state="")) for each in found)
+
+    def may_send(self, text: str) -> bool:
+        """Return True if an action may make the page send something; see `may_send`.
+
+        So may one that gives the page a secret. An invalid action does nothing.
+        """
+        try:
+            action = parse_action(text, self._extra)
+        except InvalidAction:
+            return False
+        role = next((each.role for each in self._elements if each.id in action.ids[:1]), "")
+        return may_send(action, role) or self.session.secrets.revealed(action) != action
+
+    def _ids(self, text: str) -> tuple[str, ...]:
+        try:
+            return parse_action(text, self._extra).ids
+        except InvalidAction:
+            return ()
+
     async def _connect(self) -> Any:
         return _Client(self.session)
 
     def _fail(self, reason: str) -> EnvError:
-        self._dead = reason
-        return EnvError(f"browser: {reason}")
+        self._dead = self.session.secrets.hide(reason)
+        return EnvError(f"browser: {self._dead}")
+
+
+def check_live(
+    *, visible: bool = False, connect: str = "", secrets: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Check the arguments of `open_live`, and what it needs on this machine.
+
+    Raises:
+        ModuleNotFoundError: a package is not installed.
+        ValueError, FileNotFoundError: those of `open_live`.
+    """
+    check_packages(PACKAGES)
+    Secrets(secrets)
+    if connect and visible:
+        raise ValueError("expected connect or visible, got both: the running browser has a window")
+    if connect:
+        ConnectedChromium(connect)
+    elif visible:
+        find_visible_chromium()
+    else:
+        find_chromium()
 
 
 @asynccontextmanager
@@ -50,6 +102,7 @@ async def open_live(
     visible: bool = False,
     args: Sequence[str] = (),
     connect: str = "",
+    secrets: Mapping[str, str] = MappingProxyType({}),
     deadline_s: float = DEADLINE_S,
 ) -> AsyncIterator[LiveEnv]:
     """Open a browser window for tasks; at the end of the block it is closed, with their sites.
@@ -63,24 +116,27 @@ async def open_live(
         connect: address of the DevTools of a Chromium that runs already on this machine, such as
             `http://127.0.0.1:9222`. It gets a new tab with the browser's own cookies and storage,
             which is left open at the end.
+        secrets: values by their names. The agent writes `<name>` in the text of a `fill`, the page
+            gets the value, and no observation, picture or error shows it.
         deadline_s: seconds that a reset or a step may take.
 
     Raises:
         TaskError: the file or the task cannot be used.
-        ValueError: `connect` is not an address of this machine, or `visible` is set as well.
+        ValueError: `connect` is not an address of this machine, `visible` is set as well, or a
+            secret cannot be used.
         FileNotFoundError: there is no Chromium, or no display for a visible one.
         EnvError: the browser does not start, or does not respond.
     """
-    if connect and visible:
-        raise ValueError("expected connect or visible, got both: the running browser has a window")
+    check_live(visible=visible, connect=connect, secrets=secrets)
     file = _OneTask(tasks) if isinstance(tasks, WebTask) else TaskFile(tasks)
     browser = (
         ConnectedChromium(connect) if connect else PlaywrightChromium(visible=visible, args=args)
     )
-    sites = Sites(file)
+    sites, hidden = Sites(file), Secrets(secrets)
     try:
         await _start(browser)
-        env = LiveEnv(WebSession(browser, file, sites), deadline_s=deadline_s)
+        session = WebSession(browser, file, sites, hidden)
+        env = LiveEnv(session, deadline_s=deadline_s)
         try:
             yield env
         finally:
@@ -119,10 +175,15 @@ class _Client:
             await self._session.close()
 
     async def _respond(self, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+        secrets = self._session.secrets
         try:
             observation = await work
-        except (BrowserError, SessionError) as error:
-            raise ServerError(str(error)) from error
+        except TaskError as error:
+            raise TaskError(secrets.hide(str(error))) from (None if secrets else error)
+        except Exception as error:  # of Playwright, whose texts and traces hold what was typed
+            known = isinstance(error, BrowserError | SessionError)
+            reason = str(error) if known else describe_failure(error)
+            raise ServerError(secrets.hide(reason)) from (None if secrets else error)
         outcome = {name: observation[name] for name in ("reward", "done")}
         return {"observation": observation, **outcome}
 

@@ -14,13 +14,14 @@ from envs.browser.limits import MAX_GOAL
 from envs.browser.page_text import simplify_axtree
 from envs.browser.server.errors import ActionRefused, BrowserError, SessionError
 from envs.browser.server.playwright.browser import PlaywrightChromium
-from envs.browser.server.playwright.connected import ConnectedWindow
+from envs.browser.server.playwright.covered import covered_screenshot
 from envs.browser.server.playwright.dialog import DialogOpened
-from envs.browser.server.playwright.origins import Origins
 from envs.browser.server.playwright.view import View
 from envs.browser.server.playwright.window import Window
+from envs.browser.server.secrets import NO_SECRETS, Secrets
 from envs.browser.server.sites import RunningSite, Sites, per_session
 from envs.browser.server.task_code import code_error, outcome_of, run_code, task_error
+from envs.browser.server.task_window import task_window
 from envs.browser.task_file import TaskFile
 from envs.browser.web_task import Outcome, WebTask
 
@@ -32,17 +33,25 @@ class WebSession:
         browser: the Chromium.
         file: the tasks.
         sites: the sites that all sessions share.
+        secrets: values that no observation shows.
 
     Attributes:
         window: the window of the episode, if there is one.
         on_window: awaited with the window of each episode, before the task's `setup`.
     """
 
-    def __init__(self, browser: PlaywrightChromium, file: TaskFile, sites: Sites):
+    def __init__(
+        self,
+        browser: PlaywrightChromium,
+        file: TaskFile,
+        sites: Sites,
+        secrets: Secrets = NO_SECRETS,
+    ):
         self.browser = browser
         self.on_window: Callable[[Window], Awaitable[None]] | None = None
         self._file = file
         self._sites = sites
+        self.secrets = secrets
         self._own_sites: dict[str, RunningSite] = {}
         self._site: RunningSite | None = None
         self._task: WebTask | None = None  # None: no episode is running
@@ -76,7 +85,7 @@ class WebSession:
         self._screenshot, self._final_page = screenshot, final_page
         self._site = await self._site_of(task)
         task.url, task.session_id, task.answer = self._site.url, uuid.uuid4().hex, None
-        window = self.window = self._new_window(task)
+        window = self.window = task_window(self.browser, task, self._file.folder_of(task))
         await window.open()
         if self.on_window is not None:
             await self.on_window(window)
@@ -112,7 +121,7 @@ class WebSession:
             if action.name == "answer":
                 task.answer = str(action.args[0])
             else:
-                await window.act(action)
+                await window.act(self.secrets.revealed(action))
         except ActionRefused as refusal:
             error = f"{action.name} failed: {refusal}"
         except DialogOpened:
@@ -147,24 +156,6 @@ class WebSession:
             await self._run(task, "teardown", task.teardown((await window.tabs.front()).page))
         if close:
             self.browser.run(_close(window))
-
-    def _new_window(self, task: WebTask) -> Window:
-        folder = self._file.folder_of(task)
-        options: dict[str, Any] = {}
-        if self.browser.is_shared and (task.cookies or task.storage_state is not None):
-            raise task_error(task, "a browser that runs already keeps its own cookies")
-        if task.storage_state is not None:
-            state = task.storage_state
-            options["storage_state"] = folder / state if isinstance(state, str) else state
-        return (ConnectedWindow if self.browser.is_shared else Window)(
-            self.browser,
-            Origins([task.url, *task.allowed_origins]),
-            (task.viewport[0], task.viewport[1]),
-            {name: folder / path for name, path in task.files.items()},
-            [dict(cookie) if cookie.keys() & {"url", "domain"} else {**cookie, "url": task.url}
-             for cookie in task.cookies],
-            options,
-        )  # fmt: skip
 
     async def _site_of(self, task: WebTask) -> RunningSite:
         if not per_session(task):
@@ -201,6 +192,7 @@ class WebSession:
         view = View("", self.window.tabs.url)
         if not outcome.done or self._final_page or self._screenshot:
             view = await self.window.look()
+            view.text = self.secrets.hide_in_tree(view.text)
         metadata: dict[str, Any] = {
             "task_name": task.name,
             "success": outcome.success,
@@ -212,14 +204,15 @@ class WebSession:
         }
         if self._screenshot:
             if self.window.dialogs.waiting is None:  # a page with a dialog cannot be drawn
-                self._picture = await (await self.window.tabs.front()).screenshot()
+                tab = await self.window.tabs.front()
+                self._picture = await covered_screenshot(tab, self.secrets)
             metadata["boxes"] = view.boxes
         return {
-            "goal": self._goal,
+            "goal": self.secrets.hide(self._goal),
             "axtree_txt": view.text,
-            "url": view.url,
+            "url": self.secrets.hide(view.url),
             "screenshot": self._picture if self._screenshot else None,
-            "error": error,
+            "error": self.secrets.hide(error),
             "last_action_error": bool(error),
             "done": outcome.done,
             "reward": outcome.reward,

@@ -179,9 +179,11 @@ class PlaywrightChromium:
         """End both processes; unlike `stop`, let them remove their temporary files."""
         try:
             async with asyncio.timeout(CLOSE_S):
-                await self.call(self.browser.close())
+                if self.browser is not None:  # None: it did not start
+                    await self.call(self.browser.close())
                 playwright, self._playwright = self._playwright, None
-                await playwright.stop()
+                if playwright is not None:
+                    await playwright.stop()
         except (BrowserError, TimeoutError):
             pass  # gone already, or it hangs
         finally:
