@@ -45,23 +45,23 @@ INSPECT = """Show tasks as a policy meets them.
 Prints the goal, the page as the model reads it and its tokens, what a random agent and the task's
 own demonstration score, and saves a screenshot with the elements' ids."""
 
-DEMOS = """Play the demonstrations of a file again, and tell which still succeed.
-
-The exit code is 1 if one does not. Options are those of grpo train that concern the browsers."""
-
 NEW = "Write a site with a task file: a page, a task on it, and its options. It runs as it is."
 
 PUSH = "Upload a finished run to the Hugging Face Hub, with a model card."
 
 
+Commands = dict[str, tuple[Callable[[Sequence[str]], int], str]]
+"""What runs, and a few words about it, by the name of a command."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the `grpo` command; return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    commands: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    commands: Commands = {
         "train": (train, "train a policy and evaluate it before and after"),
         "eval": (evaluate, "evaluate a model or an adapter on held-out seeds"),
         "inspect": (inspect, "show a task as a model reads it, and what a random agent scores"),
-        "demos": (demos, "check which demonstrations of a file still succeed"),
+        "demos": (demos, "collect demonstrations, or check which still succeed"),
         "record": (record, "show tasks in a browser: demonstrations to train on"),
         "doctor": (doctor, "check what works on this machine, and how fast"),
         "new": (new, "write a first site with a task of your own"),
@@ -69,23 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "serve-vllm": (serve_vllm, "serve the policy's model with vLLM"),
         "push": (push, "upload a finished run to the Hugging Face Hub"),
     }
-    parser = Parser(
-        prog="grpo", description="GRPO for browser agents: train a small language model to act."
-    )
-    subparsers = parser.add_subparsers(metavar="command", dest="command", required=True)
-    for name, (_, text) in commands.items():
-        subparsers.add_parser(name, help=text, add_help=False)
-    chosen: list[str] = []
-
-    def choose() -> None:
-        if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
-            raise ConfigError(
-                f"expected one of {', '.join(commands)} before options, got {short(argv[0])}"
-            )
-        chosen.append(parser.parse_args(argv[:1]).command)
-
-    code = exit_code(choose)
-    return commands[chosen[0]][0](argv[1:]) if chosen else code
+    description = "GRPO for browser agents: train a small language model to act."
+    return _dispatch(argv, "grpo", description, commands)
 
 
 def train(
@@ -193,22 +178,46 @@ def doctor(argv: Sequence[str]) -> int:
 
 
 def demos(argv: Sequence[str]) -> int:
-    """Work with demonstrations; return the exit code, which is 1 if one of them fails."""
+    """Work with demonstrations; return the exit code."""
+    commands: Commands = {
+        "collect": (collect_demos, "let an agent play, and keep what it solves"),
+        "check": (check_demos, "play them again, and tell which still succeed"),
+    }
+    return _dispatch(argv, "grpo demos", "Demonstrations to train on, in a file.", commands)
+
+
+def check_demos(argv: Sequence[str]) -> int:
+    """Play demonstrations again; return the exit code, which is 1 if one of them fails."""
     failed: list[str] = []
 
     def program() -> None:
-        parser = Parser(prog="grpo demos", description=DEMOS)
-        parser.add_argument("what", choices=["check"], help="check: play them again")
-        parser.add_argument("file", help="file of the demonstrations")
-        given, options = parser.parse_known_args(argv)
-        config = read_config(options, prog="grpo demos check", description=DEMOS)
+        from grpo.demos.options import read_check
 
-        from grpo.demos import check
+        file, config = read_check(argv)
 
-        replays = check(given.file, config, _browser_pool)
+        from grpo.demos.check import check
+
+        replays = check(file, config, _browser_pool)
         failed.extend(each.error for each in replays if not each.succeeds)
 
     return exit_code(program) or int(bool(failed))
+
+
+def collect_demos(argv: Sequence[str]) -> int:
+    """Let an agent play, and keep what it solves; return the exit code."""
+
+    def program() -> None:
+        from grpo.demos.options import read_collection
+
+        options = read_collection(argv, _held_out_of)
+        pool = _browser_pool(options.config)
+
+        bind_threads(options.config.device)
+        from grpo.demos.collect import collect
+
+        collect(options, pool)
+
+    return exit_code(program)
 
 
 def new(argv: Sequence[str]) -> int:
@@ -272,6 +281,25 @@ def push(argv: Sequence[str]) -> int:
         print(one_line(push_to_hub(arguments.folder, arguments.repo_id)))
 
     return exit_code(program)
+
+
+def _dispatch(argv: Sequence[str], prog: str, description: str, commands: Commands) -> int:
+    """Run the command that the first argument names; return its exit code."""
+    parser = Parser(prog=prog, description=description)
+    subparsers = parser.add_subparsers(metavar="command", dest="command", required=True)
+    for name, (_, text) in commands.items():
+        subparsers.add_parser(name, help=text, add_help=False)
+    chosen: list[str] = []
+
+    def choose() -> None:
+        if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
+            raise ConfigError(
+                f"expected one of {', '.join(commands)} before options, got {short(argv[0])}"
+            )
+        chosen.append(parser.parse_args(argv[:1]).command)
+
+    code = exit_code(choose)
+    return commands[chosen[0]][0](argv[1:]) if chosen else code
 
 
 def _held_out_of(file: str, names: Sequence[str]) -> dict[str, bool]:

@@ -93,13 +93,34 @@ async def endpoint_agent(
     options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
     if regex:
         options["structured_outputs"] = {"regex": regex}
+    model = model or await only_model(url, api_key=api_key)
     async with OpenAIServer(url, api_key=api_key, deadline_s=deadline_s) as server:
-        options["model"] = model or await _only_model(server)
+        options["model"] = model
         if chat is None:
             yield _chat_agent(server, options)
         else:
-            await _check_tokenizer(server, options["model"], chat)
+            await _check_tokenizer(server, model, chat)
             yield _token_agent(server, options, chat, max_prompt_tokens)
+
+
+async def only_model(url: str, *, api_key: str = "") -> str:
+    """Return the name of a server's only model.
+
+    Raises:
+        ConfigError: it has none or several, or the address is none.
+        GeneratorError: the server fails.
+    """
+    async with OpenAIServer(url, api_key=api_key) as server:
+        response = await server.request("/models")
+        models = response.get("data") if isinstance(response, dict) else None
+        if not isinstance(models, list) or not all(isinstance(each, dict) for each in models):
+            raise server.unexpected("/models", "a list of models", response)
+        names = [str(each.get("id")) for each in models]
+        if len(names) != 1:
+            raise ConfigError(
+                f"name the model: {server.url} has {server.shown(', '.join(names)) or 'none'}"
+            )
+        return names[0]
 
 
 def _chat_agent(server: OpenAIServer, options: dict[str, Any]) -> Agent:
@@ -135,24 +156,6 @@ def _token_agent(
         return chat.read(completion) if ids else _answer(text, chat.opens_reasoning), completion
 
     return act
-
-
-async def _only_model(server: OpenAIServer) -> str:
-    """Return the name of the server's only model.
-
-    Raises:
-        ConfigError: it has none, or several.
-    """
-    response = await server.request("/models")
-    models = response.get("data") if isinstance(response, dict) else None
-    if not isinstance(models, list) or not all(isinstance(m, dict) for m in models):
-        raise server.unexpected("/models", "a list of models", response)
-    names = [str(each.get("id")) for each in models]
-    if len(names) != 1:
-        raise ConfigError(
-            f"name the model: {server.url} has {server.shown(', '.join(names)) or 'none'}"
-        )
-    return names[0]
 
 
 async def _check_tokenizer(server: OpenAIServer, model: str, chat: ChatTemplate) -> None:

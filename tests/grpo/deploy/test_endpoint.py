@@ -1,10 +1,6 @@
 """The agent behind an address: what it asks, and what it makes of servers that fail."""
 
-import json
 import math
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -20,77 +16,10 @@ from grpo.model.chat import ChatTemplate
 from grpo.model.control_tokens import ControlTokens
 from grpo.rollouts.agents import read_prompt
 from grpo.rollouts.rollout import Rollouts
+from tests.support.openai_server import MODELS, SILENCE, completed, said, serving
 from tests.support.templates import TEMPLATES, with_template
 
 OBSERVATION = Observation(({"role": "user", "content": "Goal: x\nPage:\n[1] button"},), page="")
-MODELS = {"data": [{"id": "small"}]}
-
-
-def said(text, finish="stop", **more):
-    """Return a response of the chat API."""
-    message = {"role": "assistant", "content": text}
-    return {"choices": [{"message": message, "finish_reason": finish, **more}]}
-
-
-def completed(text, ids=None, finish="stop"):
-    """Return a response of the completions API."""
-    return {"choices": [{"text": text, "token_ids": ids, "finish_reason": finish}]}
-
-
-class Server:
-    """Gives the next response of a path to each request; the last one again and again."""
-
-    def __init__(self, url, responses):
-        self.url, self.responses, self.requests = url, responses, []
-
-    def respond(self, path, headers, body):
-        self.requests.append((path, headers, body))
-        given = self.responses.get(path, [(404, "nothing here", {})])
-        given = given if isinstance(given, list) else [given]
-        first = given.pop(0) if len(given) > 1 else given[0]
-        status, content, more = first if isinstance(first, tuple) else (200, first, {})
-        return status, content if isinstance(content, str) else json.dumps(content), more
-
-    def bodies(self, path):
-        return [body for asked, _, body in self.requests if asked == path]
-
-
-@contextmanager
-def serving(responses):
-    """Serve responses by path: an object, `(status, text or object, headers)`, or a list."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self, body=None):
-            status, content, more = server.respond(self.path, dict(self.headers), body)
-            if content == "(silence)":
-                released.wait()
-                return
-            self.send_response(status)
-            for name, value in {**more, "Content-Length": len(content.encode())}.items():
-                self.send_header(name, str(value))
-            self.end_headers()
-            self.wfile.write(content.encode())
-
-        def do_POST(self):
-            self.do_GET(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-
-        def log_message(self, *_):
-            pass
-
-    released = threading.Event()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        http.daemon_threads = True
-        http.block_on_close = False
-        server = Server(f"http://127.0.0.1:{http.server_address[1]}/v1", responses)
-        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-        try:
-            yield server
-        finally:
-            released.set()
-            http.shutdown()
-
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -288,7 +217,7 @@ async def test_a_failure_that_stays_is_never_an_answer(no_pauses):
 
 
 async def test_a_silent_server(no_pauses):
-    line = await error_of({CHAT: "(silence)"}, deadline_s=0.05)
+    line = await error_of({CHAT: SILENCE}, deadline_s=0.05)
     assert "has not responded within 0.05 s (asked 3 times)" in line
 
 

@@ -8,7 +8,7 @@ from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
 from grpo.cli import main
 from grpo.config import Config
-from grpo.demos import check
+from grpo.demos.check import check
 
 
 async def demonstrate(seed):

@@ -1,0 +1,1 @@
+"""The programs behind `grpo demos`: demonstrations collected and checked."""
