@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ VENV, REFERENCE, VLLM = ROOT / ".venv", ROOT / ".venv-reference", ROOT / ".venv-
 PYTHON = str(VENV / "bin" / "python")
 CONSTRAINTS, CONSTRAINTS_VLLM = ROOT / "constraints.txt", ROOT / "constraints-vllm.txt"
 LOG = ROOT / ".cache" / "setup.log"
+BEGUN: dict[Command, Future[bool]] = {}
+"""Commands that run in threads since `begin`."""
 MODEL = ROOT / ".cache" / "smollm2-135m-instruct" / "model.safetensors"
 
 
@@ -36,22 +39,31 @@ class Stage(NamedTuple):
     make: Callable[[], str]
 
 
-def run(command: Command) -> bool:
-    """Run a command with its output in the log; False if it failed or is not installed."""
+def begin(command: Command) -> None:
+    """Run a command in a thread, with a log of its own, until `run` is asked for it."""
+    thread = ThreadPoolExecutor(1)
+    BEGUN[command] = thread.submit(run, command, LOG.with_name("setup-begun.log"))
+    thread.shutdown(wait=False)
+
+
+def run(command: Command, log: Path = LOG) -> bool:
+    """Run a command with its output in a log; False if it failed or is not installed."""
+    if log == LOG and command in BEGUN:
+        return BEGUN.pop(command).result()
     quiet = {"DEBIAN_FRONTEND": "noninteractive", "OMP_NUM_THREADS": "1"}
-    with LOG.open("a") as log:
-        print("\n$", *command, file=log, flush=True)
+    with log.open("a") as output:
+        print("\n$", *command, file=output, flush=True)
         try:
             return not subprocess.call(
                 command,
                 cwd=ROOT,
                 env={**os.environ, **quiet},
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
             )
         except OSError as error:
-            print(error, file=log)
+            print(error, file=output)
             return False
 
 
@@ -142,6 +154,22 @@ def make_packages() -> str:
     return recipe
 
 
+def has_apt() -> bool:
+    """Tell whether apt may be used."""
+    return os.geteuid() == 0 and shutil.which("apt-get") is not None
+
+
+def has_chromium() -> bool:
+    """Look for a Chromium, but not for one that is being installed."""
+    return not BEGUN and bool(recipes.find_chromium())
+
+
+def begin_chromium() -> None:
+    """Begin to install a Chromium if apt has one: nothing in .venv is needed for that."""
+    if has_apt() and not has_chromium():
+        begin(recipes.chromium_recipes(PYTHON, root=True, apt=True)[0].commands[0])
+
+
 def make_chromium(root: bool, apt: bool) -> str:
     """Install a Chromium and check that it starts."""
     advice = (
@@ -196,14 +224,13 @@ def make_vllm(device: str) -> str:
 
 def stages(asked: str | None, device: str, *, reference: bool, vllm: bool) -> list[Stage]:
     """List the components, each after those that it needs."""
-    root = os.geteuid() == 0
-    apt = root and shutil.which("apt-get") is not None
+    root, apt = os.geteuid() == 0, has_apt()
     torch = recipes.pinned("torch", CONSTRAINTS.read_text())
     components = [
         Stage("venv", lambda: has_venv(asked), lambda: make_venv(asked, apt)),
         Stage("torch", lambda: has_torch(torch, device), lambda: make_torch(torch, device)),
         Stage("packages", lambda: is_stamped(VENV), make_packages),
-        Stage("chromium", lambda: bool(recipes.find_chromium()), lambda: make_chromium(root, apt)),
+        Stage("chromium", has_chromium, lambda: make_chromium(root, apt)),
         Stage("model", MODEL.is_file, make_model),
     ]
     if reference:
@@ -238,6 +265,8 @@ def main() -> int:
                 began = time.perf_counter()
                 recipe = stage.make()
                 print(f"{time.perf_counter() - began:.1f} s ({recipe})", flush=True)
+            if stage.name == "venv":  # which may have needed apt itself
+                begin_chromium()
     except SetupError as error:
         last = LOG.read_text().split("\n$ ")[-1].strip().splitlines()
         print(f"\nsetup: failed: {error}", file=sys.stderr)

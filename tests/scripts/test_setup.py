@@ -41,6 +41,32 @@ def runner(works: Callable[[str], bool]) -> tuple[Callable[[tuple[str, ...]], bo
     return run, asked
 
 
+@pytest.fixture
+def setup(recipes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("set_up", ROOT / "scripts" / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "LOG", tmp_path / "setup.log")
+    return module
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_command_that_has_begun_is_waited_for(
+    setup: ModuleType, tmp_path: Path, code: int
+) -> None:
+    log = tmp_path / "ran"
+    command = (sys.executable, "-c", f"open({str(log)!r}, 'a').write('x'); exit({code})")
+    setup.begin(command)
+    assert not setup.has_chromium()  # one that is being installed does not count
+    assert setup.run(command, setup.LOG) == (code == 0)
+    assert log.read_text() == "x"
+    assert not setup.BEGUN
+    assert setup.run(command, setup.LOG) == (code == 0)
+    assert log.read_text() == "xx"
+
+
 def test_the_first_recipe_that_works_is_the_last_one_tried(recipes: ModuleType) -> None:
     candidates = [recipes.Recipe(name, ((name, "1"), (name, "2"))) for name in ("a", "b", "c")]
     run, asked = runner(lambda command: command != "a 2")
@@ -215,10 +241,21 @@ def test_no_gpu_gets_a_cpu_build(
 
 
 def test_everything_installed_is_held_to_the_constraints(recipes: ModuleType) -> None:
-    (recipe,) = recipes.package_recipes("py", "/here", "constraints.txt")
-    assert all(command[-2:] == ("-c", "constraints.txt") for command in recipe.commands)
-    bare = next(command for command in recipe.commands if "browsergym-core" in command)
-    assert "--no-deps" in bare
+    uv, pip = recipes.package_recipes("py", "/here", "constraints.txt")
+    for recipe in (uv, pip):
+        assert all(command[-2:] == ("-c", "constraints.txt") for command in recipe.commands)
+        bare = next(command for command in recipe.commands if "browsergym-core" in command)
+        assert "--no-deps" in bare
+
+
+def test_packages_come_by_pip_where_uv_does_not_work(recipes: ModuleType) -> None:
+    builds = recipes.package_recipes("py", "/here", "c")
+    run, asked = runner(lambda command: True)
+    assert recipes.take_first(builds, run, "") == "uv"
+    assert all(" -m uv pip install --python py " in command for command in asked[1:])
+    run, asked = runner(lambda command: " -m uv " not in command)  # an index that uv does not know
+    assert recipes.take_first(builds, run, "") == "pip"
+    assert len([command for command in asked if " -m pip install " in command]) == 1 + 3
 
 
 def test_every_package_of_ours_is_pinned(recipes: ModuleType) -> None:
