@@ -129,6 +129,13 @@ class LoRAPolicy(Policy):
         """A copy of the adapter's tensors, float32, under PEFT's names."""
         return adapter_state(self.model)
 
+    def layers(self) -> dict[str, tuple[Tensor, Tensor, float]]:
+        """Map the names of layers to A [r, in], B [out, r], and alpha: scaling times r."""
+        return {
+            name: (layer.lora_A.detach(), layer.lora_B.detach(), layer.scaling * layer.r)
+            for name, layer in lora_modules(self.model).items()
+        }
+
     def merged(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the model's tensors under their own names, with the adapter merged in.
 
