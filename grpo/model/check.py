@@ -21,6 +21,7 @@ from grpo.model import ways
 from grpo.model.forward import ForwardMode, ForwardPlan, recomputed_layers
 from grpo.model.head import measure_head
 from grpo.model.limits import length_limit
+from grpo.model.packed import may_pack, prepare_packed
 from grpo.model.probe import (
     Logits,
     Probe,
@@ -78,7 +79,7 @@ def check_model(
         measured = measure_head(copy)
         head = replace(measured, layer=model.get_output_embeddings())
         probes = [Probe(copy, measured, rows), Probe(model, head, rows)]
-    mode, use_cache, conv_width, notes = _choose(name, probes, wanted)
+    mode, use_cache, conv_width, packed, notes = _choose(name, probes, wanted)
     if notes:
         warnings.warn(f"{name}: {'; '.join(notes)}", stacklevel=4)
     if adapter:
@@ -86,9 +87,10 @@ def check_model(
             fault = probes[0].fault(ways.own)
         if fault:
             raise ValueError(f"the adapter does not fit {name}: merged into its weights it {fault}")
-    if activation_checkpointing and (fault := _gradient_fault(probes[0], mode)):
+    plan = ForwardPlan(mode, use_cache, conv_width, head, max_length, packed)
+    if activation_checkpointing and (fault := _gradient_fault(probes[0], plan)):
         raise ValueError(f"activation_checkpointing does not fit {name}: {fault}")
-    return ForwardPlan(mode, use_cache, conv_width, head, max_length)
+    return plan
 
 
 def check_weights_stay(model: Any) -> None:
@@ -111,8 +113,13 @@ def check_weights_stay(model: Any) -> None:
 
 def _choose(
     name: str, probes: Sequence[Probe], wanted: ForwardMode | Literal["auto"]
-) -> tuple[ForwardMode, bool, int, list[str]]:
-    """Return the mode, whether its cache is right, the convolutions' width, and what to say."""
+) -> tuple[ForwardMode, bool, int, bool, list[str]]:
+    """Choose the forward pass.
+
+    Returns:
+        The mode, whether its cache is right, the convolutions' width, whether rows can be packed,
+        and what to say.
+    """
     notes = []
     if wanted != "padded":
         try:
@@ -122,7 +129,7 @@ def _choose(
         except ValueError as unsupported:
             fault = f"does not support {unsupported}"
         if not fault:
-            return "tree", True, conv_width, []
+            return "tree", True, conv_width, False, []
         if wanted == "tree":
             raise ValueError(f"the token tree does not fit {name}: it {fault}")
         notes.append(f"the token tree {fault}; every row is computed by itself (forward=padded)")
@@ -134,38 +141,53 @@ def _choose(
             break
     else:
         raise ValueError(f"{name} is not supported: as padded rows it {fault}")
+    packed = _packs(probes, attention)
     if not _first_fault(probes, ways.cached):
-        return "padded", True, 0, notes
+        return "padded", True, 0, packed, notes
     if fault := _first_fault(probes, ways.uncached):
         raise ValueError(f"{name} is not supported: decoding without a cache {fault}")
     notes.append("its cache is not right, so every token is computed again at each decoding step")
-    return "padded", False, 0, notes
+    return "padded", False, 0, packed, notes
+
+
+def _packs(probes: Sequence[Probe], attention: str) -> bool:
+    """Tell whether padded rows can be packed, and choose the attention that does it if so."""
+    if not all(may_pack(probe.model) for probe in probes):
+        return False
+    name = prepare_packed(attention)
+    for probe in probes:
+        set_attention(probe.model, name)
+    if not _first_fault(probes, ways.packed):
+        return True
+    for probe in probes:
+        set_attention(probe.model, attention)
+    return False
 
 
 def _first_fault(probes: Sequence[Probe], *compute: Callable[[Probe], Logits]) -> str:
     return next((fault for way in compute for probe in probes if (fault := probe.fault(way))), "")
 
 
-def _gradient_fault(probe: Probe, mode: ForwardMode) -> str:
+def _gradient_fault(probe: Probe, plan: ForwardPlan) -> str:
     """Say how recomputed layers change the gradient; "" if they do not."""
     try:
-        expected = _gradient(probe, mode, nullcontext())
-        change = _gradient(probe, mode, recomputed_layers(probe.decoder)) - expected
+        expected = _gradient(probe, plan, nullcontext())
+        change = _gradient(probe, plan, recomputed_layers(probe.decoder)) - expected
     except Exception as fault:  # foreign code, called in ways that it may not know
         return describe(fault)
     error = float(change.norm() / expected.norm())
     return "" if error < 1e-3 else f"the gradient differs by {error:.2g} of its norm"
 
 
-def _gradient(probe: Probe, mode: ForwardMode, layers: AbstractContextManager[None]) -> Tensor:
+def _gradient(probe: Probe, plan: ForwardPlan, layers: AbstractContextManager[None]) -> Tensor:
     """Compute the gradient of some log-probabilities in the trained weights, as one vector."""
     trained = [p for p in probe.model.parameters() if p.requires_grad]
     prefix = None
     with torch.enable_grad(), layers:
-        if mode == "tree":
+        if plan.mode == "tree":
             (logits, _), prefix = ways.in_parts(probe)
         else:
-            logits, _ = ways.padded(probe)
+            logits, _ = ways.packed(probe) if plan.packed else ways.padded(probe)
     torch.log_softmax(logits, -1)[:, ::7].sum().backward()
     if prefix:
         prefix.backward()

@@ -33,6 +33,7 @@ class ForwardPlan(NamedTuple):
         conv_width: width of the model's short convolutions, 0 if it has none.
         head: from last hidden states to logits.
         max_length: the longest prompt and completion together, in tokens.
+        packed: True if padded rows can be computed without their padding.
     """
 
     mode: ForwardMode
@@ -40,6 +41,7 @@ class ForwardPlan(NamedTuple):
     conv_width: int
     head: OutputHead
     max_length: int
+    packed: bool = False
 
 
 class TreeLayout(Layout):

@@ -23,6 +23,7 @@ from grpo.model.forward import (
 )
 from grpo.model.head import OutputHead, find_decoder
 from grpo.model.logprobs import token_logprobs
+from grpo.model.packed import packed_hidden
 from grpo.transfer import to_device
 from grpo.tree.token_tree import TokenTree, build_tree, common_prefix
 from grpo.types import TokenBatch
@@ -46,6 +47,7 @@ class Policy(ABC):
         tokenizer: its tokenizer, with a chat template.
         version: number of updates so far; generators drop their caches when it changes.
         forward_mode: "tree" computes every distinct prefix once, "padded" every row by itself.
+        packed: True if padded rows are computed without their padding.
         use_cache: False if decoding has to compute every token again.
         conv_width: width of the model's short convolutions, 0 if it has none.
         head: the output layer with the model's scale and cap, [*, D] -> [*, V].
@@ -78,6 +80,7 @@ class Policy(ABC):
         self.version = 0
         self.activation_checkpointing = activation_checkpointing
         self.forward_mode: ForwardMode = plan.mode
+        self.packed = plan.packed
         self.use_cache, self.conv_width = plan.use_cache, plan.conv_width
         self.head: OutputHead = plan.head
         self.max_length = plan.max_length
@@ -192,6 +195,11 @@ class Policy(ABC):
             with self._layers():
                 hidden = self._tree_hidden(tree, prefix)
             nodes, parents, tokens = tree.nodes, tree.parents, tree.tokens
+        elif self.packed:
+            with self._layers():
+                hidden = packed_hidden(self.decoder, batch)
+            nodes = batch.token_mask.flatten().cumsum(0).view(mask.shape) - 1
+            parents, tokens = torch.arange(len(hidden)) - 1, batch.input_ids[batch.token_mask]
         else:
             width = int(batch.token_mask.sum(1).max())  # of the longest row
             with self._layers():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from grpo.model.decoding import PromptDecoder
 from grpo.model.forward import SharedPrefix, padded_hidden, tree_hidden
+from grpo.model.packed import packed_hidden
 from grpo.model.probe import SHARED, Logits, Probe, own_logits
 from grpo.tree.layers import prepare
 from grpo.tree.token_tree import build_tree
@@ -75,14 +76,24 @@ def _states(cache: TreeCache, row: Sequence[int]) -> Tensor:
 
 def padded(probe: Probe) -> Logits:
     """Compute all rows as one batch, padded."""
-    rows, width = probe.rows, max(map(len, probe.rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    batch = _batch(probe.rows)
+    width = batch.input_ids.shape[1]
+    hidden = padded_hidden(probe.decoder, batch.to(probe.model.device), width)
+    return probe.head(hidden[batch.token_mask.to(hidden.device)]), probe.all_tokens
+
+
+def packed(probe: Probe) -> Logits:
+    """Compute all rows as one batch, without padding."""
+    return probe.head(packed_hidden(probe.decoder, _batch(probe.rows))), probe.all_tokens
+
+
+def _batch(rows: Sequence[Sequence[int]]) -> TokenBatch:
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
     lengths = torch.tensor([len(row) for row in rows])
     mask = torch.arange(width) < lengths[:, None]
     empty = torch.zeros(mask.shape)
-    batch = TokenBatch(ids, mask, mask, empty, torch.zeros(len(rows)), empty)
-    hidden = padded_hidden(probe.decoder, batch.to(probe.model.device), width)
-    return probe.head(hidden[mask.to(hidden.device)]), probe.all_tokens
+    return TokenBatch(ids, mask, mask, empty, torch.zeros(len(rows)), empty)
 
 
 def cached(probe: Probe) -> Logits:

@@ -249,7 +249,7 @@ def test_attention_that_only_eager_computes():
     model.config._attn_implementation = "sdpa"  # which ignores the cap of its attention
     plan = quiet(model)
     assert plan.mode == "padded"
-    assert model.config._attn_implementation == "eager"
+    assert model.config._attn_implementation == "packed_eager"
 
 
 def test_a_model_that_looks_ahead_is_refused(monkeypatch):
