@@ -36,14 +36,15 @@ class VLLMServer:
             )
 
     def wait(self) -> None:
-        """Wait until the server responds."""
-        end = time.monotonic() + 120
+        """Wait until the server responds; end it if it does not."""
+        end = time.monotonic() + 300  # seconds; a minute where the machine has nothing else to do
         while time.monotonic() < end and self.process.poll() is None:
             try:
                 if httpx.get(f"{self.url}/health").is_success:
                     return
             except httpx.TransportError:
                 time.sleep(0.2)
+        self.process.kill()
         raise AssertionError(self.log.read_text(errors="replace")[-2000:])
 
     def kill(self) -> None:
