@@ -193,6 +193,8 @@ async def _start(browser: PlaywrightChromium) -> None:
         async with asyncio.timeout(START_DEADLINE_S):
             await browser.start()
     except TimeoutError as error:
-        raise EnvError(f"the browser did not respond within {START_DEADLINE_S:g} s") from error
+        hint = "; is a dialog open in one of its tabs?" if browser.is_shared else ""
+        reason = f"the browser did not respond within {START_DEADLINE_S:g} s{hint}"
+        raise EnvError(reason) from error
     except BrowserError as error:
         raise EnvError(str(error)) from error

@@ -6,6 +6,8 @@ shows of it is the placeholder again.
 
 from __future__ import annotations
 
+import html
+import json
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
@@ -103,13 +105,18 @@ class Secrets:
 
 
 def _any_form(value: str) -> str:
-    """Return a regular expression of a value as pages and addresses write it: a%20b for a b."""
+    """Return a regular expression of a value as pages, addresses, programs and logs write it."""
     return "".join(map(_any_form_of_char, " ".join(value.split())))
 
 
 def _any_form_of_char(char: str) -> str:
     encoded = "".join(f"%{byte:02x}" for byte in char.encode())
-    return rf"(?:\s+|\+|{encoded})?" if char == " " else f"(?:{re.escape(char)}|{encoded})"
+    if char == " ":
+        return rf"(?:\s+|\+|{encoded})?"
+    forms = {char, encoded, html.escape(char), json.dumps(char)[1:-1], ascii(char)[1:-1]}
+    forms |= {f"\\{char}"} if char in "'\"" else set()
+    longest_first = sorted(forms, key=len, reverse=True)
+    return f"(?:{'|'.join(map(re.escape, longest_first))})"
 
 
 NO_SECRETS = Secrets({})
