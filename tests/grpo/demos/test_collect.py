@@ -273,3 +273,16 @@ def test_a_file_of_something_else(path, capsys, monkeypatch):
     path.write_text("")
     assert main(command) == 0
     assert len(read_demonstrations(path)) == 1
+
+
+@pytest.mark.browser
+def test_a_task_of_miniwob(path, capsys):
+    options = ["--oracle", "-n", "2", "-o", str(path), "--env-workers", "1", "--env-sessions", "2"]
+    assert main(["demos", "collect", "click-test", *options]) == 0
+    assert "click-test: kept 2 of 2 episodes (1.00)" in capsys.readouterr().out
+    for each in read_demonstrations(path):
+        (action,), (page,) = each.actions, each.pages
+        number = re.fullmatch(r"click\('(\d+)'\)", action)[1]
+        assert f"[{number}]" in page
+        assert (each.goal, each.source, each.task_file) == ("Click the button.", "oracle", "")
+    assert sorted(each.task.seed for each in read_demonstrations(path)) == [0, 1]
