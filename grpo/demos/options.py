@@ -89,8 +89,12 @@ def read_collection(argv: Sequence[str], held_out_of: HeldOutOf) -> Collection:
         of_run=True,  # --adapter may name one
         held_out_of=held_out_of,
     )
-    if bool(given.teacher) + given.oracle + bool(config.adapter or config.model) != 1:
+    # A configuration beside the tasks may name a model to train.
+    is_policy = any(each.partition("=")[0] in ("--adapter", "--model") for each in options)
+    if bool(given.teacher) + given.oracle + is_policy != 1:
         raise ConfigError("expected one of --teacher, --oracle, and --adapter or --model")
+    if given.teacher_model and not given.teacher:
+        raise ConfigError("--teacher-model needs --teacher")
     if not 1 <= given.n <= HELD_OUT:
         raise ConfigError(f"-n must be from 1 to {HELD_OUT}, got {given.n}")
     if config.task_file and not config.env_url:

@@ -241,6 +241,9 @@ def test_its_options(monkeypatch, tmp_path):
     assert (found.teacher, found.teacher_model, found.number) == ("http://h/v1", "m", 20)
     found = options_of("a --adapter user/name", monkeypatch, tmp_path)
     assert (found.config.adapter, found.config.temperature) == ("user/name", 1.0)
+    (tmp_path / "config.yaml").write_text("model: to/train\nmax_turns: 4\n")
+    found = options_of("tasks.py:A --oracle", monkeypatch, tmp_path)
+    assert (found.config.max_turns, found.config.task_file) == (4, str(tmp_path / "tasks.py"))
 
 
 @pytest.mark.parametrize(
@@ -249,6 +252,7 @@ def test_its_options(monkeypatch, tmp_path):
         ("a", "expected one of --teacher, --oracle, and --adapter or --model"),
         ("a --oracle --teacher http://h/v1", "expected one of"),
         ("a --oracle --adapter user/name", "expected one of"),
+        ("a --oracle --teacher-model m", "--teacher-model needs --teacher"),
         ("a --oracle -n 0", f"-n must be from 1 to {HELD_OUT}, got 0"),
         (f"a --oracle -n {HELD_OUT + 1}", f"-n must be from 1 to {HELD_OUT}"),
         ("a --oracle -n x", "invalid int value: 'x'"),
