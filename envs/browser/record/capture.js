@@ -24,6 +24,7 @@
   const COMMANDS = { F8: "undo", F9: "skip" };
 
   const report = (kind, values) => window[REPORT]?.(JSON.stringify({ kind, ...values }));
+  const ignore = (reason) => report("ignored", { value: reason });
   const elements = (event) => event.composedPath().filter((node) => node.nodeType === 1);
   const words = (text) => text.trim().replace(/\s+/g, " ").slice(0, 80);
 
@@ -49,8 +50,9 @@
   const isDisabled = (element) =>
     element.matches(":disabled") || element.closest("[aria-disabled=true]") !== null;
 
+  const listeners = [];
   const listen = (type, handle) =>
-    addEventListener(type, (event) => event.isTrusted && handle(event), true);
+    listeners.push([type, (event) => event.isTrusted && handle(event)]);
 
   // Scrolling: where everything that may scroll was before, until it is over.
   let scrolling = null;
@@ -63,7 +65,7 @@
       const [dx, dy] = [element.scrollLeft - x, element.scrollTop - y].map(Math.round);
       if (!dx && !dy) continue;
       const page = element === document.scrollingElement;
-      return report("scroll", { dx, dy, target: page ? null : target });
+      return report("scroll", { amounts: [dx, dy], targets: page ? [] : [target] });
     }
   };
   const beginScroll = (found) => {
@@ -72,12 +74,18 @@
       const places = all.map((element) => [element, element.scrollLeft, element.scrollTop]);
       scrolling = { places, target: found[0] && describe(found[0]) };
     }
+    waitForMore();
+  };
+  const waitForMore = () => {
+    if (!scrolling) return;
     clearTimeout(scrolling.timer);
     scrolling.timer = setTimeout(endScroll, SCROLL_MS);
   };
+  // Not passive: else the page has scrolled before its event comes.
   listen("wheel", (event) => beginScroll(elements(event)));
-  listen("scroll", () => scrolling && beginScroll([]));
-  addEventListener("pagehide", endScroll, true);
+  listen("scroll", () => clearTimeout(scrolling?.timer)); // it moves, and `scrollend` will come
+  listen("scrollend", waitForMore);
+  listen("pagehide", endScroll);
 
   // A press of the mouse: a click on what was under it when it began, or a drag.
   let press = null;
@@ -95,11 +103,11 @@
     press.plain = !element.matches(CONTROL) && getComputedStyle(top).cursor !== "pointer";
   });
   const click = (element, target, plain, count) => {
-    if (isDisabled(element)) return report("ignored", { reason: "it is disabled" });
+    if (isDisabled(element)) return ignore("it is disabled");
     // The list of a select opens: what is chosen is what counts.
     if (element.closest("select")) return;
     const field = isField(element) && !element.matches("[type=file]");
-    report("click", { target, plain, count, field });
+    report("click", { targets: [target], plain, count, field });
   };
   listen("click", (event) => {
     if (event.detail === 0) {
@@ -120,8 +128,8 @@
     const moved = Math.hypot(event.clientX - begun.x, event.clientY - begun.y) > MOVED_PX;
     if (moved && top !== begun.pointer) {
       press = null;
-      const selects = getSelection().type === "Range" || isField(begun.element);
-      if (!selects) report("drag", { source: begun.from, target: describe(top) });
+      const selects = isField(begun.element) || (begun.plain && String(getSelection()));
+      if (!selects) report("drag", { targets: [begun.from, describe(top)] });
       return;
     }
     // Where the page has replaced what was pressed, no click follows.
@@ -137,23 +145,24 @@
     dragged = describe(control(event));
   });
   listen("drop", (event) => {
-    if (dragged) report("drag", { source: dragged, target: describe(elements(event)[0]) });
+    if (dragged) report("drag", { targets: [dragged, describe(elements(event)[0])] });
     dragged = null;
   });
-  listen("contextmenu", () => report("ignored", { reason: "right clicks are not among the actions" }));
+  listen("contextmenu", () => ignore("right clicks are not among the actions"));
 
   // Fields: each change of the text; the recorder makes one `fill` of them.
   listen("input", (event) => {
     endScroll();
     const [field] = elements(event);
-    const target = describe(field);
+    const targets = [describe(field)];
     if (field.matches("select")) {
-      const chosen = [...field.selectedOptions].map((option) => option.label);
-      report("select", { target, values: chosen });
+      const [option, ...others] = field.selectedOptions;
+      if (!option || others.length) return ignore("only one option can be chosen");
+      report("select", { targets, value: option.label });
     } else if (field.matches("[type=file]")) {
-      report("input", { target, value: field.files[0]?.name ?? "" });
+      report("input", { targets, value: field.files[0]?.name ?? "" });
     } else if (isField(field)) {
-      report("input", { target, value: field.isContentEditable ? field.innerText : field.value });
+      report("input", { targets, value: field.isContentEditable ? field.innerText : field.value });
     }
   });
   listen("focusout", (event) => {
@@ -175,13 +184,13 @@
     if (key in COMMANDS) {
       event.preventDefault();
       event.stopImmediatePropagation();
-      return report("command", { name: COMMANDS[key] });
+      return report("command", { value: COMMANDS[key] });
     }
     entered = false;
     press = null;
     const [element] = elements(event);
-    const tell = () => report("key", { target, key: pressed(event) });
-    const target = describe(element);
+    const tell = () => report("key", { targets, value: pressed(event) });
+    const targets = [describe(element)];
     const modified = event.ctrlKey || event.altKey || event.metaKey;
     if (key === "Tab") return; // an action names its element: focus has not to be moved
     if (element.matches("select")) return; // what is chosen is what counts
@@ -208,11 +217,17 @@
   if (window === top) {
     const [arrival] = performance.getEntriesByType("navigation");
     if (arrival?.type === "back_forward") back();
-    if (arrival?.type === "reload") report("ignored", { reason: "the page was loaded again" });
+    if (arrival?.type === "reload") ignore("the page was loaded again");
     window.navigation?.addEventListener("navigate", (event) => {
       const { navigationType, userInitiated, destination } = event;
       const earlier = destination.index < navigation.currentEntry.index;
       if (navigationType === "traverse" && userInitiated && destination.sameDocument && earlier) back();
     });
   }
+
+  // `document.open` takes the listeners away: the recorder calls this again before it begins.
+  const options = { capture: true, passive: false };
+  const start = () => listeners.forEach(([type, run]) => addEventListener(type, run, options));
+  Object.defineProperty(window, `${REPORT}_start`, { value: start });
+  start();
 })();

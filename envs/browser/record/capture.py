@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from envs.browser.record.events import Event, read_report
+from envs.browser.server.errors import BrowserError
 from envs.browser.server.playwright.window import Window
 
 REPORT = f"report_{secrets.token_hex(4)}"  # that no page has
@@ -36,16 +38,24 @@ class Capture:
         self.on = False
         self._put = put
         self._context: Any = None
+        self._call: Any = None
 
     async def follow(self, window: Window) -> None:
         """Listen to a new window; see `WebSession.on_window`."""
         tab = await window.tabs.front()
         context = self._context = tab.page.context
-        call = window.browser.call
+        call = self._call = window.browser.call
         await call(context.expose_binding(REPORT, self._on_report))
         await call(context.add_init_script(capture_script()))
         context.on("page", lambda page: self._watch(window, page))
         self._watch(window, tab.page)
+
+    async def begin(self) -> None:
+        """Report from now on what is done."""
+        for frame in self._context.pages[-1].frames:
+            with suppress(BrowserError):  # it has no page
+                await self._call(frame.evaluate(f"window.{REPORT}_start?.()"))
+        self.on = True
 
     def _watch(self, window: Window, page: Any) -> None:
         page.on("close", lambda _: self._on_close(page.context))

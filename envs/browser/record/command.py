@@ -119,4 +119,5 @@ async def record(
         except Closed:
             say("the window was closed")
         finally:
-            say(f"\n{number} demonstrations added to {output}")
+            plural = "" if number == 1 else "s"
+            say(f"\n{number} demonstration{plural} added to {output}")

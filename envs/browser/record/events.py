@@ -15,18 +15,12 @@ HOLD_S = 0.4
 MAX_REPORT = 100_000
 MAX_DEPTH = 1_000
 KINDS = {
-    "click": ("target",),
-    "input": ("target",),
-    "select": ("target",),
-    "key": ("target",),
-    "drag": ("source", "target"),
-    "scroll": (),
-    "leave": (),
-    "back": (),
-    "ignored": (),
-    "command": (),
+    **dict.fromkeys(("click", "input", "select", "key"), (1,)),
+    **dict.fromkeys(("leave", "back", "ignored", "command"), (0,)),
+    "drag": (2,),
+    "scroll": (0, 1),
 }
-"""The kinds of reports, and which elements they name."""
+"""The kinds of reports, and how many elements they may name."""
 
 
 @dataclass(frozen=True)
@@ -114,25 +108,13 @@ def read_report(report: str, frame: tuple[int, ...]) -> Event:
     """
     try:
         found = json.loads(report if len(report) <= MAX_REPORT else "")
-        kind = found["kind"]
-        names = [name for name in KINDS[kind] if found.get(name) is not None]
-        if kind == "scroll" and found.get("target") is not None:
-            names = ["target"]
-        elif len(names) != len(KINDS[kind]):
-            raise ValueError(report)
-        values = found.get("values")
-        if values is not None and len(values) != 1:
-            return Event("ignored", value="only one option can be chosen")
-        texts = [found.get(key, "") for key in ("value", "key", "name", "reason")]
-        return Event(
-            kind,
-            tuple(_target(found[name], frame) for name in names),
-            value=_text(values[0] if values else next(filter(None, texts), "")),
-            amounts=(int(found.get("dx", 0)), int(found.get("dy", 0))),
-            count=int(found.get("count", 1)),
-            field=found.get("field") is True,
-            plain=found.get("plain") is True,
-        )
+        kind, (dx, dy) = found["kind"], found.get("amounts", (0, 0))
+        targets = tuple(_target(target, frame) for target in found.get("targets", ()))
+        count, value = found.get("count", 1), _text(found.get("value", ""))
+        if len(targets) not in KINDS[kind] or not all(type(n) is int for n in (dx, dy, count)):
+            raise ValueError(kind)
+        flags = {name: found.get(name) is True for name in ("field", "plain")}
+        return Event(kind, targets, value, (dx, dy), count, **flags)
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"expected a report, got {report[:80]!r}") from error
 

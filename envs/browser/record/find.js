@@ -1,6 +1,6 @@
 // Finds an element that `capture.js` has described, in the same page in another browser. Returns the
-// ids of what a click on it may mean, the nearest first, and whether it is "shown", "hidden", or
-// "outside" of the window; null without the element.
+// ids of what a click on it may mean, the nearest first, and whether it is "shown", "hidden",
+// "outside" of the window, or "new" since the page was read; null without the element.
 ({ path, tag, text }, attribute) => {
   const words = (element) => {
     const isField = element.matches("textarea, input") || element.isContentEditable;
@@ -19,14 +19,21 @@
     if (alike.length !== 1) return null;
     [found] = alike;
   }
+  const isVisible = (element) => element.checkVisibility({ visibilityProperty: true });
+  const { left, right, top, bottom } = found.getBoundingClientRect();
+  const inside = right > 0 && bottom > 0 && left < innerWidth && top < innerHeight;
+  const shown = inside ? "shown" : "outside";
+  const visible = isVisible(found) && right > left;
+  const state = !found.hasAttribute(attribute) ? "new" : visible ? shown : "hidden";
+
   const ids = [];
   for (let at = found; at; at = at.assignedSlot ?? at.parentElement ?? at.getRootNode().host) {
     ids.push(at.getAttribute(attribute));
     // A label without an id stands for what it labels.
     if (at.localName === "label" && at.control) ids.push(at.control.getAttribute(attribute));
+    // What is hidden appears when the pointer is over what is beside it, perhaps.
+    const beside = state === "hidden" ? [...at.querySelectorAll("*")].filter(isVisible) : [];
+    ids.push(...beside.map((element) => element.getAttribute(attribute)));
   }
-  const { left, right, top, bottom } = found.getBoundingClientRect();
-  const inside = right > 0 && bottom > 0 && left < innerWidth && top < innerHeight;
-  const visible = found.checkVisibility({ visibilityProperty: true }) && right > left;
-  return { ids: ids.filter(Boolean), state: !visible ? "hidden" : inside ? "shown" : "outside" };
+  return { ids: ids.filter(Boolean), state };
 };

@@ -8,7 +8,6 @@ from contextlib import suppress
 from itertools import zip_longest
 
 from envs.base import EnvError, Task
-from envs.browser.actions import EXTRA_ACTIONS, parse_action
 from envs.browser.foreign_text import one_line
 from envs.browser.live import LiveEnv
 from envs.browser.page_text import format_page, simplify_axtree
@@ -32,7 +31,7 @@ class Recorder:
     """A person's browser, and one that replays each action as soon as it is taken.
 
     What is kept is what the second one did: its pages and ids are those that a policy reads, and
-    these actions alone led to its success.
+    these actions alone led to its success, twice.
 
     Args:
         live: the person's browser.
@@ -81,10 +80,14 @@ class Recorder:
         try:
             await self._start([])
             self._say(f"\n{task.name}, seed {task.seed}: {one_line(self._state.goal)}")
-            while (solved := await self._episode()) is False:
-                await self._tell("not done, and the episode is over: once more from the start")
+            while (solved := await self._episode()) is not None:
+                failure = await self._failure() if solved else "the task is not done"
+                if not failure:
+                    break
+                await self._tell(f"not kept: {failure}; once more from the start")
                 await asyncio.sleep(SHOWN_S)
                 await self._start([])
+                self._say("       ready")
         except EnvError as error:
             if self._live.session.browser.alive:
                 raise
@@ -94,7 +97,7 @@ class Recorder:
         if solved is None:
             return None
         taken = self._replay.taken
-        await self._tell(f"kept: {len(taken)} actions, replayed with success", good=True)
+        await self._tell(f"kept: {_actions(len(taken))}, replayed with success", good=True)
         await asyncio.sleep(SHOWN_S)
         return Demonstration(
             task,
@@ -109,10 +112,9 @@ class Recorder:
         self._capture.on, self._state.ready = False, False
         live, _ = await asyncio.gather(self._live.reset(self._task), self._replay.reset(self._task))
         for text in actions:
-            action = parse_action(text, EXTRA_ACTIONS)
             if (await self._live.step(text)).observation.error:
-                raise EnvError(f"{text} failed when it was done again")
-            await self._replay.do(action.name, *action.args)
+                raise Differs(f"{text} failed when it was done again")
+            await self._replay.do(text)
         self._steps = [number for number in self._steps if number < len(actions)]
         self._actions, self._stray, self._broken, self._difference = Actions(), False, "", ""
         while not self._events.empty():
@@ -123,7 +125,7 @@ class Recorder:
         assert window is not None
         await self._bar.show(self._state)
         await self._bar.place_above((await window.tabs.front()).page)
-        self._capture.on = True
+        await self._capture.begin()
 
     async def _episode(self) -> bool | None:
         """Record until the episode ends: True if it is solved, None if it was skipped."""
@@ -148,6 +150,30 @@ class Recorder:
                     return solved
             await self._compare()
 
+    async def _failure(self) -> str:
+        """Play the actions again from the start, without a person's pauses, as a policy does.
+
+        Returns:
+            Why this is no success; empty if it is one.
+        """
+        self._capture.on = False
+        await self._tell("played again ...", quiet=True)
+        shown = self._replay.taken
+        await self._replay.reset(self._task)
+        differs = ""
+        for number, each in enumerate(shown, 1):
+            page = self._replay.observation.page
+            if not differs and page != each.page:
+                here, there = _first_difference(each.page, page)
+                differs = f"before action {number} the page has {there} instead of {here}"
+            try:
+                await self._replay.do(each.text)
+            except (NoAction, Differs) as error:
+                return f"played again, action {number} fails, {differs or error}"
+        if not self._replay.taken[-1].result.success:
+            return f"played again, it is no success, {differs or 'with the same pages'}"
+        return ""
+
     async def _take(self, step: Step | Ignored) -> bool | None:
         """Execute a step in the second browser; return how the episode ended, if it did."""
         taken = self._replay.taken
@@ -170,7 +196,7 @@ class Recorder:
         self._stray = False
         self._state.actions = tuple(each.text for each in taken)
         for number, each in enumerate(taken[before:], before + 1):
-            self._say(one_line(f"{number:3}  {each.text}   {each.target}"))
+            self._say(f"{number:5}  {one_line(each.text)}   {one_line(each.target)}")
         await self._tell("")
         result = taken[-1].result
         return result.success if result.done else None
@@ -187,7 +213,7 @@ class Recorder:
                 raise Closed from error
             self._steps.clear()
             await self._start([])
-        await self._tell(f"undone: {len(self._replay.taken)} actions so far")
+        await self._tell(f"undone: {_actions(len(self._replay.taken))} so far")
 
     async def _compare(self) -> None:
         """Note where the person's page differs from the other one, for the case of a failure."""
@@ -202,14 +228,25 @@ class Recorder:
         except BrowserError:
             return  # it goes on changing
         page = format_page(simplify_axtree(view.text), view.left_out)
-        pairs = zip_longest(without_ids(page), without_ids(self._replay.observation.page))
-        if self._events.empty() and (pair := next((p for p in pairs if p[0] != p[1]), None)):
-            here, there = (one_line(line or "nothing", 60) for line in pair)
-            number = len(self._replay.taken)
-            self._difference = f"; since action {number} the pages differ: {here}, not {there}"
+        here, there = _first_difference(page, self._replay.observation.page)
+        if self._events.empty() and here != there:
+            after = f"after action {len(self._replay.taken)}" if self._steps else "from the start"
+            self._difference = f"; {after} your page has {here}, and the other one {there}"
 
-    async def _tell(self, note: str, *, good: bool = False) -> None:
-        if note:
-            self._say(one_line(f"     {note}"))
-        self._state.note, self._state.tone = note, "good" if good else "bad" if note else ""
+    async def _tell(self, note: str, *, good: bool = False, quiet: bool = False) -> None:
+        if note and not quiet:
+            self._say(f"       {one_line(note, 400)}")
+        tone = "good" if good else "bad" if note and not quiet else ""
+        self._state.note, self._state.tone = note, tone
         await self._bar.show(self._state)
+
+
+def _first_difference(page: str, other: str) -> tuple[str, str]:
+    """Return the first lines, without ids, that two pages do not share."""
+    pairs = zip_longest(without_ids(page), without_ids(other), fillvalue="nothing more")
+    here, there = next((pair for pair in pairs if pair[0] != pair[1]), ("", ""))
+    return one_line(here, 60), one_line(there, 60)
+
+
+def _actions(count: int) -> str:
+    return f"{count} action{'s' * (count != 1)}"

@@ -97,20 +97,23 @@ class Replay:
         if step.name == "dialog":
             accepted, text = step.args
             if accepted and text:
-                await self.do("fill", self._own("1"), text)
-            await self.do("click", self._own("2" if accepted else "3"))
+                await self._do("fill", self._own("1"), text)
+            await self._do("click", self._own("2" if accepted else "3"))
             return
         also = {"drag_and_drop": TEXT | STRUCTURE, "scroll": TEXT | STRUCTURE, "press": STRUCTURE}
         roles = also.get(step.name, set() if step.plain else TEXT)
         ids = [await self._find(target, roles) for target in step.targets]
         if step.name == "scroll" and ids:  # the wheel scrolls what is under the pointer
-            await self.do("hover", ids.pop())
-        await self.do(step.name, *ids, *step.args)
+            await self._do("hover", ids.pop())
+        await self._do(step.name, *ids, *step.args)
 
-    async def do(self, name: str, *args: Any) -> None:
-        """Execute an action with the ids of this page; see `take`."""
-        action = Action(name, args)
-        text = format_action(action)
+    async def _do(self, name: str, *args: Any) -> None:
+        await self.do(format_action(Action(name, args)))
+
+    async def do(self, text: str) -> None:
+        """Execute an action, given with the ids of this page; see `take`."""
+        if self.taken and self.taken[-1].result.done:
+            raise Differs(f"{text}: the episode is over")
         refused = self.env.refusals()(text)
         if refused is not None:
             raise NoAction(refused.observation.error)
@@ -129,11 +132,11 @@ class Replay:
             also: roles of `TEXT` and `STRUCTURE` that it may have.
         """
         ids, state = await self._look_up(target)
-        if state == "gone":
-            await self.do("noop")
+        if state in ("gone", "new"):
+            await self._do("noop")  # which reads the page again
             ids, state = await self._look_up(target)
         elif state == "hidden" and ids:
-            await self.do("hover", ids[0])
+            await self._do("hover", ids[0])
             ids, state = await self._look_up(target)
         if state != "shown":
             raise Differs(f"{target} is {state}")

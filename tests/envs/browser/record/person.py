@@ -37,11 +37,14 @@ class Person:
         if self._socket is not None:
             await self._socket.close()
 
-    async def send(self, method, **params):
+    async def send(self, method, until="", **params):
+        """Send a command; return its result, or None at the event `until`."""
         number = next(self._ids)
         await self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
         while True:
             message = json.loads(await self._socket.recv())
+            if until and message.get("method") == until:
+                return None
             if message.get("id") == number:
                 assert "error" not in message, message
                 return message["result"]
@@ -68,6 +71,17 @@ class Person:
             await self._mouse("mousePressed", x, y, button=button, buttons=1, clickCount=n)
             await self._mouse("mouseReleased", x, y, button=button, clickCount=n)
 
+    async def point_at(self, element):
+        await self._mouse("mouseMoved", *await self.where(element))
+
+    async def open_dialog(self, element):
+        """Click on what opens a dialog, and return when it is there."""
+        x, y = await self.where(element)
+        await self.send("Page.enable")
+        await self._mouse("mousePressed", x, y, button="left", buttons=1, clickCount=1)
+        mouse = {"type": "mouseReleased", "x": x, "y": y, "button": "left", "clickCount": 1}
+        await self.send("Input.dispatchMouseEvent", until="Page.javascriptDialogOpening", **mouse)
+
     async def drag(self, source, target):
         (x, y), (to_x, to_y) = await self.where(source), await self.where(target)
         await self._mouse("mouseMoved", x, y)
@@ -79,6 +93,7 @@ class Person:
 
     async def scroll(self, element, pixels):
         x, y = await self.where(element)
+        y = min(max(y, 10), 500)  # of an element that is higher than the window
         await self._mouse("mouseWheel", x, y, deltaX=0, deltaY=pixels)
 
     async def type(self, text):
@@ -98,6 +113,6 @@ class Person:
 
 def named(name):
     """Return the expression of the first element with this text, label or value."""
-    return f"""[...document.querySelectorAll("a, button, input, select, textarea, label, summary")].find(
-        (e) => [e.getAttribute("aria-label"), e.labels?.[0]?.innerText, e.innerText, e.placeholder]
-            .some((text) => text?.trim() === {json.dumps(name)}))"""
+    return f"""[...document.querySelectorAll("a, button, input, select, textarea")].find(
+        (e) => [e.getAttribute("aria-label"), e.labels?.[0]?.innerText, e.innerText]
+            .some((text) => text?.trim().split("\\n")[0].trim() === {json.dumps(name)}))"""

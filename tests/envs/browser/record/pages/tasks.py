@@ -1,0 +1,76 @@
+"""Pages that are solved by one gesture each, as tasks; their site is the test's."""
+
+import os
+from urllib.parse import quote
+
+from envs.browser import WebTask
+
+LONG = "".join(f"<p>Line {n}</p>" for n in range(60))
+LIST = f'<div id="box" style="height: 200px; overflow: auto">{LONG}<button>Last</button></div>'
+BUTTON = "<button onclick='window.done = true'>Go</button>"
+
+
+class _Page(WebTask):
+    site = os.environ.get("RECORD_SITE", "http://127.0.0.1:9")
+    html = ""
+    path = ""
+    check = "window.done"
+
+    async def setup(self, page, rng):
+        await page.goto(f"{self.url}/{self.path or f'html?{quote(self.html)}'}")
+        return "Do what the page is for."
+
+    async def evaluate(self, page):
+        return bool(await page.evaluate(self.check))
+
+
+class written(_Page):
+    async def setup(self, page, rng):
+        await page.goto(f"{self.url}/html?x")
+        await page.set_content(BUTTON)
+        return "Go."
+
+
+icon = _Page(path="controls/svg_button.html", check="window.shut")
+label = _Page(path="controls/styled_checkbox.html", check="news.checked")
+drag_html = _Page(
+    path="controls/drag_html5.html", check="document.body.innerText.includes('Dropped')"
+)
+drag_mouse = _Page(
+    path="controls/drag_mouse.html",
+    check="+document.querySelector('[role=slider]').ariaValueNow > 90",
+)
+scroll = _Page(html=f"{LONG}{BUTTON}")
+scroll_list = _Page(html=LIST.replace("<button>", "<button onclick='window.done = true'>"))
+frame = _Page(
+    path="frames/form.html", check="frames[0].document.body.innerText.includes('often=weekly')"
+)
+confirm = _Page(path="dialogs/confirm.html", check="window.result === true")
+prompt = _Page(html="<button onclick='window.done = prompt(`Name?`) == `Ann`'>Ask</button>")
+enter = _Page(
+    html="<form onsubmit='window.done = q.value == `tea`; return false'>"
+    "<input id=q aria-label=Search><button>Search</button></form>"
+)
+double = _Page(html="<button ondblclick='window.done = true'>Open</button>")
+hover = _Page(path="controls/hover_menu.html", check="window.left")
+late = _Page(
+    html="<h1>Wait</h1><script>setTimeout(() => (document.body.innerHTML += "
+    "`<button onclick='window.done = true'>Late</button>`), 4000)</script>"
+)
+scripted = _Page(
+    html="<button onclick='window.n = (window.n ?? 0) + 1'>Other</button>"
+    "<button onclick='b = document.querySelector(`button`); b.click(); b.click();"
+    "b.dispatchEvent(new PointerEvent(`click`, { detail: 1 })); window.done = window.n == 3'>"
+    "Thrice</button>"
+)
+rich = _Page(
+    html="<div contenteditable role=textbox aria-label=Note></div>",
+    check="/Ho/.test(document.body.innerText)",
+)
+tab = _Page(html=f"<a target=_blank href='/html?{quote(BUTTON)}'>Open</a>")
+back = _Page(
+    html="<a href='/html?There'>There</a><script>window.done = performance.getEntriesByType"
+    "('navigation')[0].type == 'back_forward'</script>",
+    actions=("go_back",),
+)
+nothing = _Page(html=f"<h1>Read</h1><p id=plain>Only text</p><button disabled>Off</button>{BUTTON}")

@@ -1,0 +1,206 @@
+"""What a person does at a real browser becomes these actions, which solve the task again."""
+
+import asyncio
+import re
+from pathlib import Path
+
+import pytest
+
+from envs.demonstrations import read_demonstrations
+from tests.envs.browser.record.person import named
+from tests.support.site_server import SiteServer
+
+FILE = Path(__file__).with_name("pages") / "tasks.py"
+PAGES = Path(__file__).parents[1] / "pages"
+FRAME = "document.querySelector('iframe')"
+
+
+async def in_frame(person, name):
+    """Return the middle of an element of the frame, in the window."""
+    element = named(name).replace("document", f"{FRAME}.contentDocument")
+    (x, y), (left, top) = (
+        await person.where(element),
+        await person.run(f"[{FRAME}.getBoundingClientRect().x + {FRAME}.clientLeft, "
+                         f"{FRAME}.getBoundingClientRect().y + {FRAME}.clientTop]"),
+    )  # fmt: skip
+    return x + left, y + top
+
+
+async def click_icon(r):
+    await r.person.click("document.querySelector('circle')")
+
+
+async def click_label(r):
+    await r.person.click("document.querySelector('label')")
+
+
+async def drag_card(r):
+    await r.person.drag("card", "document.querySelector('[role=region]')")
+
+
+async def drag_knob(r):
+    ends = ("slider", "button")
+    await r.person.drag(*(f"document.querySelector('[role={role}]')" for role in ends))
+
+
+async def scroll_page(r):
+    await r.person.scroll("document.body", 300)
+    await r.person.scroll("document.body", 9000)
+    await r.line("scroll(")
+    await r.person.click(named("Go"))
+
+
+async def scroll_box(r):
+    await r.person.scroll("box", 9000)
+    await r.line("scroll(")
+    await r.person.click(named("Last"))
+
+
+async def fill_in_frame(r):
+    await r.person.click_at(*await in_frame(r.person, "Mail"))
+    await r.person.type("a@b.c")
+    await r.person.run(f"{FRAME}.contentDocument.querySelector('select').focus()")
+    await r.person.type("w")
+    await r.person.click_at(*await in_frame(r.person, "Send"))
+
+
+async def answer(r, **options):
+    await r.person.open_dialog("document.querySelector('button')")
+    await r.person.send("Page.handleJavaScriptDialog", accept=True, **options)
+
+
+async def confirm(r):
+    await answer(r)
+
+
+async def prompt(r):
+    await answer(r, promptText="Ann")
+
+
+async def search(r):
+    await r.person.click(named("Search"))
+    await r.person.type("tea")
+    await r.person.key("Enter")
+
+
+async def double_click(r):
+    await r.person.click(named("Open"), count=2)
+
+
+async def choose_in_menu(r):
+    await r.person.point_at("document.querySelector('nav span')")
+    await r.person.click(named("Log out"))
+
+
+async def wait_for_button(r):
+    there = f"new Promise((is) => setInterval(() => {named('Late')} && is(), 20))"
+    await r.person.run(there)
+    await r.person.click(named("Late"))
+
+
+async def click_thrice(r):
+    await r.person.click(named("Thrice"))
+
+
+async def write(r):
+    await r.person.click("document.querySelector('[contenteditable]')")
+    await r.person.type("Ho")
+    await r.person.click_at(300, 300)
+
+
+async def go_on_in_tab(r):
+    await r.person.click(named("Open"))
+    await r.line("click(")
+    await r.person.sit_down()
+    await r.person.click(named("Go"))
+
+
+async def go_back(r):
+    await r.person.click(named("There"))
+    await r.line("click(")
+    history = await r.person.send("Page.getNavigationHistory")
+    earlier = history["entries"][history["currentIndex"] - 1]["id"]
+    await r.person.send("Page.navigateToHistoryEntry", entryId=earlier)
+
+
+async def click_on_nothing(r):
+    await r.person.click("plain")
+    await r.line("not recorded", "Only text")
+    await r.person.click(named("Off"))
+    await r.line("not recorded", "disabled")
+    await r.person.click(named("Go"), button="right")
+    await r.line("not recorded", "right clicks")
+    await r.person.click(named("Go"))
+
+
+async def click_go(r):
+    await r.person.click(named("Go"))
+
+
+ID = r"'\w+'"
+GESTURES = {
+    "icon": (click_icon, rf"click\({ID}\)"),
+    "label": (click_label, rf"click\({ID}\)"),
+    "drag_html": (drag_card, rf"drag_and_drop\({ID}, {ID}\)"),
+    "drag_mouse": (drag_knob, rf"drag_and_drop\({ID}, {ID}\)"),
+    "scroll": (scroll_page, rf"scroll\(0, 1537\) click\({ID}\)"),
+    "scroll_list": (scroll_box, rf"hover\({ID}\) scroll\(0, \d{{4}}\) click\({ID}\)"),
+    "frame": (
+        fill_in_frame,
+        r"fill\('a\d+', 'a@b.c'\) select_option\('a\d+', 'weekly'\) click\('a\d+'\)",
+    ),
+    "confirm": (confirm, rf"click\({ID}\) click\({ID}\)"),
+    "prompt": (prompt, rf"click\({ID}\) fill\({ID}, 'Ann'\) click\({ID}\)"),
+    "enter": (search, rf"fill\({ID}, 'tea'\) press\({ID}, 'Enter'\)"),
+    "double": (double_click, rf"dblclick\({ID}\)"),
+    "hover": (choose_in_menu, rf"hover\({ID}\) click\({ID}\)"),
+    "scripted": (click_thrice, rf"click\({ID}\)"),
+    "rich": (write, rf"fill\({ID}, 'Ho'\)"),
+    "tab": (go_on_in_tab, rf"click\({ID}\) click\({ID}\)"),
+    "back": (go_back, rf"click\({ID}\) go_back\(\)"),
+    "nothing": (click_on_nothing, rf"click\({ID}\)"),
+    "written": (click_go, rf"click\({ID}\)"),
+}
+
+
+@pytest.fixture(scope="module")
+def site():
+    with SiteServer(PAGES) as site, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECORD_SITE", site.url)
+        yield site
+
+
+@pytest.fixture(scope="module")
+def recorded(site, recording, tmp_path_factory):
+    """The demonstrations of a recording in which every gesture was done, by task.
+
+    Of the task `late`: what was told.
+    """
+    output = tmp_path_factory.mktemp("recorded") / "demos.jsonl"
+
+    async def act():
+        async with recording(FILE, [*GESTURES, "late"], output) as r:
+            for name, (gesture, _) in GESTURES.items():
+                await r.ready(name)
+                await gesture(r)
+                await r.line("kept")
+            await r.ready("late")
+            await wait_for_button(r)
+            told.append(await r.line("not kept"))
+
+    told = []
+    asyncio.run(act())
+    found = {each.task.name: each for each in read_demonstrations(output)}
+    return found | {"late": told[0]}
+
+
+@pytest.mark.parametrize("name", GESTURES)
+def test_a_gesture_becomes_these_actions(recorded, name):
+    assert re.fullmatch(GESTURES[name][1], " ".join(recorded[name].actions))
+
+
+def test_actions_that_need_a_person_s_pauses_are_not_kept(recorded):
+    assert recorded["late"].strip() == (
+        "not kept: played again, action 2 fails, before action 2 the page has nothing more "
+        "instead of button 'Late'; once more from the start"
+    )
