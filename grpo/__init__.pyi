@@ -8,6 +8,9 @@ from .algorithm.losses import kl_estimate as kl_estimate
 from .algorithm.losses import policy_loss as policy_loss
 from .algorithm.losses import token_weights as token_weights
 from .config import Config as Config
+from .deploy.act import ActStep as ActStep
+from .deploy.act import act as act
+from .deploy.act import open_agent as open_agent
 from .errors import ConfigError as ConfigError
 from .generators.base import Generator as Generator
 from .generators.base import GeneratorError as GeneratorError

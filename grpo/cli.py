@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grpo.arguments import Parser, read_config, read_inspection
 from grpo.errors import ConfigError
@@ -21,8 +21,12 @@ from grpo.safe_output import one_line, printable
 from grpo.threads import bind_threads
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from envs.base import Env, Task
     from envs.browser.pool import BrowserPool
     from grpo.config import Config
+    from grpo.deploy.act_options import ActOptions
     from grpo.rollouts.agents import Agent
 
 TRAIN = """Train a policy on browser tasks and evaluate it before and after on held-out seeds.
@@ -60,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: Commands = {
         "train": (train, "train a policy and evaluate it before and after"),
         "eval": (evaluate, "evaluate a model or an adapter on held-out seeds"),
+        "act": (act, "let a trained agent act on a page, also of your own browser"),
         "inspect": (inspect, "show a task as a model reads it, and what a random agent scores"),
         "demos": (demos, "collect demonstrations, or check which still succeed"),
         "record": (record, "show tasks in a browser: demonstrations to train on"),
@@ -67,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "new": (new, "write a first site with a task of your own"),
         "serve-env": (serve_env, "serve browser tasks to trainers on this or other machines"),
         "serve-vllm": (serve_vllm, "serve the policy's model with vLLM"),
+        "export": (export, "write a run's policy for transformers, vLLM, llama.cpp and Ollama"),
         "push": (push, "upload a finished run to the Hugging Face Hub"),
     }
     description = "GRPO for browser agents: train a small language model to act."
@@ -124,6 +130,24 @@ def evaluate(
         evaluate(config, pool, baselines=baselines)
 
     return exit_code(program)
+
+
+def act(argv: Sequence[str]) -> int:
+    """Let an agent act on a page; return the exit code, which is 1 if the check does not hold."""
+    codes: list[int] = []
+
+    def program() -> None:
+        from grpo.deploy.act_options import read_options
+
+        options = read_options(argv, _held_out_of)
+        env, task = _live(options)
+
+        bind_threads(options.config.device)
+        from grpo.deploy.act_program import run
+
+        codes.append(run(options, env, task))
+
+    return exit_code(program) or codes[0]
 
 
 def inspect(argv: Sequence[str]) -> int:
@@ -264,6 +288,29 @@ def serve_vllm(argv: Sequence[str]) -> int:
     return exit_code(program)
 
 
+def export(argv: Sequence[str]) -> int:
+    """Write a run's policy for other programs; return the exit code."""
+
+    def program() -> None:
+        from grpo.deploy.export_options import read_options
+
+        options = read_options(argv)
+        extra = _extra_actions(options.config)
+
+        bind_threads(options.config.device)
+        from envs.browser.grammar import action_gbnf, action_regex
+        from envs.browser.recorded import recorded_chats
+        from grpo.deploy.export import export
+
+        export(
+            options,
+            grammars={"actions.gbnf": action_gbnf(extra), "actions.regex": action_regex(extra)},
+            recorded=lambda path, count: recorded_chats(path, count, extra),
+        )
+
+    return exit_code(program)
+
+
 def push(argv: Sequence[str]) -> int:
     """Upload a finished run; return the exit code."""
 
@@ -302,6 +349,17 @@ def _dispatch(argv: Sequence[str], prog: str, description: str, commands: Comman
     return commands[chosen[0]][0](argv[1:]) if chosen else code
 
 
+def _extra_actions(config: Config) -> list[str]:
+    """Return the actions that a run's tasks allow besides the usual."""
+    from envs.browser.task_file import TaskFile
+
+    if not config.task_file:
+        return []
+    tasks = TaskFile(config.task_file)
+    every = (tasks.find(name).actions for name in config.evaluated_tasks)
+    return list(dict.fromkeys(action for actions in every for action in actions))
+
+
 def _held_out_of(file: str, names: Sequence[str]) -> dict[str, bool]:
     """Return which tasks of a file are held out; see `grpo.task_options.HeldOutOf`."""
     from envs.base import TaskError
@@ -312,6 +370,39 @@ def _held_out_of(file: str, names: Sequence[str]) -> dict[str, bool]:
         return {name: tasks.find(name).held_out for name in names or tasks.tasks}
     except TaskError as error:
         raise TaskError(f"{file}: {error}") from error
+
+
+def _live(options: ActOptions) -> tuple[AbstractAsyncContextManager[Env], Task]:
+    """Return what opens the browser window of `grpo act`, and the task in it.
+
+    Raises:
+        ConfigError: a package or the browser is not installed, or an option cannot be used.
+    """
+    from envs.base import Task
+    from envs.browser.live import check_live, open_live
+    from envs.browser.url_task import UrlTask
+
+    where: dict[str, Any] = {
+        "visible": options.visible,
+        "connect": options.connect,
+        "secrets": options.secrets,
+    }
+    try:
+        check_live(**where)
+    except (ModuleNotFoundError, FileNotFoundError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    config = options.config
+    if not options.url:
+        return open_live(config.task_file, **where), Task(config.evaluated_tasks[0], config.seed)
+    task = UrlTask(
+        options.url,
+        options.goal,
+        until=options.until,
+        max_turns=options.max_actions + 1,  # the agent's bound comes first
+        allowed_origins=options.allow,
+        actions=options.actions,
+    )
+    return open_live(task, **where), Task(task.name, config.seed)
 
 
 def _browser_pool(config: Config) -> BrowserPool:

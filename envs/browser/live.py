@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+import os
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -188,10 +189,25 @@ class _Client:
         return {"observation": observation, **outcome}
 
 
+@contextmanager
+def _every_core() -> Iterator[None]:
+    """Let processes that start in the block use every core: OpenMP may have bound this thread."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 async def _start(browser: PlaywrightChromium) -> None:
     try:
-        async with asyncio.timeout(START_DEADLINE_S):
-            await browser.start()
+        with _every_core():
+            async with asyncio.timeout(START_DEADLINE_S):
+                await browser.start()
     except TimeoutError as error:
         hint = "; is a dialog open in one of its tabs?" if browser.is_shared else ""
         reason = f"the browser did not respond within {START_DEADLINE_S:g} s{hint}"

@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 
 from envs.base import EnvError, Task, TaskError
-from envs.browser.live import open_live
+from envs.browser.live import LiveEnv, open_live
 from envs.browser.server.processes import marked
 from envs.browser.url_task import UrlTask
 
 TODO = Path(__file__).parents[3] / "examples" / "sites" / "todo" / "tasks.py"
+
+
+def _mark(env: LiveEnv) -> str:
+    return f"GRPO_BROWSER={env.session.browser._mark}"
 
 
 def test_it_plays_the_tasks_of_a_file() -> None:
@@ -42,8 +46,7 @@ def test_a_browser_that_dies_is_an_error_of_the_environment() -> None:
     async def play() -> None:
         async with open_live(TODO) as env:
             await env.reset(Task("AddTodo", 0))
-            mark = f"GRPO_BROWSER={env.session.browser._mark}"
-            for pid in marked(mark):
+            for pid in marked(_mark(env)):
                 os.kill(pid, signal.SIGKILL)
             with pytest.raises(EnvError, match="browser: "):
                 await env.step(env.demonstrate())
@@ -51,13 +54,29 @@ def test_a_browser_that_dies_is_an_error_of_the_environment() -> None:
     asyncio.run(play())
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+def test_its_browser_may_use_every_core() -> None:
+    async def play() -> list[set[int]]:
+        async with open_live(TODO) as env:
+            return [os.sched_getaffinity(pid) for pid in marked(_mark(env))]
+
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})  # as OpenMP does
+    try:
+        found = asyncio.run(play())
+        assert os.sched_getaffinity(0) == {min(before)}
+    finally:
+        os.sched_setaffinity(0, before)
+    assert found
+    assert all(cores >= before for cores in found)
+
+
 def test_nothing_is_left_of_it() -> None:
     async def play() -> str:
         async with open_live(TODO) as env:
             await env.reset(Task("AddTodo", 0))
-            mark = f"GRPO_BROWSER={env.session.browser._mark}"
-            assert marked(mark)
-            return mark
+            assert marked(_mark(env))
+            return _mark(env)
 
     assert marked(asyncio.run(play())) == []
 
