@@ -154,7 +154,7 @@ def write_model(
     layout = Layout(config)
     writer = gguf.GGUFWriter(path, layout.architecture.name)
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(Path(config.name_or_path).name or config.model_type)
+    writer.add_name(f"{Path(config.name_or_path).name or config.model_type}-grpo")
     _add_shape(writer, config, layout.tensors(tensors()))
     add_tokenizer(writer, tokenizer, vocab_size=config.vocab_size, end_id=end_id)
     _write(writer, lambda: layout.tensors(tensors()), kind)
