@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,16 @@ from torch.utils.checkpoint import checkpoint
 from grpo.model.head import OutputHead
 from grpo.model.logprobs import RECOMPUTED
 from grpo.transfer import to_device
+from grpo.tree.attention import block_mask
 from grpo.tree.chunks import cut_chunks
+from grpo.tree.kernel_choice import Heads, least_nodes_for_flex
 from grpo.tree.layers import tree_forward
-from grpo.tree.layout import LayerCache, Layout
+from grpo.tree.layout import Chunk, LayerCache, Layout
 from grpo.tree.token_tree import TokenTree, build_tree
 from grpo.types import TokenBatch
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 ForwardMode = Literal["tree", "padded"]
 
@@ -79,9 +84,23 @@ class TreeLayout(Layout):
             cache_out: receives what the layers compute now.
         """
         super().__init__()
-        self.chunks = cut_chunks(tree.attention, first, len(tree), device)
+        self._tree, self._device = tree, device
         (self.ancestors,) = to_device([tree.ancestors(width)[first:]], device)
         self.first, self.cached, self.cache_out = first, cached or {}, cache_out
+
+    @cached_property
+    def chunks(self) -> Sequence[Chunk]:  # type: ignore[override]
+        """The queries of the attention, cut into pieces when they are first read."""
+        return cut_chunks(self._tree.attention, self.first, len(self._tree), self._device)
+
+    def block_mask(self, heads: Heads) -> BlockMask | None:
+        """Return the block mask where flex_attention was measured to be faster (see `Layout`)."""
+        least = least_nodes_for_flex(heads)
+        return None if least is None or len(self._tree) < least else self._block_mask
+
+    @cached_property
+    def _block_mask(self) -> BlockMask:
+        return block_mask(self._tree.ends, self.first, self._device)
 
     def prepend_cached(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
         """Put the first nodes' tensors before the others' (see `Layout`)."""

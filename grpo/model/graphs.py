@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from grpo.model.forward import TreeLayout
 from grpo.tree.capture import Graphs, Pool, capture, warm_up
+from grpo.tree.kernel_choice import Heads
 from grpo.tree.layers import tree_forward
 from grpo.tree.layout import Chunk
 from grpo.tree.token_tree import TokenTree, build_tree
@@ -42,6 +43,9 @@ class PaddedLayout(TreeLayout):
         mask = torch.zeros(sees.shape, dtype=dtype, device=ends.device)
         self.chunks = [Chunk(0, len(ends), None, mask.masked_fill(~sees, -torch.inf))]
         self.ancestors, self.first, self.cached, self.cache_out = ancestors, 0, {}, None
+
+    def block_mask(self, heads: Heads) -> None:
+        """Use SDPA: up to the largest size of a graph flex_attention has little to gain."""
 
 
 class TreeInput:

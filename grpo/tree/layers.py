@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from grpo.tree.attention import flex, sdpa
+from grpo.tree.kernel_choice import Heads
 from grpo.tree.layout import Layout
 
 NAME = "token_tree"
@@ -117,37 +118,14 @@ def tree_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **options
         )
-    dtype, grouped = query.dtype, _takes_groups(query)
+    dtype = query.dtype
     if query.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16):
         # The CPU's kernel is slower in bfloat16 than in float32, backward most of all.
         query, key, value = query.float(), key.float(), value.float()
     key, value = seq_idx.prepend_cached(module, key, value, dim=2)
-
-    def select(x: Tensor, keys: Tensor | None) -> Tensor:
-        x = x if keys is None else x.index_select(2, keys)
-        return x if grouped else x.repeat_interleave(query.shape[1] // x.shape[1], dim=1)
-
-    outputs = [
-        F.scaled_dot_product_attention(
-            query[:, :, start:stop],
-            select(key, keys),
-            select(value, keys),
-            attn_mask=mask,
-            scale=scaling,
-            enable_gqa=grouped,
-        )
-        for start, stop, keys, mask in seq_idx.chunks
-    ]
-    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-    return joined.transpose(1, 2).to(dtype), None
-
-
-def _takes_groups(query: Tensor) -> bool:
-    """Tell whether the fast attention kernel takes a mask and grouped heads together.
-
-    On CUDA cuDNN's does, which torch chooses in half precision from Hopper (9.0) on.
-    """
-    if query.device.type != "cuda" or torch.version.hip:
-        return query.device.type == "cpu"
-    half = query.dtype in (torch.bfloat16, torch.float16)
-    return half and torch.cuda.get_device_capability(query.device) >= (9, 0)
+    mask = seq_idx.block_mask(Heads.of(query, key, value))
+    if mask is None:
+        output = sdpa(query, key, value, seq_idx.chunks, scaling)
+    else:
+        output = flex(query, key, value, mask, scaling)
+    return output.transpose(1, 2).to(dtype), None

@@ -9,9 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+    from grpo.tree.kernel_choice import Heads
 
 LayerCall = tuple[nn.Module, int]
 """A layer, and the number of its call within a forward pass: some layers are called twice."""
@@ -53,6 +58,14 @@ class Layout(ABC):
         """Name this call of a layer; each call of `prepend_cached` and `taps` is one."""
         self.calls[layer] += 1
         return layer, self.calls[layer]
+
+    def block_mask(self, heads: Heads) -> BlockMask | None:
+        """Return the mask for flex_attention; None to use SDPA with the chunks.
+
+        Args:
+            heads: of the attention.
+        """
+        return None
 
     @abstractmethod
     def prepend_cached(self, layer: nn.Module, *own: Tensor, dim: int) -> tuple[Tensor, ...]:
