@@ -6,7 +6,6 @@ import asyncio
 import sys
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -78,7 +77,7 @@ async def run_act(
                         log.end(step)
             finally:
                 if log.steps:
-                    await asyncio.to_thread(_save, log.episode(task), options.output / "media")
+                    await asyncio.to_thread(_save, log.episode(task), options)
         return log.verdict()
 
 
@@ -186,6 +185,7 @@ def _ask(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _save(episode: Episode, media: Path) -> None:
-    save_episode(episode, media / LABEL)
+def _save(episode: Episode, options: ActOptions) -> None:
+    media = options.output / "media"
+    save_episode(episode, media / LABEL, has_check=options.has_check)
     write_gallery(media, title="grpo act")

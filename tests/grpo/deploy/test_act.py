@@ -133,7 +133,9 @@ def test_without_a_check_it_ends_when_it_repeats_itself(
     script("fill('{Query}', 'x')", "click('{Send}')", "noop()")
     assert act("--url", page(site, FORM), "--goal", "Send x.", "--confirm", "never") == 0
     assert "3. noop()\nthe agent repeats itself" in capsys.readouterr().out
-    assert len(episode()["pages"]) == 4  # three actions, and the last page
+    left = episode()
+    assert len(left["pages"]) == 4  # three actions, and the last page
+    assert left["solved"] is None
 
 
 def test_without_a_check_a_failed_action_counts(script: Script, act: Act, site: SiteServer) -> None:
