@@ -74,11 +74,13 @@ def find_pieces(chat: ChatTemplate) -> Pieces | None:
             _render(chat, probe[:n], to_continue=False).rpartition(_TEXTS[n - 1])[2] for n in (2, 3)
         )
         user_start = _after(gaps[3], assistant_end)
+        default = _before(alone.partition(_TEXTS[1])[0], user_start)
+        shared = default if gaps[0].startswith(default) else gaps[0]
         pieces = Pieces(
-            start=gaps[0],
-            default=_before(alone.partition(_TEXTS[1])[0], user_start),
+            start=shared,
+            default=default,
             around={
-                "system": ("", _before(gaps[1], user_start)),
+                "system": (_after(gaps[0], shared), _before(gaps[1], user_start)),
                 "user": (user_start, user_end),
                 "assistant": (_after(gaps[2], user_end), assistant_end),
             },

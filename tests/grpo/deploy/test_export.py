@@ -141,7 +141,7 @@ def test_a_difference_is_shown(run, capsys, monkeypatch):
     assert json.loads((folder / "export.json").read_text())["equal"] == 0
 
 
-def test_equality_is_of_every_token(byte_level, monkeypatch):
+def test_equality_is_of_every_token(byte_level):
     model, like = make_family("llama"), ChatTemplate(byte_level)
     chat = ({"role": "system", "content": "a"}, {"role": "user", "content": "b"})
     prompt = torch.tensor([like.prompt(chat)])
