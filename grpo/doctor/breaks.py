@@ -24,6 +24,7 @@ from grpo.errors import ConfigError
 from grpo.generators.local import LocalGenerator
 from grpo.model.bundled import bundled_model_path
 from grpo.model.policy import Policy
+from grpo.tree.attention import block_mask
 from grpo.tree.token_tree import TokenTree, build_tree
 from grpo.types import Completion
 
@@ -114,6 +115,15 @@ def _wrong_parents(context: Context) -> AbstractContextManager[Any]:
     return patch("grpo.model.policy.build_tree", build)
 
 
+def _causal_blocks(context: Context) -> AbstractContextManager[Any]:
+    """Let flex_attention see all earlier nodes, ancestors or not."""
+
+    def blocks(ends: torch.Tensor, first: int, device: torch.device) -> Any:
+        return block_mask(torch.full_like(ends, len(ends)), first, device)
+
+    return patch("grpo.model.forward.block_mask", blocks)
+
+
 def _old_weights(context: Context) -> AbstractContextManager[Any]:
     """Leave the local generator with the weights that it began with."""
 
@@ -184,6 +194,7 @@ FAULTS: dict[str, Fault] = {
     "dtypes": _wrong_products,
     "model": _cut_weights,
     "tree": _wrong_parents,
+    "attention": _causal_blocks,
     "generator": _old_weights,
     "speed": _no_gradient,
     "training": _constant_reward,

@@ -52,22 +52,23 @@ def model(context: Context) -> str:
 
 
 def tree(context: Context) -> str:
-    """Compare the update over the token tree with that over padded rows, in float32."""
-    if context.policy.forward_mode == "padded":
+    """Compare the update over the token tree, or packed rows, with padded rows, in float32."""
+    chosen = context.policy.forward_mode
+    if chosen == "padded" and not context.policy.packed:
         raise Skipped("this model is computed over padded rows (docs/models.md lists which are)")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the check "model" has shown them
-        policy = load_policy(context.config.replace(dtype="float32", forward="tree"))
+        policy = load_policy(context.config.replace(dtype="float32", forward=chosen))
     batch = _random_rows(policy)
     updater = Updater(context.config, policy, World.single())
     some = count_distinct(batch.rows()) * 2 // 3  # several micro-batches with a shared prefix
-    budgets: dict[ForwardMode, int] = {"tree": some, "padded": updater.max_tokens}
+    ways: list[tuple[ForwardMode, bool, int]]
+    ways = [(chosen, policy.packed, some), ("padded", False, updater.max_tokens)]
     logprobs: list[Tensor] = []
     gradients: list[Tensor] = []
     with changed_weights(policy) as change:
         change(0.02)  # an adapter of zeros has no gradient at A
-        for mode, budget in budgets.items():
-            policy.forward_mode, updater.max_tokens = mode, budget
+        for policy.forward_mode, policy.packed, updater.max_tokens in ways:
             logprobs.append(updater.logprobs(batch)[batch.completion_mask])
             updater.accumulate(batch)
             parts = [p.grad.flatten() for p in policy.parameters() if p.grad is not None]
@@ -76,8 +77,8 @@ def tree(context: Context) -> str:
     gradient = float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
     context.measured |= {"tree_nats": nats, "tree_gradient": gradient}
     found = (
-        f"log-probabilities {nats:.1g} nats from padded rows, LoRA gradients {gradient:.1g} of "
-        "their norm"
+        f"{'packed rows: ' if chosen == 'padded' else ''}log-probabilities {nats:.1g} nats from "
+        f"padded rows, LoRA gradients {gradient:.1g} of their norm"
     )
     if not (nats <= MOST_NATS and gradient <= MOST_GRADIENT):  # NaN is a failure, too
         raise Failed(

@@ -18,7 +18,7 @@ from envs.pool import EnvPool
 from grpo.blocking import wait_for
 from grpo.config import Config
 from grpo.distributed import World
-from grpo.doctor import browser, machine, model, rates, training
+from grpo.doctor import attention, browser, machine, model, rates, training
 from grpo.doctor.breaks import Fault, faults_of
 from grpo.doctor.context import Check, Context, Failed, Skipped
 from grpo.errors import one_line_reason
@@ -34,6 +34,7 @@ CHECKS = (
     Check("rates", rates.rates, ("device",)),
     Check("model", model.model, ("device",)),
     Check("tree", model.tree, ("model",)),
+    Check("attention", attention.attention, ("model",)),
     Check("generator", model.generator, ("model",)),
     Check("speed", model.speed, ("model",)),
     Check("training", training.training, ("device",)),

@@ -13,12 +13,13 @@ import torch
 from envs.scripted import ScriptedEnv
 from grpo import cli
 from grpo.config import Config
-from grpo.doctor import machine, rates
+from grpo.doctor import attention, machine, rates
 from grpo.doctor.breaks import FAULTS, VARIABLE
 from grpo.doctor.context import Check, Failed, Skipped
 from grpo.doctor.run import CHECKS, STYLES, doctor
 from grpo.errors import ConfigError
 from grpo.model.bundled import bundled_model_path
+from grpo.tree.kernel_choice import Heads
 from tests.support.models import make_llama, save_tiny_lfm2
 from tests.test_architecture import OPTIONAL, ROOT
 
@@ -273,14 +274,100 @@ def test_a_dtype_that_the_device_lacks(monkeypatch):
     assert found.detail == "float32, float16; not on this device: bfloat16, float64"
 
 
-def test_a_model_without_a_tree_is_skipped(tmp_path, base_model, tokenizer):
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_model_without_a_tree(monkeypatch, tmp_path, base_model, tokenizer, packed):
+    """Packed rows are compared with padded rows; padded rows with nothing."""
+    monkeypatch.setattr("grpo.model.check.may_pack", lambda model: packed)
+    model = base_model("mistral", torch.float32)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    found = findings("device", "model", "tree", "attention", model=str(tmp_path), dtype="float32")
+    assert found["model"].status == found["attention"].status == "pass"
+    assert "its sliding window" in found["model"].detail  # the warning of the run
+    assert found["tree"].status == ("pass" if packed else "skipped")
+    assert found["tree"].detail.startswith("packed rows: " if packed else "this model is computed")
+    assert found["attention"].detail == (
+        "packed rows, padded inside attention alone, by packed_sdpa"
+        if packed
+        else "padded rows, by sdpa"
+    )
+
+
+def test_packed_rows_that_are_wrong_fail(monkeypatch, tmp_path, base_model, tokenizer):
+    """The check at load time is one of values; that of the doctor is one of gradients as well."""
+    from grpo.model import policy
+
+    def hidden(decoder, batch):
+        return packed_hidden(decoder, batch).detach()
+
+    packed_hidden = policy.packed_hidden
+    monkeypatch.setattr(policy, "packed_hidden", hidden)
     model = base_model("mistral", torch.float32)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     found = findings("device", "model", "tree", model=str(tmp_path), dtype="float32")
-    assert found["model"].status == "pass"
-    assert "its sliding window" in found["model"].detail  # the warning of the run
-    assert found["tree"].status == "skipped"
+    assert failed(found) == ["tree"]
+
+
+class Gpu:
+    """Timings of kernels on a pretended GPU, milliseconds by the number of nodes."""
+
+    def __init__(self, monkeypatch, tmp_path, flex):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Big GPU")
+        monkeypatch.setattr(attention, "difference", lambda heads, tree: 1e-7)
+        monkeypatch.setattr(attention, "measure", self.measure)
+        heads = Heads(torch.device("cuda", 0), torch.bfloat16, 9, 3, 64, 64)
+        monkeypatch.setattr(attention, "_heads", lambda policy: [heads])
+        self.flex = dict(zip(attention.SIZES, flex, strict=True))
+        self.file = tmp_path / "grpo-browser" / "attention.json"
+
+    def measure(self, heads, nodes):
+        return attention.Timing(nodes, nodes / 1e6, self.flex[nodes] / 1e3, nodes / 1e5, 6.0)
+
+    def check(self):
+        policy = SimpleNamespace(forward_mode="tree", device=torch.device("cuda", 0))
+        context = SimpleNamespace(policy=policy, measured={})
+        return attention.attention(context), context.measured
+
+
+@pytest.mark.parametrize(
+    ("flex", "least", "says"),
+    [
+        ((2, 4, 10), 4096, "flex_attention from 4,096 nodes on (saved in "),
+        ((1, 5, 10), 16384, "flex_attention from 16,384 nodes on (saved in "),
+        ((1, 4, 17), None, "SDPA (saved in "),
+        ((1, 4, 16), 1024, "flex_attention from 1,024 nodes on (saved in "),
+    ],
+)
+def test_the_faster_kernel_of_a_gpu_is_chosen(monkeypatch, tmp_path, flex, least, says):
+    gpu = Gpu(monkeypatch, tmp_path, flex)
+    detail, measured = gpu.check()
+    assert detail.startswith(f"{says}{gpu.file}); ")
+    assert f"1,024 nodes 1.02, {flex[0]} and 10.2 ms" in detail
+    assert detail.endswith("first calls 18 s; 1e-07 apart")
+    assert list(json.loads(gpu.file.read_text()).values()) == [least]
+    assert measured["attention_4096_sdpa_s"] == 4096e-6
+
+
+def test_a_kernel_that_is_wrong_or_does_not_run_is_not_chosen(monkeypatch, tmp_path):
+    gpu = Gpu(monkeypatch, tmp_path, (1, 1, 1))
+    gpu.check()
+    monkeypatch.setattr(attention, "difference", lambda heads, tree: float("nan"))
+    with pytest.raises(Failed, match="flex_attention differs from SDPA by nan of its norm"):
+        gpu.check()
+    assert list(json.loads(gpu.file.read_text()).values()) == [None]
+
+    def fail(heads, tree):
+        raise RuntimeError("no compiler\n")
+
+    monkeypatch.setattr(attention, "difference", fail)
+    assert gpu.check()[0] == "SDPA; flex_attention does not run here (no compiler)"
+    gpu.file.write_text("{}")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(attention, "difference", lambda heads, tree: 0.0)
+    assert gpu.check()[0].startswith("flex_attention from 1,024 nodes on (not saved: ")
 
 
 @pytest.mark.parametrize(

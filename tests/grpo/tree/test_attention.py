@@ -123,7 +123,7 @@ def test_trees_of_all_sizes_share_their_compiled_code(monkeypatch):
 
 
 @needs_gpu
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 3e-5), (torch.bfloat16, 6e-2)])
 def test_the_compiled_kernel(dtype, most):
     tree, device = make_tree(pages=40), torch.device("cuda", 0)
     for first in (0, 130):
