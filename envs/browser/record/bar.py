@@ -27,7 +27,7 @@ class State:
         goal: the instruction.
         kept: demonstrations of this task that were kept.
         wanted: demonstrations of this task that are asked for.
-        actions: what was done in this episode.
+        actions: what was done in this episode: each action and the elements that it names.
         note: the last message.
         tone: "good" or "bad" for one that matters.
         ready: True while what is done counts.
@@ -37,7 +37,7 @@ class State:
     goal: str = ""
     kept: int = 0
     wanted: int = 0
-    actions: tuple[str, ...] = ()
+    actions: tuple[tuple[str, str], ...] = ()
     note: str = ""
     tone: str = ""
     ready: bool = False

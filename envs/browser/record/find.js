@@ -1,7 +1,8 @@
 // Finds an element that `capture.js` has described, in the same page in another browser. Returns the
 // ids of what a click on it may mean, the nearest first, and whether it is "shown", "hidden",
-// "outside" of the window, or "new" since the page was read; null without the element.
-({ path, tag, text }, attribute) => {
+// "outside" of the window, or "new" since the page was read; null without the element. `within`: what
+// is in the element will do as well.
+({ path, tag, text }, attribute, within) => {
   const words = (element) => {
     const isField = element.matches("textarea, input") || element.isContentEditable;
     const text = element.getAttribute("aria-label") ?? (isField ? "" : element.textContent);
@@ -32,8 +33,8 @@
     // A label without an id stands for what it labels.
     if (at.localName === "label" && at.control) ids.push(at.control.getAttribute(attribute));
     // What is hidden appears when the pointer is over what is beside it, perhaps.
-    const beside = state === "hidden" ? [...at.querySelectorAll("*")].filter(isVisible) : [];
-    ids.push(...beside.map((element) => element.getAttribute(attribute)));
+    const more = within || state === "hidden" ? [...at.querySelectorAll("*")] : [];
+    ids.push(...more.filter(isVisible).map((element) => element.getAttribute(attribute)));
   }
   return { ids: ids.filter(Boolean), state };
 };

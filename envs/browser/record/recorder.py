@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import zip_longest
 
 from envs.base import EnvError, Task
 from envs.browser.foreign_text import one_line
@@ -14,7 +13,7 @@ from envs.browser.page_text import format_page, simplify_axtree
 from envs.browser.record.bar import Bar, State
 from envs.browser.record.capture import Capture
 from envs.browser.record.events import HOLD_S, Actions, Event, Ignored, Step
-from envs.browser.record.replay import Differs, NoAction, Replay, without_ids
+from envs.browser.record.replay import Differs, NoAction, Replay, first_difference
 from envs.browser.server.errors import BrowserError
 from envs.browser.server.playwright.dialog import DialogOpened
 from envs.demonstrations import Demonstration
@@ -97,7 +96,8 @@ class Recorder:
         if solved is None:
             return None
         taken = self._replay.taken
-        await self._tell(f"kept: {_actions(len(taken))}, replayed with success", good=True)
+        self._state.kept += 1
+        await self._tell(f"kept: {_actions(len(taken))}, replayed with success", "good")
         await asyncio.sleep(SHOWN_S)
         return Demonstration(
             task,
@@ -120,7 +120,7 @@ class Recorder:
         while not self._events.empty():
             self._events.get_nowait()
         self._state.goal, self._state.ready = live.goal, True
-        self._state.actions = tuple(each.text for each in self._replay.taken)
+        self._state.actions = self._shown()
         window = self._live.session.window
         assert window is not None
         await self._bar.show(self._state)
@@ -157,14 +157,13 @@ class Recorder:
             Why this is no success; empty if it is one.
         """
         self._capture.on = False
-        await self._tell("played again ...", quiet=True)
         shown = self._replay.taken
         await self._replay.reset(self._task)
         differs = ""
         for number, each in enumerate(shown, 1):
             page = self._replay.observation.page
             if not differs and page != each.page:
-                here, there = _first_difference(each.page, page)
+                here, there = first_difference(each.page, page)
                 differs = f"before action {number} the page has {there} instead of {here}"
             try:
                 await self._replay.do(each.text)
@@ -194,7 +193,7 @@ class Recorder:
             return None
         self._steps.append(before)
         self._stray = False
-        self._state.actions = tuple(each.text for each in taken)
+        self._state.actions = self._shown()
         for number, each in enumerate(taken[before:], before + 1):
             self._say(f"{number:5}  {one_line(each.text)}   {one_line(each.target)}")
         await self._tell("")
@@ -213,7 +212,7 @@ class Recorder:
                 raise Closed from error
             self._steps.clear()
             await self._start([])
-        await self._tell(f"undone: {_actions(len(self._replay.taken))} so far")
+        await self._tell(f"undone: {_actions(len(self._replay.taken))} so far", "")
 
     async def _compare(self) -> None:
         """Note where the person's page differs from the other one, for the case of a failure."""
@@ -226,26 +225,22 @@ class Recorder:
                 await window.settle()
             view = await window.look()
         except BrowserError:
-            return  # it goes on changing
+            return
         page = format_page(simplify_axtree(view.text), view.left_out)
-        here, there = _first_difference(page, self._replay.observation.page)
+        here, there = first_difference(page, self._replay.observation.page)
         if self._events.empty() and here != there:
             after = f"after action {len(self._replay.taken)}" if self._steps else "from the start"
             self._difference = f"; {after} your page has {here}, and the other one {there}"
 
-    async def _tell(self, note: str, *, good: bool = False, quiet: bool = False) -> None:
-        if note and not quiet:
+    def _shown(self) -> tuple[tuple[str, str], ...]:
+        return tuple((each.text, one_line(each.target, 60)) for each in self._replay.taken)
+
+    async def _tell(self, note: str, tone: str = "bad") -> None:
+        """Print a note and show it in the bar; none removes the last one."""
+        if note:
             self._say(f"       {one_line(note, 400)}")
-        tone = "good" if good else "bad" if note and not quiet else ""
-        self._state.note, self._state.tone = note, tone
+        self._state.note, self._state.tone = note, tone if note else ""
         await self._bar.show(self._state)
-
-
-def _first_difference(page: str, other: str) -> tuple[str, str]:
-    """Return the first lines, without ids, that two pages do not share."""
-    pairs = zip_longest(without_ids(page), without_ids(other), fillvalue="nothing more")
-    here, there = next((pair for pair in pairs if pair[0] != pair[1]), ("", ""))
-    return one_line(here, 60), one_line(there, 60)
 
 
 def _actions(count: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,9 @@ class Replay:
             return
         also = {"drag_and_drop": TEXT | STRUCTURE, "scroll": TEXT | STRUCTURE, "press": STRUCTURE}
         roles = also.get(step.name, set() if step.plain else TEXT)
-        ids = [await self._find(target, roles) for target in step.targets]
-        if step.name == "scroll" and ids:  # the wheel scrolls what is under the pointer
+        scrolls = step.name == "scroll"
+        ids = [await self._find(target, roles, within=scrolls) for target in step.targets]
+        if scrolls and ids:  # the wheel scrolls what is under the pointer
             await self._do("hover", ids.pop())
         await self._do(step.name, *ids, *step.args)
 
@@ -124,29 +126,30 @@ class Replay:
             raise Differs(f"{text}: {result.observation.error}")
         self.taken.append(Taken(text, page, target, result))
 
-    async def _find(self, target: Target, also: set[str]) -> str:
+    async def _find(self, target: Target, also: set[str], *, within: bool) -> str:
         """Return the id of the nearest element that is meant.
 
         Args:
             target: the element.
             also: roles of `TEXT` and `STRUCTURE` that it may have.
+            within: True if it may be in the element.
         """
-        ids, state = await self._look_up(target)
+        ids, state = await self._look_up(target, within)
         if state in ("gone", "new"):
             await self._do("noop")  # which reads the page again
-            ids, state = await self._look_up(target)
+            ids, state = await self._look_up(target, within)
         elif state == "hidden" and ids:
             await self._do("hover", ids[0])
-            ids, state = await self._look_up(target)
+            ids, state = await self._look_up(target, within)
         if state != "shown":
             raise Differs(f"{target} is {state}")
         roles = {line[3]: line[0] for line in self._lines()}
         found = [i for i in ids if roles[i] not in (TEXT | STRUCTURE) - also]
         if not found:
-            raise NoAction(f"{target} does not react to this, or the model cannot see it")
+            raise NoAction(f"the model sees no control there: {target}")
         return found[0]
 
-    async def _look_up(self, target: Target) -> tuple[list[str], str]:
+    async def _look_up(self, target: Target, within: bool) -> tuple[list[str], str]:
         """Return the ids on the page of what a click on it may mean, and its state."""
         window = self.env.session.window
         assert window is not None
@@ -155,7 +158,7 @@ class Replay:
         try:
             for place in target.frame:
                 frame = frame.child_frames[place]
-            arguments = f"{target.to_json()}, {json.dumps(tab.attribute)}"
+            arguments = f"{target.to_json()}, {json.dumps(tab.attribute)}, {json.dumps(within)}"
             found = await tab.run_in(frame, f"({FIND})({arguments})")
         except (BrowserError, IndexError):
             found = None
@@ -173,9 +176,12 @@ class Replay:
         return _parsed(self.observation.page)
 
 
-def without_ids(page: str) -> list[str]:
-    """Return the lines of a page as the model reads it, without the ids."""
-    return [_line(line) + line[2] for line in _parsed(page)]
+def first_difference(page: str, other: str) -> tuple[str, str]:
+    """Return the first lines, without ids, that two pages do not share; empty for equal ones."""
+    texts = [[_line(line) + line[2] for line in _parsed(each)] for each in (page, other)]
+    pairs = zip_longest(*texts, fillvalue="nothing more")
+    here, there = next((pair for pair in pairs if pair[0] != pair[1]), ("", ""))
+    return one_line(here, 60), one_line(there, 60)
 
 
 def _parsed(page: str) -> list[tuple[str, str, str, str]]:

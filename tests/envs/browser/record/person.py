@@ -91,9 +91,9 @@ class Person:
             await self._mouse("mouseMoved", *at, button="left", buttons=1)
         await self._mouse("mouseReleased", to_x, to_y, button="left", clickCount=1)
 
-    async def scroll(self, element, pixels):
+    async def scroll(self, element, pixels, below=0):
         x, y = await self.where(element)
-        y = min(max(y, 10), 500)  # of an element that is higher than the window
+        y = min(max(y + below, 10), 500)  # of an element that is higher than the window
         await self._mouse("mouseWheel", x, y, deltaX=0, deltaY=pixels)
 
     async def type(self, text):

@@ -51,7 +51,7 @@ async def scroll_page(r):
 
 
 async def scroll_box(r):
-    await r.person.scroll("box", 9000)
+    await r.person.scroll("box.children[3]", 9000, below=25)  # between two lines
     await r.line("scroll(")
     await r.person.click(named("Last"))
 
