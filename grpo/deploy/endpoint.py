@@ -87,7 +87,8 @@ async def endpoint_agent(
         deadline_s: seconds that a response may take.
 
     Raises:
-        ConfigError: the address is none, or the server has not this model, or another tokenizer.
+        ConfigError: the address is none, there is not one model to choose, or the server has
+            another tokenizer than the template.
         GeneratorError: the server fails; from the agent as well.
     """
     options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
