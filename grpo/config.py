@@ -378,6 +378,12 @@ class Config(BaseModel):
     log_completions: int = _output(
         5, "steps between tables of a few completions (0: none)", ge=0, le=MAX
     )
+    gallery_every: int = _output(
+        5,
+        "steps between the best and the worst episode shown in media/index.html (0: none)",
+        ge=0,
+        le=MAX,
+    )
     push_to_hub: Text = _output(
         "", "user/name of the Hugging Face repository that receives the finished run"
     )

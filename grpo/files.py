@@ -38,11 +38,15 @@ CARD_MARK = "by grpo-browser"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield where to write a file or a folder, which then takes the place of `path`.
 
     Whoever reads `path`, also after a kill or on a full disk, finds what was there before or all
     of the new one. (Between two renames of a folder it finds none, and the old one as `.old`.)
+
+    Args:
+        path: of the file or folder.
+        durable: False not to wait for the disk: after a power failure it may be broken.
 
     Raises:
         OSError: it could not be written; the old one is unchanged. The message names the path.
@@ -52,7 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(unfinished)
         yield unfinished
-        for written in [*unfinished.rglob("*"), unfinished]:
+        for written in [*unfinished.rglob("*"), unfinished] if durable else []:
             _fsync(written)
         if path.is_dir() or (unfinished.is_dir() and path.exists()):
             old = _move_away(path)
@@ -62,7 +66,8 @@ def replacing(path: Path) -> Iterator[Path]:
             unfinished.replace(path)
             if path.is_dir():  # a kill between these renames has left the old one
                 _remove(_old_name(path))
-        _fsync(path.parent)
+        if durable:
+            _fsync(path.parent)
     except OSError as error:
         with suppress(OSError):
             _remove(unfinished)  # make room on a full disk
@@ -82,13 +87,13 @@ def remove(folder: Path) -> None:
     _remove(_move_away(folder))
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
     """Replace a text file (see `replacing`).
 
     Raises:
         OSError: it could not be written.
     """
-    with replacing(path) as unfinished:
+    with replacing(path, durable=durable) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 

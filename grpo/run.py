@@ -17,6 +17,7 @@ from grpo.blocking import wait_for
 from grpo.distributed import World
 from grpo.errors import ConfigError
 from grpo.files import locked, set_aside, writable
+from grpo.reporting.gallery import ending
 from grpo.rollouts.agents import Agent, blind_agent, random_agent
 from grpo.rollouts.demonstrations import load_demonstrations
 from grpo.rollouts.rollout import Rollouts
@@ -106,7 +107,7 @@ async def run_training(
     check_dashboard(config)
     if config.push_to_hub and world.is_main:
         check_access(config.push_to_hub)
-    with locked(config.folder) if world.is_main else nullcontext():
+    with locked(config.folder) if world.is_main else nullcontext(), ending(config.folder, world):
         return await _run_training(config, env, baselines or {}, world, shutdown)
 
 
@@ -175,7 +176,7 @@ async def _run_training(
             try:
                 async with aclosing(steps):
                     async for step in steps:
-                        report.log(step)
+                        await report.log(step)
                         bars.console.print(step_line(step.step, step.metrics), soft_wrap=True)
                         on_step()
                         on_episode.reset()
@@ -215,7 +216,7 @@ async def run_evaluation(
     started, world = time.monotonic(), world or World.single()
     bars = Bars.for_world(world)
     loading = bars.status(f"{', '.join(config.task)}  {_loading(config)}")
-    with writable(config.folder) if world.is_main else nullcontext():
+    with writable(config.folder) if world.is_main else nullcontext(), ending(config.folder, world):
         async with open_runtime(config, env, world, shutdown, loading) as runtime:
             report = EvaluationReport(runtime, bars)
             report.seconds["setup"] = time.monotonic() - started

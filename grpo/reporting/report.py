@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 from envs.base import Task
 from grpo.files import read_json, replacing, write_text
 from grpo.reporting.curves import plot_curves
-from grpo.reporting.gallery import record_episode, record_tally, write_gallery
 from grpo.reporting.hub import push_to_hub
 from grpo.reporting.loggers import MetricsLog, read_metrics
+from grpo.reporting.overview import solved_now
 from grpo.reporting.progress import Bars, count, sparkline, success_table, time_line
+from grpo.reporting.recording import record_episode, record_tally
+from grpo.reporting.watch import Watch
 from grpo.rollouts.agents import Agent
 from grpo.rollouts.evaluation import Outcome, Success, evaluate
 from grpo.rollouts.rollout import Rollouts, gather
@@ -46,15 +48,27 @@ class Report:
         runtime: what the program runs on.
         bars: shows the progress.
         path: of the JSON file.
+        program: "training" or "evaluation".
+        step: training steps that a resumed run has done.
         resume: start from what the file holds.
 
     Attributes:
         held_out: the tasks of an evaluation.
         summary: what the file holds.
+        watch: the page of the program.
         seconds: wall time by phase.
     """
 
-    def __init__(self, runtime: Runtime, bars: Bars, path: Path, *, resume: bool = False) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        bars: Bars,
+        path: Path,
+        *,
+        program: str = "evaluation",
+        step: int = 0,
+        resume: bool = False,
+    ) -> None:
         config = runtime.config
         self.runtime, self.bars, self.console, self._path = runtime, bars, bars.console, path
         self.held_out = [
@@ -66,8 +80,10 @@ class Report:
         self.summary |= {"task": ",".join(config.task), "model": runtime.policy.name}
         # A resumed run keeps the command that started it.
         self.summary.setdefault("command", command_line(sys.argv))
+        self.watch = Watch(runtime, program, self.console, step)
         self.seconds: dict[str, float] = {}
         self._outcomes: dict[tuple[str, str], list[Outcome]] = {}
+        self._examples: list[Task] = []
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -85,6 +101,7 @@ class Report:
         """
         if not self.held_out:
             return
+        self.watch.begin(f"evaluating {agent_name}", self.summary)
         config, world = self.runtime.config, self.runtime.world
         tasks = self.held_out[world.rank :: world.world_size]
         rollouts = {
@@ -115,7 +132,7 @@ class Report:
     async def record_episodes(self, agent_name: str, label: str) -> None:
         """Play some of the policy's sampled episodes again, and keep their pages.
 
-        Writes `media/<label>/<task>/<seed>/` and `media/index.html`.
+        Writes `media/<label>/<task>/<seed>/`.
 
         Args:
             agent_name: the policy's name, under which `evaluate` has evaluated it.
@@ -124,16 +141,17 @@ class Report:
         config, media = self.runtime.config, self.runtime.config.folder / "media"
         if not self.held_out or not self.runtime.world.is_main:
             return
+        self.watch.begin(f"recording episodes of {agent_name}", self.summary)
         shutil.rmtree(media / label, ignore_errors=True)  # those of an earlier program
         rollouts = Rollouts(self.runtime.pool, self.runtime.decodings["sampled"], config.max_turns)
+        examples = pick_examples(self._outcomes[agent_name, "sampled"], RECORDED, self._examples)
+        self._examples += examples
         await gather(
-            record_episode(rollouts, task, media / label, seed=config.seed)
-            for task in pick_examples(self._outcomes[agent_name, "sampled"], RECORDED)
+            record_episode(rollouts, task, media / label, seed=config.seed) for task in examples
         )
         rates = {name: self.summary["per_task"][name] for name in config.evaluated_tasks}
         record_tally(media / label, {k: v[agent_name]["sampled"] for k, v in rates.items()})
-        model = Path(self.summary["model"]).name  # not where it lies: galleries are shown around
-        write_gallery(media, title=f"{', '.join(config.task)}, {model}")
+        self.watch.begin("", self.summary)
 
     def write(self) -> None:
         """Write the JSON file."""
@@ -154,6 +172,7 @@ class EvaluationReport(Report):
         """Write the file and print the table."""
         self.summary["seconds"] = {k: round(v, 1) for k, v in self.seconds.items()}
         self.write()
+        self.watch.finish(self.summary)
         self.console.print(success_table(self.summary))
         seconds = ", ".join(f"{k} {v:.0f}" for k, v in self.seconds.items())
         self.console.print(f"Seconds: {seconds}", soft_wrap=True)
@@ -175,7 +194,7 @@ class TrainingReport(Report):
         config, path = runtime.config, runtime.config.folder / "summary.json"
         run = trainer.saver.run
         resume = trainer.resumed and read_json(path).get("run", run) == run
-        super().__init__(runtime, bars, path, resume=resume)
+        super().__init__(runtime, bars, path, program="training", step=trainer.step, resume=resume)
         self.summary["run"] = trainer.saver.run
         self.seconds = {"setup": 0.0, "eval": 0.0}
         self.failures: list[Exception] = []
@@ -187,11 +206,13 @@ class TrainingReport(Report):
             text = f"# run {trainer.saver.run}\n{config.to_yaml()}"
             write_text(config.folder / "config.yaml", text)
 
-    def log(self, step: TrainingStep) -> None:
-        """Log a training step."""
+    async def log(self, step: TrainingStep) -> None:
+        """Log a training step, and show it on the page of the run."""
         if self.runtime.world.is_main:
             self._log.log(step.step, step.metrics)
             self._log.completions(step.step, step.groups, step.advantages)
+            with self.timed("gallery"):
+                await self.watch.step(step, self.summary)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -221,6 +242,11 @@ class TrainingReport(Report):
                 self.write()
             with self.part("closing the logs"):
                 self._log.close()
+            with self.part("the gallery"):
+                outcomes = (
+                    self._outcomes.get((k, "sampled"), []) for k in ("untrained", "trained")
+                )
+                self.watch.finish(self.summary, solved_now(*outcomes))
             with self.part("drawing curves.png"):
                 self._draw_curves(trainer)
             with self.part("the summary"):
@@ -274,11 +300,20 @@ def command_line(argv: Sequence[str]) -> str:
     return shlex.join([*words, *argv[1:]])
 
 
-def pick_examples(outcomes: Sequence[Outcome], count: int) -> list[Task]:
-    """Choose up to `count` episodes per task: failures and successes in turn."""
+def pick_examples(
+    outcomes: Sequence[Outcome], count: int, preferred: Sequence[Task] = ()
+) -> list[Task]:
+    """Choose up to `count` episodes per task: failures and successes in turn.
+
+    Args:
+        outcomes: of the episodes to choose from.
+        count: episodes per task.
+        preferred: taken before others, e.g. those that were recorded before the training.
+    """
     chosen = []
     for name in dict.fromkeys(outcome.task.name for outcome in outcomes):
         of_task = [outcome for outcome in outcomes if outcome.task.name == name]
+        of_task.sort(key=lambda outcome: outcome.task not in preferred)
         failed, solved = ([e.task for e in of_task if e.success is how] for how in (False, True))
         turns = [task for pair in zip_longest(failed, solved) for task in pair if task is not None]
         chosen += turns[:count]

@@ -184,7 +184,7 @@ def test_what_a_resumed_run_may_change():
         "max_bad_updates",
         *("device", "activation_checkpointing", "cuda_graphs", "max_tokens_per_microbatch"),
         *("eval_episodes", "blind", "save_every", "keep_checkpoints", "logger"),
-        *("log_completions", "push_to_hub", "resume"),
+        *("log_completions", "gallery_every", "push_to_hub", "resume"),
     }
 
 

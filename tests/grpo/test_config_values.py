@@ -37,7 +37,7 @@ ZERO = {
         "beta",
     ),
     *("max_staleness", "warm_start_steps", "max_resamples", "warmup_steps", "max_grad_norm"),
-    *("eval_episodes", "save_every", "log_completions"),
+    *("eval_episodes", "save_every", "log_completions", "gallery_every"),
 }
 """Options that may be 0; no number may be negative or huge."""
 

@@ -56,10 +56,11 @@ def plain(config):
 
 
 def recorded(folder):
-    """Return label, task, seed and outcome of the episodes in the gallery."""
+    """Return label, task, seed and outcome of the gallery's episodes before and after training."""
     html = (folder / "media" / "index.html").read_text()
     data = html.split('type="application/json">')[1].split("</script>")[0]
-    return [(e["label"], e["task"], e["seed"], e["solved"]) for e in json.loads(data)["episodes"]]
+    episodes = [e for e in json.loads(data)["episodes"] if e["label"] != "training"]
+    return [(e["label"], e["task"], e["seed"], e["solved"]) for e in episodes]
 
 
 def saved(config):

@@ -35,6 +35,7 @@ def test_failures_and_successes_are_recorded_in_turn():
     assert pick_examples(outcomes, 6) == [a[0], a[2], a[1], a[3], a[4], a[5], *b[:6]]
     assert pick_examples(outcomes[:1], 6) == a[:1]
     assert pick_examples([], 6) == []
+    assert pick_examples(outcomes, 3, [a[4], b[8], a[1]]) == [a[1], a[4], a[0], b[8], *b[:2]]
 
 
 @pytest.mark.parametrize(
@@ -162,3 +163,39 @@ async def test_an_evaluations_report(make_report, tmp_path):
     text = report.console.file.getvalue()
     assert "success on 6 held-out seeds per task" in text
     assert f"{tmp_path}/  evaluation.json, media/index.html" in text
+
+
+async def test_an_evaluations_page(make_report, tmp_path):
+    """It has the name, the state and the tally, before there is an episode to see."""
+
+    def page():
+        html = (tmp_path / "media" / "index.html").read_text()
+        return json.loads(html.split('type="application/json">')[1].split("</script>")[0])
+
+    seen = []
+
+    class Env(ScriptedEnv):
+        async def reset(self, task, **options):
+            seen.append(page()["state"])
+            return await super().reset(task, **options)
+
+    report = make_report(EvaluationReport, task="click-word,click-two-words", env=Env)
+    await report.evaluate("random", {"sampled": oracle_agent()})
+    await report.evaluate("policy", {"sampled": oracle_agent()})
+    await report.record_episodes("policy", "evaluation")
+    doing = ["evaluating random", "evaluating policy", "recording episodes of policy"]
+    assert list(dict.fromkeys(state["doing"] for state in seen)) == doing
+    assert {(state["program"], state["phase"]) for state in seen} == {("evaluation", "running")}
+    report.finish()
+    last = page()
+    assert (last["name"], last["state"]["phase"]) == (tmp_path.name, "finished")
+    rates = last["overview"]["rates"]
+    assert {agent: (rate["solved"], rate["n"]) for agent, rate in rates.items()} == {
+        "random": (12, 12), "policy": (12, 12),
+    }  # fmt: skip
+    tasks = {task["task"]: task["rates"] for task in last["overview"]["tasks"]}
+    assert {name: rates["policy"]["solved"] for name, rates in tasks.items()} == {
+        "click-word": 6, "click-two-words": 6,
+    }  # fmt: skip
+    assert (last["overview"]["compared"], last["overview"]["changes"]) == ("", [])
+    assert {e["tally"]["solved"] for e in last["episodes"]} == {6}
