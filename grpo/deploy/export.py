@@ -16,8 +16,8 @@ from grpo.deploy.export_check import (
     Comparison,
     apply_adapter,
     compare,
-    fitting,
     read_back,
+    short_enough,
     trainer_completions,
 )
 from grpo.deploy.export_merged import write_merged
@@ -79,9 +79,9 @@ def export(
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
-    print(f"{folder}/  {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    print(f"{folder}/  {', '.join(sorted(path.name for path in folder.iterdir()))}", flush=True)
 
-    chats = fitting(policy, chats, tokens)
+    chats = short_enough(policy, chats, tokens)
     if not chats:
         if options.pages:
             print(
@@ -89,6 +89,7 @@ def export(
                 f"{one_line(options.prompts)}; grpo eval --adapter RUN records some"
             )
         return None
+    print(f"comparing {len(chats)} recorded pages", flush=True)
     expected = trainer_completions(policy, chats, tokens)
     like, stop_ids = policy.chat, sorted(policy.stop_ids)
     del policy

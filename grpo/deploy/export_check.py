@@ -33,7 +33,7 @@ class Comparison(NamedTuple):
     first: tuple[str, ...]
 
 
-def fitting(policy: Policy, chats: Sequence[Chat], max_new_tokens: int) -> list[Chat]:
+def short_enough(policy: Policy, chats: Sequence[Chat], max_new_tokens: int) -> list[Chat]:
     """Leave out chats that are too long for the model."""
     room = policy.max_length - max_new_tokens
     return [chat for chat in chats if len(policy.chat.prompt(chat)) <= room]

@@ -1,6 +1,7 @@
 """`grpo export` of tiny runs: what is written, what is compared, and what is refused."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -124,6 +125,31 @@ def test_a_quantised_base(quantize, run, capsys):
         torch.testing.assert_close(merged[name], tensor.float(), rtol=2**-7, atol=2**-8)
     assert main(["export", str(folder), "--to", "lora-gguf"]) == 2
     assert f"a base with quantize={quantize}, which no GGUF has" in capsys.readouterr().err
+
+
+TASKS = """
+from envs.browser.web_task import WebTask
+
+class Go(WebTask):
+    site = "http://127.0.0.1:1"
+    actions = ("goto", "answer")
+
+    async def setup(self, page, rng):
+        return "Go."
+
+    async def evaluate(self, page):
+        return False
+"""
+
+
+def test_actions_that_the_tasks_allow(run, tmp_path):
+    (tmp_path / "tasks.py").write_text(TASKS)
+    folder = run(task="Go", task_file=str(tmp_path / "tasks.py"))
+    given = exported(folder, "--to", "lora-gguf", "--compare", "0")
+    for name in GRAMMARS:
+        text = (given / name).read_text()
+        assert [word in text for word in ("goto", "answer", "go_back")] == [True, True, False]
+    assert re.fullmatch((given / "actions.regex").read_text(), "answer('it\\'s')")
 
 
 def test_a_difference_is_shown(run, capsys, monkeypatch):

@@ -78,6 +78,7 @@ def test_an_adapter_on_the_file_of_its_base(family, family_policy, byte_level, t
             a, b = low[f"{name}.lora_a"], low[f"{name}.lora_b"]
             found[name] = found[name] + fields["adapter.lora.alpha"] / a.shape[0] * b @ a
     assert found.keys() == merged.keys()
+    assert ("output.weight" in merged) != config.tie_word_embeddings
     for name, tensor in found.items():
         np.testing.assert_allclose(tensor, merged[name], rtol=1e-4, atol=1e-5, err_msg=name)
     apply_adapter(base, tmp_path / "adapter.gguf")
