@@ -31,6 +31,7 @@ class State:
         note: the last message.
         tone: "good" or "bad" for one that matters.
         ready: True while what is done counts.
+        answers: True if the task wants an answer, for which there is a field then.
     """
 
     task: str = ""
@@ -41,6 +42,7 @@ class State:
     note: str = ""
     tone: str = ""
     ready: bool = False
+    answers: bool = False
 
 
 class Bar:
@@ -51,7 +53,7 @@ class Bar:
 
     Args:
         browser: the Chromium of the page.
-        put: called with an event of kind "command", or "closed" when the person has closed it.
+        put: called with events: "command", "answer", and "closed" when the person has closed it.
     """
 
     def __init__(self, browser: PlaywrightChromium, put: Callable[[Event], None]):
@@ -88,8 +90,8 @@ class Bar:
         _, bounds = await self._window(self._page)
         await window({"left": 0, "top": bounds["top"] + bounds["height"]})
 
-    def _on_command(self, source: Any, name: str) -> None:
-        self._put(Event("command", value=name))
+    def _on_command(self, source: Any, kind: str, value: str) -> None:
+        self._put(Event(kind, value=value))
 
     async def _window(self, page: Any) -> tuple[Callable[[Any], Awaitable[None]], dict[str, int]]:
         """Return what moves the window of a page, and where it is."""

@@ -9,12 +9,16 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from envs.browser.record.events import Event, read_report
 from envs.browser.server.errors import BrowserError
 from envs.browser.server.playwright.window import Window
 
 REPORT = f"report_{secrets.token_hex(4)}"  # that no page has
+
+TYPED = {"typed", "address_bar", "generated", "keyword", "keyword_generated", "auto_bookmark"}
+"""How Chromium names arrivals by the address bar."""
 
 
 @cache
@@ -37,6 +41,7 @@ class Capture:
     def __init__(self, put: Callable[[Event], None]):
         self.on = False
         self._put = put
+        self._arrived: set[int] = set()  # ids of entries of the history
         self._context: Any = None
         self._call: Any = None
 
@@ -47,19 +52,25 @@ class Capture:
         call = self._call = window.browser.call
         await call(context.expose_binding(REPORT, self._on_report))
         await call(context.add_init_script(capture_script()))
-        context.on("page", lambda page: self._watch(window, page))
-        self._watch(window, tab.page)
+        context.on("page", lambda page: self._on_page(window, page))
+        self._watch(tab.page)
+        await self._follow_session(window, tab.page)
 
-    async def begin(self) -> None:
-        """Report from now on what is done."""
-        for frame in self._context.pages[-1].frames:
+    async def begin(self) -> Any:
+        """Report from now on what is done; return the page in front."""
+        page = self._context.pages[-1]
+        for frame in page.frames:
             with suppress(BrowserError):  # it has no page
                 await self._call(frame.evaluate(f"window.{REPORT}_start?.()"))
         self.on = True
+        return page
 
-    def _watch(self, window: Window, page: Any) -> None:
+    def _on_page(self, window: Window, page: Any) -> None:
+        self._watch(page)
+        window.browser.run(self._follow_session(window, page))
+
+    def _watch(self, page: Any) -> None:
         page.on("close", lambda _: self._on_close(page.context))
-        window.browser.run(self._follow_dialogs(window, page))
 
     def _on_close(self, context: Any) -> None:
         if self.on and context is self._context and not context.pages:
@@ -78,16 +89,34 @@ class Capture:
                 return  # the page's own doing
         self._put(event)
 
-    async def _follow_dialogs(self, window: Window, page: Any) -> None:
-        """Report how a person answers dialogs."""
+    async def _follow_session(self, window: Window, page: Any) -> None:
+        """Report how a person answers dialogs, and which addresses they type."""
         session = await window.browser.call(page.context.new_cdp_session(page))
         await window.browser.call(session.send("Page.enable"))
         session.on("Page.javascriptDialogClosed", lambda answer: self._on_answer(window, answer))
+        run = window.browser.run
+        session.on("Page.frameNavigated", lambda _: run(self._on_arrival(session, self.on)))
+
+    async def _on_arrival(self, session: Any, counts: bool) -> None:
+        with suppress(BrowserError):  # the page is gone again
+            history = await self._call(session.send("Page.getNavigationHistory"))
+            index, entries = history["currentIndex"], history["entries"]
+            entry, before = entries[index], entries[max(index - 1, 0)]
+            if counts and entry["transitionType"] in TYPED and entry["id"] not in self._arrived:
+                self._put(Event("goto", value=_relative(entry["url"], before["url"])))
+            self._arrived.add(entry["id"])
 
     def _on_answer(self, window: Window, answer: dict[str, Any]) -> None:
         if self.on and window.dialogs.forget():
             text = answer.get("userInput", "")
             self._put(Event("dialog", value=text, accepted=answer["result"]))
+
+
+def _relative(url: str, before: str) -> str:
+    """Return an address without its origin where it is that of the page before: ports change."""
+    origin = urlsplit(before)._replace(path="", query="", fragment="").geturl()
+    path = url.removeprefix(origin)
+    return path if path.startswith("/") else url
 
 
 def _place(frame: Any) -> tuple[int, ...]:

@@ -103,7 +103,7 @@ async def record(
         open_live(file) as replay,
     ):
         recorder = Recorder(live, replay, say)
-        await recorder.open()
+        await recorder.bar.open()
         number = 0
         try:
             for name in names:

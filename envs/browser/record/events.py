@@ -52,9 +52,10 @@ class Event:
     """One report.
 
     Attributes:
-        kind: one of `KINDS`, or "dialog".
+        kind: one of `KINDS`, or "dialog", "goto", "answer", "closed".
         targets: the elements that it names.
-        value: the text of a field, the option, the key, the name of a command, a reason.
+        value: the text of a field, the option, the key, an address, an answer, the name of a
+            command, or a reason.
         amounts: pixels of a scroll to the right and down.
         count: number of clicks in a row.
         field: True for a click into a field.
@@ -182,6 +183,8 @@ def _single(event: Event) -> Iterator[Step | Ignored]:
         yield Step("scroll", event.targets, event.amounts)
     elif event.kind == "back":
         yield Step("go_back")
+    elif event.kind in ("goto", "answer"):
+        yield Step(event.kind, (), (event.value,))
     elif event.kind == "dialog":
         yield Step("dialog", (), (int(event.accepted), event.value))
     elif event.kind == "ignored":

@@ -36,6 +36,9 @@ class Recorder:
         live: the person's browser.
         replay: the other one, with the same file of tasks.
         say: prints a line.
+
+    Attributes:
+        bar: the window with the goal; open it first.
     """
 
     def __init__(self, live: LiveEnv, replay: LiveEnv, say: Callable[[str], None]):
@@ -45,7 +48,7 @@ class Recorder:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._actions = Actions()
         self._capture = Capture(self._events.put_nowait)
-        self._bar = Bar(live.session.browser, self._events.put_nowait)
+        self.bar = Bar(live.session.browser, self._events.put_nowait)
         self._state = State()
         self._task = Task("", 0)
         self._steps: list[int] = []  # number of actions before each step
@@ -53,10 +56,6 @@ class Recorder:
         self._broken = ""  # why nothing more can be recorded, until it is undone
         self._difference = ""  # where the two pages first differed
         live.session.on_window = self._capture.follow
-
-    async def open(self) -> None:
-        """Open the window with the goal."""
-        await self._bar.open()
 
     async def record(self, name: str, seed: int, *, kept: int, wanted: int) -> Demonstration | None:
         """Let the person do a task until it is solved, from the start each time.
@@ -80,7 +79,8 @@ class Recorder:
             await self._start([])
             self._say(f"\n{task.name}, seed {task.seed}: {one_line(self._state.goal)}")
             while (solved := await self._episode()) is not None:
-                failure = await self._failure() if solved else "the task is not done"
+                number = len(self._replay.taken)
+                failure = await self._failure() if solved else f"not done after {_actions(number)}"
                 if not failure:
                     break
                 await self._tell(f"not kept: {failure}; once more from the start")
@@ -120,12 +120,10 @@ class Recorder:
         while not self._events.empty():
             self._events.get_nowait()
         self._state.goal, self._state.ready = live.goal, True
+        self._state.answers = self._live.refusals()("answer('')") is None
         self._state.actions = self._shown()
-        window = self._live.session.window
-        assert window is not None
-        await self._bar.show(self._state)
-        await self._bar.place_above((await window.tabs.front()).page)
-        await self._capture.begin()
+        await self.bar.show(self._state)
+        await self.bar.place_above(await self._capture.begin())
 
     async def _episode(self) -> bool | None:
         """Record until the episode ends: True if it is solved, None if it was skipped."""
@@ -196,7 +194,10 @@ class Recorder:
         self._state.actions = self._shown()
         for number, each in enumerate(taken[before:], before + 1):
             self._say(f"{number:5}  {one_line(each.text)}   {one_line(each.target)}")
-        await self._tell("")
+        alerts = [
+            line for line in self._replay.observation.page.splitlines() if line[:6] == "alert "
+        ]
+        await self._tell(" ".join(alerts), "")
         result = taken[-1].result
         return result.success if result.done else None
 
@@ -240,7 +241,7 @@ class Recorder:
         if note:
             self._say(f"       {one_line(note, 400)}")
         self._state.note, self._state.tone = note, tone if note else ""
-        await self._bar.show(self._state)
+        await self.bar.show(self._state)
 
 
 def _actions(count: int) -> str:

@@ -34,6 +34,14 @@ async def click_label(r):
     await r.person.click("document.querySelector('label')")
 
 
+async def click_label_text(r):
+    x, y = await r.person.run(
+        "[...'xy'].map((at) => document.querySelector('label').getBoundingClientRect()[at])"
+    )
+    await r.person.click_at(x + 5, y + 5)
+    await r.line("checkbox 'Newsletter'")
+
+
 async def drag_card(r):
     await r.person.drag("card", "document.querySelector('[role=region]')")
 
@@ -81,6 +89,8 @@ async def search(r):
     await r.person.click(named("Search"))
     await r.person.type("tea")
     await r.person.key("Enter")
+    await r.line("press(")
+    await r.person.click(named("Go"))
 
 
 async def double_click(r):
@@ -100,6 +110,8 @@ async def wait_for_button(r):
 
 async def click_thrice(r):
     await r.person.click(named("Thrice"))
+    await r.line("click(")
+    await r.person.click(named("Go"))
 
 
 async def write(r):
@@ -123,6 +135,18 @@ async def go_back(r):
     await r.person.send("Page.navigateToHistoryEntry", entryId=earlier)
 
 
+async def type_address(r):
+    address = (await r.person.run("location.origin")) + "/html?There"
+    await r.person.send("Page.navigate", url=address, transitionType="typed")
+
+
+async def answer_question(r):
+    await r.person.sit_down(at_bar=True)
+    await r.person.click("document.querySelector('input')")
+    await r.person.type("blue")
+    await r.person.key("Enter")
+
+
 async def click_on_nothing(r):
     await r.person.click("plain")
     await r.line("not recorded", "Only text")
@@ -141,6 +165,7 @@ ID = r"'\w+'"
 GESTURES = {
     "icon": (click_icon, rf"click\({ID}\)"),
     "label": (click_label, rf"click\({ID}\)"),
+    "label_text": (click_label_text, rf"click\({ID}\)"),
     "drag_html": (drag_card, rf"drag_and_drop\({ID}, {ID}\)"),
     "drag_mouse": (drag_knob, rf"drag_and_drop\({ID}, {ID}\)"),
     "scroll": (scroll_page, rf"scroll\(0, 1537\) click\({ID}\)"),
@@ -151,13 +176,15 @@ GESTURES = {
     ),
     "confirm": (confirm, rf"click\({ID}\) click\({ID}\)"),
     "prompt": (prompt, rf"click\({ID}\) fill\({ID}, 'Ann'\) click\({ID}\)"),
-    "enter": (search, rf"fill\({ID}, 'tea'\) press\({ID}, 'Enter'\)"),
+    "enter": (search, rf"fill\({ID}, 'tea'\) press\({ID}, 'Enter'\) click\({ID}\)"),
     "double": (double_click, rf"dblclick\({ID}\)"),
     "hover": (choose_in_menu, rf"hover\({ID}\) click\({ID}\)"),
-    "scripted": (click_thrice, rf"click\({ID}\)"),
+    "scripted": (click_thrice, rf"click\({ID}\) click\({ID}\)"),
     "rich": (write, rf"fill\({ID}, 'Ho'\)"),
     "tab": (go_on_in_tab, rf"click\({ID}\) click\({ID}\)"),
     "back": (go_back, rf"click\({ID}\) go_back\(\)"),
+    "address": (type_address, r"goto\('/html\?There'\)"),
+    "asked": (answer_question, r"answer\('blue'\)"),
     "nothing": (click_on_nothing, rf"click\({ID}\)"),
     "written": (click_go, rf"click\({ID}\)"),
 }

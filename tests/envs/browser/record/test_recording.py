@@ -130,7 +130,7 @@ async def test_undo_failures_skips_and_seeds_that_the_file_has(recording, tmp_pa
         assert await r.person.run(f"{named('Text')}.value") == ""
         await fill(r.person, "Text", f"{item} twice")
         await r.person.click(named("Add"))
-        await r.line("not kept: the task is not done")
+        await r.line("not kept: not done after 2 actions")
         await r.line("ready")
         assert len(read_demonstrations(output)) == 1
         await r.person.sit_down()

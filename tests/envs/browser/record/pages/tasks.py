@@ -33,6 +33,9 @@ class written(_Page):
 
 icon = _Page(path="controls/svg_button.html", check="window.shut")
 label = _Page(path="controls/styled_checkbox.html", check="news.checked")
+label_text = _Page(
+    html="<label>Newsletter <input type=checkbox id=news></label>", check="news.checked"
+)
 drag_html = _Page(
     path="controls/drag_html5.html", check="document.body.innerText.includes('Dropped')"
 )
@@ -48,8 +51,8 @@ frame = _Page(
 confirm = _Page(path="dialogs/confirm.html", check="window.result === true")
 prompt = _Page(html="<button onclick='window.done = prompt(`Name?`) == `Ann`'>Ask</button>")
 enter = _Page(
-    html="<form onsubmit='window.done = q.value == `tea`; return false'>"
-    "<input id=q aria-label=Search><button>Search</button></form>"
+    html="<form onsubmit='go.hidden = q.value != `tea`; return false'>"
+    "<input id=q aria-label=Search><button>Search</button></form><button id=go hidden onclick='window.done = true'>Go</button>"
 )
 double = _Page(html="<button ondblclick='window.done = true'>Open</button>")
 hover = _Page(path="controls/hover_menu.html", check="window.left")
@@ -60,8 +63,8 @@ late = _Page(
 scripted = _Page(
     html="<button onclick='window.n = (window.n ?? 0) + 1'>Other</button>"
     "<button onclick='b = document.querySelector(`button`); b.click(); b.click();"
-    "b.dispatchEvent(new PointerEvent(`click`, { detail: 1 })); window.done = window.n == 3'>"
-    "Thrice</button>"
+    "b.dispatchEvent(new PointerEvent(`click`, { detail: 1 }))'>Thrice</button>"
+    "<button onclick='window.done = window.n == 3'>Go</button>"
 )
 rich = _Page(
     html="<div contenteditable role=textbox aria-label=Note></div>",
@@ -73,4 +76,15 @@ back = _Page(
     "('navigation')[0].type == 'back_forward'</script>",
     actions=("go_back",),
 )
+address = _Page(html="<h1>Here</h1>", check="document.body.innerText == 'There'", actions=("goto",))
+
+
+class asked(_Page):
+    html = "<p>It is blue</p>"
+    actions = ("answer",)
+
+    async def evaluate(self, page):
+        return self.answer == "blue"
+
+
 nothing = _Page(html=f"<h1>Read</h1><p id=plain>Only text</p><button disabled>Off</button>{BUTTON}")
