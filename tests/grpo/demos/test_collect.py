@@ -3,6 +3,7 @@
 import asyncio
 import re
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -126,14 +127,17 @@ async def test_a_failure_of_the_infrastructure_is_no_demonstration(path, capsys)
 async def test_the_pages_of_a_failed_attempt_are_left_out(path):
     made = []
 
-    def dies_in_its_second_turn():
-        made.append(ScriptedEnv(fail_at=0 if made else 3))
-        return made[-1]
+    class Numbered(ScriptedEnv):
+        def __init__(self):
+            made.append(self)
+            super().__init__(fail_at=3 if len(made) == 1 else 0)  # dies in its second turn
 
-    await collect(collection(path, 1, "click-two-words", oracle=True), dies_in_its_second_turn)
+        def _observe(self, error):
+            return replace(super()._observe(error), page=f"session {len(made)}")
+
+    await collect(collection(path, 1, "click-two-words", oracle=True), Numbered)
     (found,) = read_demonstrations(path)
-    assert len(made) == 2
-    assert await succeeding([found]) == [True]
+    assert found.pages == ("session 2", "session 2")
 
 
 async def test_no_session_at_all(path):

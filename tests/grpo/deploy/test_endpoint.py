@@ -1,5 +1,6 @@
 """The agent behind an address: what it asks, and what it makes of servers that fail."""
 
+import asyncio
 import math
 
 import pytest
@@ -217,7 +218,8 @@ async def test_a_failure_that_stays_is_never_an_answer(no_pauses):
 
 
 async def test_a_silent_server(no_pauses):
-    line = await error_of({CHAT: SILENCE}, deadline_s=0.05)
+    async with asyncio.timeout(20):
+        line = await error_of({CHAT: SILENCE}, deadline_s=0.05)
     assert "has not responded within 0.05 s (asked 3 times)" in line
 
 
