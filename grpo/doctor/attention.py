@@ -70,8 +70,8 @@ def attention(context: Context) -> str:
     """Compare the kernels of the tree's attention; on CUDA measure them and save the choice."""
     policy = context.policy
     if policy.forward_mode == "padded":
-        kernel = "packed rows, padded inside attention alone" if policy.packed else "padded rows"
-        return f"{kernel}, by {policy.model.config.get_text_config()._attn_implementation}"
+        implementation = policy.model.config.get_text_config()._attn_implementation
+        return f"{'packed' if policy.packed else 'padded'} rows, by {implementation}"
     parts = []
     for heads in _heads(policy):
         tree, _ = pages(SIZES[0] if policy.device.type == "cuda" else ON_CPU)

@@ -1,10 +1,10 @@
 """Rows without padding: one after the other in a single sequence, for models without a token tree.
 
-All layers but attention treat a token alone, so only attention has to know where a row ends. Its
-queries, keys and values are padded to the longest row for one call of the model's own attention
-function, with the mask that the model makes for a row of that length: windows, caps and sinks are
-the model's. Nothing sees the padding, which comes after a row. So a causal layer needs no mask,
-and on a GPU the flash kernel computes it.
+All layers but attention treat a token alone, so only attention has to know where a row ends. On a
+CPU the model's own attention function is called row by row, with as much of the longest row's mask
+as the row is long: windows, caps and sinks are the model's. On a GPU, where a launch costs more
+than some masked products, queries, keys and values are padded for a single call. Nothing sees the
+padding, which comes after a row, so a causal layer needs no mask: the flash kernel computes it.
 
 It is not right where a convolution or a recurrence reads tokens across the end of a row, or where
 the model's code masks by itself: the check at load time (`grpo.model.check`) decides.
@@ -16,6 +16,7 @@ import sys
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from grpo.transfer import to_device
@@ -24,17 +25,20 @@ from grpo.types import TokenBatch
 NAMES = {"sdpa": "packed_sdpa", "eager": "packed_eager"}
 """Attention implementations of `transformers`, and what they are called for packed rows."""
 
+ROW_BY_ROW = ("cpu",)
+"""Kinds of devices that compute attention row by row."""
+
 
 class PackedRows(NamedTuple):
     """Where the rows are in the sequence of L tokens.
 
     Attributes:
-        rows: N, their number.
-        longest: W, the tokens of the longest one.
+        lengths: of the N rows.
+        longest: W, the greatest of them.
         places: [L] long; each token's place in the N * W of padded rows.
     """
 
-    rows: int
+    lengths: list[int]
     longest: int
     places: Tensor
 
@@ -75,8 +79,9 @@ def packed_hidden(decoder: nn.Module, batch: TokenBatch) -> Tensor:
     Returns:
         [L, D], L the number of tokens.
     """
-    mask = batch.token_mask[:, : int(batch.token_mask.sum(1).max())]
-    rows, longest = mask.shape
+    lengths = batch.token_mask.sum(1).tolist()
+    longest = max(lengths)
+    mask = batch.token_mask[:, :longest]
     places = mask.flatten().nonzero()[:, 0]
     parts = batch.input_ids[batch.token_mask], places % longest, places, mask
     tokens, positions, places, mask = to_device(parts, next(decoder.parameters()).device)
@@ -85,7 +90,7 @@ def packed_hidden(decoder: nn.Module, batch: TokenBatch) -> Tensor:
         attention_mask=mask,  # [N, W]: its shape tells `_mask_of_longest` the longest row's
         position_ids=positions[None],
         use_cache=False,
-        packed_rows=PackedRows(rows, longest, places),
+        packed_rows=PackedRows(lengths, longest, places),
     )
     hidden: Tensor = output.last_hidden_state
     return hidden[0]
@@ -151,12 +156,19 @@ def packed_attention(
     if packed_rows is None:
         result: tuple[Tensor, Any] = function(module, query, key, value, attention_mask, **options)
         return result
-    rows, longest, places = packed_rows
+    lengths, longest, places = packed_rows
+    if query.device.type in ROW_BY_ROW:
+        outputs = []
+        parts = (x.split(lengths, 2) for x in (query, key, value))
+        for n, *row in zip(lengths, *parts, strict=True):
+            mask = None if attention_mask is None else attention_mask[..., :n, :n]
+            outputs.append(function(module, *row, mask, **options)[0])
+        return torch.cat(outputs, 1), None
 
     def pad(x: Tensor) -> Tensor:
         x = x[0].transpose(0, 1)
-        padded = x.new_zeros(rows * longest, *x.shape[1:]).index_copy(0, places, x)
-        return padded.view(rows, longest, *x.shape[1:]).transpose(1, 2)
+        padded = x.new_zeros(len(lengths) * longest, *x.shape[1:]).index_copy(0, places, x)
+        return padded.view(len(lengths), longest, *x.shape[1:]).transpose(1, 2)
 
     output, _ = function(module, *map(pad, (query, key, value)), attention_mask, **options)
     return output.flatten(0, 1)[places][None], None

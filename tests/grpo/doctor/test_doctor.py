@@ -287,9 +287,7 @@ def test_a_model_without_a_tree(monkeypatch, tmp_path, base_model, tokenizer, pa
     assert found["tree"].status == ("pass" if packed else "skipped")
     assert found["tree"].detail.startswith("packed rows: " if packed else "this model is computed")
     assert found["attention"].detail == (
-        "packed rows, padded inside attention alone, by packed_sdpa"
-        if packed
-        else "padded rows, by sdpa"
+        "packed rows, by packed_sdpa" if packed else "padded rows, by sdpa"
     )
 
 

@@ -40,37 +40,44 @@ def compute(model, batch, way):
     [
         ("llama", "sdpa"),  # causal
         ("mistral", "sdpa"),  # windows of 3 tokens
-        ("llama", "eager"),
+        ("llama", "eager"),  # whose softmax is in float32, whatever the model's dtype
     ],
 )
-def test_values_and_gradients_are_those_of_padded_rows(family, attention):
+@pytest.mark.parametrize("by_row", [True, False])  # as on a CPU, as on a GPU
+def test_values_and_gradients_are_those_of_padded_rows(monkeypatch, family, attention, by_row):
+    monkeypatch.setattr(packed, "ROW_BY_ROW", ("cpu",) if by_row else ())
     model, batch = to_float64(make_model(family)), ROWS.batch(16)
     assert len(set(batch.token_mask.sum(1).tolist())) > 2
     set_attention(model, attention)
     expected = compute(model, batch, "padded")
     set_attention(model, prepare_packed(attention))
+    tolerance = 1e-10 if attention == "sdpa" else 1e-5
     for one, other in zip(compute(model, batch, "packed"), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
     for one, other in zip(compute(model, batch, "padded"), expected, strict=True):
         assert torch.equal(one, other)  # calls without packed rows are as before
 
 
-def test_no_token_is_padded(monkeypatch):
+@pytest.mark.parametrize("by_row", [True, False])
+def test_no_token_is_padded(monkeypatch, by_row):
     """All layers but attention see the tokens alone; the windowless one has no mask."""
+    monkeypatch.setattr(packed, "ROW_BY_ROW", ("cpu",) if by_row else ())
     model, batch = make_model("llama"), ROWS.batch(16)
     set_attention(model, prepare_packed("sdpa"))
-    seen = []
+    seen, rows = [], []
     model.model.layers[0].mlp.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[:2]))
     attend = torch.nn.functional.scaled_dot_product_attention
 
     def spy(*tensors, attn_mask, is_causal, **options):
         assert attn_mask is None
         assert is_causal
+        rows.append(len(tensors[0]))
         return attend(*tensors, attn_mask=attn_mask, is_causal=is_causal, **options)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
     packed_hidden(find_decoder(model), batch)
     assert seen == [(1, int(batch.token_mask.sum()))]
+    assert rows[: len(rows) // 2] == ([1] * len(batch) if by_row else [len(batch)])
 
 
 def packs(model):
