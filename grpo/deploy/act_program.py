@@ -128,7 +128,7 @@ class _Log:
         may_send = getattr(self._env, "may_send", None)
         if when == "never" or (when == "submit" and may_send and not may_send(step.text)):
             return True
-        return await asyncio.to_thread(_ask, "    do it? [y/N] ")
+        return await _ask("    do it? [y/N] ")
 
     def end(self, step: ActStep) -> None:
         """Show the outcome of an action, and why it was the last one."""
@@ -180,8 +180,15 @@ class _Log:
         return f"{why}\n{self._options.output / 'media' / 'index.html'}"
 
 
-def _ask(question: str) -> bool:
+async def _ask(question: str) -> bool:
+    """Ask on the terminal; not in a thread, which a signal could not end."""
     print(question, end="", flush=True)
+    loop, answered = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sys.stdin, answered.set)
+    try:
+        await answered.wait()
+    finally:
+        loop.remove_reader(sys.stdin)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 

@@ -230,6 +230,11 @@ def test_what_is_declined_is_not_done(
     assert not any(request.startswith("GET /echo") for request in site.requests)
 
 
+def test_a_question_can_be_interrupted(answer) -> None:
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(act_program._ask("do it?"), 0.1))
+
+
 def test_a_secret_reaches_the_page_alone(
     script: Script, act: Act, site: SiteServer, capsys, monkeypatch, tmp_path: Path, answer
 ) -> None:
