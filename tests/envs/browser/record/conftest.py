@@ -8,7 +8,7 @@ from envs.browser.record import recorder
 from envs.browser.record.command import record
 from tests.envs.browser.record.person import Person
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 class Recording:

@@ -177,9 +177,8 @@ def test_ctrl_c_ends_the_command_with_one_line_and_loses_nothing(tmp_path):
     port = 9200 + os.getpid() % 700
     command = [sys.executable, "-m", "grpo", "record", f"{TODO}:DeleteTodo", "-o", str(output)]
     command += ["-n", "2", "--debugging-port", str(port)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
     try:
         line = next(line for line in process.stdout if ", seed 0" in line)
 
@@ -191,7 +190,7 @@ def test_ctrl_c_ends_the_command_with_one_line_and_loses_nothing(tmp_path):
 
         asyncio.run(click())
         next(line for line in process.stdout if "seed 1" in line)
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the driver gets it too
         rest, errors = process.communicate(timeout=30)
     finally:
         process.kill()

@@ -52,7 +52,8 @@ confirm = _Page(path="dialogs/confirm.html", check="window.result === true")
 prompt = _Page(html="<button onclick='window.done = prompt(`Name?`) == `Ann`'>Ask</button>")
 enter = _Page(
     html="<form onsubmit='go.hidden = q.value != `tea`; return false'>"
-    "<input id=q aria-label=Search><button>Search</button></form><button id=go hidden onclick='window.done = true'>Go</button>"
+    "<input id=q aria-label=Search><button>Search</button></form>"
+    "<button id=go hidden onclick='window.done = true'>Go</button>"
 )
 double = _Page(html="<button ondblclick='window.done = true'>Open</button>")
 hover = _Page(path="controls/hover_menu.html", check="window.left")
