@@ -22,6 +22,19 @@ EXTRA = tuple(EXTRA_ACTIONS)
 REGEX = re.compile(action_regex(EXTRA))
 PIECES = ["click", "fill", "goto", "scroll", "noop", "(", ")", ", ", ",", "'", '"', "\\", " ", "12"]
 PIECES += ["-", "0", ".5", "9" * 13, "100000", "1e9", "\n", "\x00", "é", "\\x41", "id=", "f'", "''"]
+TEXTS = [
+    "",
+    "é\U0001f600",
+    "it's",
+    'say "hi"',
+    "a\\nb",
+    "a\nb",
+    "\\x41",
+    "\\\\",
+    "]",
+    "\x7f",
+    "x" * 200,
+]
 
 
 @settings(max_examples=400)
@@ -84,3 +97,25 @@ def test_both_grammars_are_one_language() -> None:
     """The character classes and bounds of the rules, which GBNF and regular expressions share."""
     classes = r"\[(?:\\.|[^\]\\])+\](?:\{[0-9,]+\})?"
     assert set(re.findall(classes, action_gbnf())) == set(re.findall(classes, action_regex()))
+
+
+@pytest.mark.vllm
+def test_xgrammar_reads_both() -> None:
+    """The parser of grammars that vLLM comes with."""
+    xgrammar = pytest.importorskip("xgrammar")
+    compiler = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo(["a"]))
+    grammars = [
+        compiler.compile_grammar(xgrammar.Grammar.from_ebnf(action_gbnf(EXTRA))),
+        compiler.compile_grammar(xgrammar.Grammar.from_regex(action_regex(EXTRA))),
+    ]
+
+    def takes(grammar: object, text: str) -> bool:
+        matcher = xgrammar.GrammarMatcher(grammar, terminate_without_stop_token=True)
+        return matcher.accept_string(text) and matcher.is_terminated()
+
+    texts = [usage(name) for name in (*ACTIONS, *EXTRA)]
+    texts += [f"fill('1', {quote}{text}{quote})" for quote in "'\"" for text in TEXTS]
+    texts += ["scroll(-0.125, 99999)", "scroll(100000, 0)", "scroll(1e3, 0)", "click('a b')"]
+    for text in texts:
+        expected = bool(REGEX.fullmatch(text))
+        assert [takes(grammar, text) for grammar in grammars] == [expected] * 2, text
