@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 STEPS_KEPT = 10
 """Training steps whose episodes stay on the page: the newest."""
 
+TITLE_TASKS = 4
+"""Tasks that the page's title names."""
+
 
 class Watch:
     """Keeps the page `media/index.html` of a program up to date; on the main rank alone.
@@ -46,7 +49,9 @@ class Watch:
         self._runtime, self._console, self._media = runtime, console, config.folder / "media"
         self._is_on = runtime.world.is_main and bool(config.eval_episodes or config.gallery_every)
         model = Path(runtime.policy.name).name  # not where it lies: galleries are shown around
-        self._title = ", ".join(filter(None, [*config.task, model]))
+        more = len(config.task) - TITLE_TASKS
+        names = [*config.task[:TITLE_TASKS], *([f"{more} more tasks"] if more > 0 else []), model]
+        self._title = ", ".join(filter(None, names))
         self._state: dict[str, Any] = {"program": program, "phase": RUNNING, "doing": ""}
         if program == "training":
             self._state |= {"step": step, "steps": config.steps}
@@ -57,9 +62,13 @@ class Watch:
         self._has_failed = False
 
     def begin(self, doing: str, summary: Mapping[str, Any]) -> None:
-        """Say what the program does next, e.g. "evaluating random", and show what it has found."""
+        """Say what the program does next, e.g. "evaluating random", and show what it has found.
+
+        An evaluation that has found nothing leaves nothing, so it has no page yet.
+        """
         with self._guarded():
-            self._write(summary, doing=doing)
+            if self._state["program"] == "training" or "per_task" in summary:
+                self._write(summary, doing=doing)
 
     async def step(self, step: TrainingStep, summary: Mapping[str, Any]) -> None:
         """Show a training step: its number, and every `gallery_every` steps its episodes."""

@@ -6,14 +6,17 @@ import json
 import signal
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
+from PIL import Image
 
 from envs.base import EnvError, Task
 from envs.pool import EnvPool
 from grpo.config import Config
 from grpo.distributed import World
+from grpo.model.lora_policy import LoRAPolicy
 from grpo.reporting.gallery import ending, read_state, write_state
 from grpo.reporting.loggers import read_metrics
 from grpo.reporting.progress import SafeConsole
@@ -24,6 +27,7 @@ from grpo.runtime import Runtime
 from grpo.shutdown import Shutdown, Stopped
 from grpo.training.trainer import TrainingStep
 from grpo.types import Completion, Episode, Group, Turn
+from tests.support.models import make_llama, make_tokenizer
 from tests.support.photographed import Photographed
 
 EVIL = "<img src=x onerror=alert(1)></script><script>document.title='evil'</script>"
@@ -199,6 +203,15 @@ async def test_the_main_rank_alone_writes(make_watch, tmp_path):
     with pytest.raises(OSError, match="of the test"), ending(tmp_path, world):
         raise OSError("of the test")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "title"),
+    [("a", "a"), ("a,b,c,d", "a, b, c, d"), ("a,b,c,d,e,f", "a, b, c, d, 2 more tasks")],
+)
+def test_the_title_is_one_line(make_watch, tmp_path, task, title):
+    make_watch(task=task).begin("", {})
+    assert page_data(tmp_path)["title"] == title
 
 
 class Dead(Photographed):
@@ -419,3 +432,43 @@ async def test_a_run_is_watched_in_a_browser(make_policy, monkeypatch, tmp_path)
         for width in (1280, 800, 400):  # nothing is wider than the window
             await page.set_viewport_size({"width": width, "height": 700})
             assert await page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.browser
+async def test_real_pages_are_replayed_with_pictures(monkeypatch, tmp_path):
+    """MiniWoB's click-test, on which the tiny model says nothing of use: all rewards are equal."""
+    from envs.browser.pool import BrowserPool
+
+    policy = LoRAPolicy(make_llama(max_position_embeddings=4096), make_tokenizer())
+    monkeypatch.setattr("grpo.runtime.load_policy", lambda _: policy)
+    config = Config(output=str(tmp_path / "run"), task="click-test", steps=1, max_new_tokens=2,
+                    group_size=2, groups_per_step=1, max_turns=2, eval_episodes=0, env_workers=1,
+                    env_sessions=2, logger="tensorboard")  # fmt: skip
+    await run_training(config, BrowserPool(config))
+    (shown,) = page_data(tmp_path / "run", script=True)["episodes"]
+    assert (shown["step"], shown["role"], shown["goal"]) == (1, "all equal", "Click the button.")
+    assert ["button 'Click Me!'" in page["prompt"] for page in shown["pages"]] == [True] * 3
+    for k, page in enumerate(shown["pages"]):
+        assert page["picture"] == f"training/1/all%20equal/{k}.png"
+        with Image.open(tmp_path / "run" / "media" / unquote(page["picture"])) as picture:
+            assert picture.width >= 160
+            assert len(picture.convert("RGB").getcolors(1 << 20)) > 8  # the button, smoothed
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["seconds"]["gallery"] > 0
+
+
+async def test_the_training_is_the_same_without_a_gallery(make_policy, monkeypatch, tmp_path):
+    """Episodes that are played again take nothing from those that are learned from."""
+    kept = []
+    for every in (0, 1):
+        policy = make_policy(double=False, start=True)
+        monkeypatch.setattr("grpo.runtime.load_policy", lambda _, policy=policy: policy)
+        config = Config(output=str(tmp_path / str(every)), task="click-word", steps=3, group_size=8,
+                        groups_per_step=1, max_turns=2, max_new_tokens=2, eval_episodes=0,
+                        gallery_every=every, learning_rate=0.01)  # fmt: skip
+        monkeypatch.setattr(Guess, "allowed", 99)
+        metrics = (await run_training(config, Guess)).metrics
+        counted = ("seconds", "env/", "time")
+        kept.append([{k: v for k, v in m.items() if not k.startswith(counted)} for m in metrics])
+    assert (tmp_path / "1" / "media" / "training" / "3").is_dir()
+    assert kept[0] == kept[1]
+    assert kept[0][-1]["kl"] > 0  # something was learned
