@@ -46,6 +46,7 @@ def recording():
     """Start a recording as a background task; yields a `Recording`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recorder, "SHOWN_S", 0.0)
+        patch.setattr(recorder, "HOLD_S", 0.2)
         yield _recording
 
 

@@ -32,7 +32,6 @@ class written(_Page):
 
 
 icon = _Page(path="controls/svg_button.html", check="window.shut")
-label = _Page(path="controls/styled_checkbox.html", check="news.checked")
 label_text = _Page(
     html="<label>Newsletter <input type=checkbox id=news></label>", check="news.checked"
 )
@@ -58,8 +57,12 @@ enter = _Page(
 double = _Page(html="<button ondblclick='window.done = true'>Open</button>")
 hover = _Page(path="controls/hover_menu.html", check="window.left")
 late = _Page(
-    html="<h1>Wait</h1><script>setTimeout(() => (document.body.innerHTML += "
-    "`<button onclick='window.done = true'>Late</button>`), 4000)</script>"
+    html="<h1>Wait</h1><script>fetch('/held').then(() => (document.body.innerHTML += "
+    "`<button onclick='window.done = true'>Late</button>`))</script>"
+)
+changing = _Page(
+    html="<script>fetch('/cached').then((r) => r.text()).then((n) => (document.body.innerHTML = "
+    "`<button onclick='window.done = ${n < 3}'>${n < 3 ? 'First' : 'Other'}</button>`))</script>"
 )
 scripted = _Page(
     html="<button onclick='window.n = (window.n ?? 0) + 1'>Other</button>"
