@@ -53,7 +53,6 @@ MAX_CHAIN = 11
 MAX_LINES = 250
 LONG = {  # file -> why it is longer
     "envs/browser/env.py": "a session from its connection to its end",
-    "envs/browser/server/web_session.py": "an episode from its start to its end",
     "envs/history_tree.py": "one argument about who waits for whom",
     "grpo/algorithm/losses.py": "every term of the loss beside its formula; half is docstrings",
     "grpo/cli.py": "one function per subcommand, and all that chooses the environment",

@@ -6,8 +6,10 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.parse import quote
 
@@ -260,6 +262,36 @@ def test_with_a_model(act: Act, tmp_path: Path, capsys) -> None:
     make_tokenizer().save_pretrained(tmp_path / "model")
     assert act(TODO, "--model", str(tmp_path / "model"), "--dtype", "float32") == 1
     assert "expected one action such as click('12'), got: " in capsys.readouterr().out
+
+
+def test_with_a_server_that_has_the_model(act: Act, site: SiteServer, capsys) -> None:
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            choice = {"message": {"content": "noop()"}, "finish_reason": "stop"}
+            body = json.dumps({"choices": [choice]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Keep standard error quiet."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}/v1"
+        where = ["--url", page(site, FORM), "--goal", "Go.", "--confirm", "never"]
+        code = act(*where, "--endpoint", address, "--endpoint-model", "mine")
+        server.shutdown()
+        thread.join()
+    assert code == 0
+    assert [body["model"] for body in asked] == ["mine", "mine"]
+    assert asked[0]["messages"][-1]["content"].startswith("Goal: Go.\nPage:\ntextbox 'Query'")
+    assert " 1. noop()\nthe agent repeats itself" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
