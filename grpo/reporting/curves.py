@@ -20,6 +20,9 @@ EVALUATIONS = {"untrained": "#8a8a8a", "warm_started": "#e09f3e", "trained": "#2
 DOTTED = 50
 """Steps up to which each one has a dot."""
 
+BESIDE = 0.02
+"""Part of the steps by which the second evaluation before them stands beside the first."""
+
 TITLE_LENGTH = 110
 
 
@@ -52,7 +55,9 @@ def plot_curves(
     from matplotlib import pyplot
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = pyplot.subplots(1, len(CURVES), figsize=(10, 3.2), layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, len(CURVES), figsize=(10, 3.7 if summary else 3.2), layout="constrained"
+    )
     last = max((line["step"] for line in steps), default=0)
     for axis, (name, label) in zip(axes, CURVES, strict=True):
         points = [(s["step"], s[name]) for s in steps if name in s and isfinite(s[name])]
@@ -82,8 +87,9 @@ def _mark_success(axis: Axes, summary: Mapping[str, Any], last: float) -> None:
         if rate is None:
             continue
         success, low, high = rate["success"], rate["low"], rate["high"]
+        place = {"trained": last, "warm_started": BESIDE * max(last, 1)}.get(name, 0)
         axis.errorbar(
-            last if name == "trained" else 0,
+            place,
             success,
             yerr=[[success - low], [high - success]],
             fmt="D",
@@ -95,4 +101,10 @@ def _mark_success(axis: Axes, summary: Mapping[str, Any], last: float) -> None:
             zorder=3,
         )
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(title="success on held-out seeds", fontsize=8, title_fontsize=8, loc="best")
+        axis.figure.legend(  # below, where it covers no curve
+            title="success on held-out seeds",
+            fontsize=8,
+            title_fontsize=8,
+            loc="outside lower center",
+            ncols=len(EVALUATIONS),
+        )

@@ -61,10 +61,12 @@ def test_evaluations_stand_before_the_first_step_and_after_the_last(draw):
     summary = {
         "untrained": {"sampled": UNTRAINED, "greedy": TRAINED},
         "trained": {"sampled": TRAINED},
+        "warm_started": {"sampled": UNTRAINED},
         "random": {"sampled": TRAINED},
         "task": "click-test",
     }
-    reward, *others = draw(rows(7), summary=summary).axes
+    figure = draw(rows(7), summary=summary)
+    reward, *others = figure.axes
     marks = {}
     for container in reward.containers:
         point, _, (bar,) = container.lines
@@ -72,11 +74,12 @@ def test_evaluations_stand_before_the_first_step_and_after_the_last(draw):
         marks[container.get_label()] = (*point.get_xydata()[0], low, high)
     assert marks == {
         "untrained 0.25 [0.12, 0.50]": (0, 0.25, 0.125, 0.5),
+        "warm started 0.25 [0.12, 0.50]": (0.14, 0.25, 0.125, 0.5),  # beside the first
         "trained 1.00 [0.75, 1.00]": (7, 1.0, 0.75, 1.0),
     }
-    assert {text.get_text() for text in reward.get_legend().get_texts()} == set(marks)
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == set(marks)
     assert not any(axis.containers for axis in others)
-    assert draw(rows(7)).axes[0].get_legend() is None
+    assert draw(rows(7)).legends == []
     assert set(EVALUATIONS) == {"untrained", "warm_started", "trained"}
 
 
