@@ -364,7 +364,8 @@ def test_resuming_is_offered_where_the_run_has_a_checkpoint(
     assert capsys.readouterr().err == f"error: it is gone{hint}\n"
 
 
-COMMANDS = ["train", "eval", "inspect", "doctor", "new", "serve-env", "serve-vllm", "push"]
+COMMANDS = ["train", "eval", "act", "inspect", "demos", "record", "doctor", "new", "serve-env"]
+COMMANDS += ["serve-vllm", "export", "push"]
 
 
 def test_help_of_the_command_lists_its_subcommands(capsys):
@@ -377,7 +378,13 @@ def test_help_of_the_command_lists_its_subcommands(capsys):
 
 @pytest.mark.parametrize(
     ("argv", "message"),
-    [([], "arguments are required: command"), (["tran"], "invalid choice: 'tran'")],
+    [
+        ([], "arguments are required: command"),
+        (["tran"], "invalid choice: 'tran'"),
+        (["demos"], "arguments are required: command"),
+        (["demos", "chek"], "invalid choice: 'chek'"),
+        (["demos", "--oracle"], "expected one of collect, check before options"),
+    ],
 )
 def test_a_subcommand_that_does_not_exist(capsys, argv, message):
     assert main(argv) == 2
