@@ -304,7 +304,6 @@ class Config(BaseModel):
     demonstrations: Text = _algorithm(
         "",
         "file of demonstrations (grpo record, grpo demos) to imitate before the training",
-        common=True,
     )
     warm_start_steps: int = _algorithm(
         0,
