@@ -123,10 +123,14 @@ def test_a_task_that_it_does_not_solve(script: Script, act: Act, episode, capsys
     assert not episode()["solved"]
 
 
-def test_until_is_the_check_of_an_address(script: Script, act: Act, site: SiteServer) -> None:
+def test_until_is_the_check_of_an_address(
+    script: Script, act: Act, site: SiteServer, capsys
+) -> None:
     where = ["--url", page(site, FORM), "--goal", "Send x.", "--confirm", "never"]
     script("fill('{Query}', 'x')", "click('{Send}')", "noop()")
     assert act(*where, "--until", "get q=X") == 0
+    assert act(*where, "--until", "Send") == 2
+    assert "shows 'Send' before the first action" in capsys.readouterr().err
 
 
 def test_without_a_check_it_ends_when_it_repeats_itself(

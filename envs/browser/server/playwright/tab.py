@@ -61,7 +61,6 @@ class Tab:
         patterns = [{"urlPattern": "*", "resourceType": "Document"}]
         await self.send("Fetch.enable", patterns=patterns)
         if self._script:
-            await self.send("Page.setBypassCSP", enabled=True)  # page.js needs eval
             await self.browser.call(self.page.add_init_script(self._script))
             await self.run(f"(() => {{ if (!window.browserServer) {{ {self._script} }} }})()")
 
@@ -101,7 +100,6 @@ class Tab:
         trees = await asyncio.gather(
             *(self.send("Accessibility.getFullAXTree", frameId=name) for name in names)
         )
-        read = set(names)  # a frame in a process of its own is not one of them
         owners = [
             node["backendDOMNodeId"]
             for tree in (trees if len(names) > 1 else ())
@@ -114,7 +112,7 @@ class Tab:
         inside = {
             owner: node["node"]["frameId"]
             for owner, node in zip(owners, nodes, strict=True)
-            if node["node"].get("frameId") in read
+            if "frameId" in node["node"]
         }
         return dict(zip(names, trees, strict=True)), frame_tree, inside
 
