@@ -24,7 +24,7 @@ from grpo.errors import ConfigError
 from grpo.generators.local import LocalGenerator
 from grpo.model.bundled import bundled_model_path
 from grpo.model.policy import Policy
-from grpo.tree.attention import block_mask
+from grpo.tree.block_mask import block_mask
 from grpo.tree.token_tree import TokenTree, build_tree
 from grpo.types import Completion
 

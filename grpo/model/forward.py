@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from grpo.model.head import OutputHead
 from grpo.model.logprobs import RECOMPUTED
 from grpo.transfer import to_device
-from grpo.tree.attention import block_mask
+from grpo.tree.block_mask import block_mask
 from grpo.tree.chunks import cut_chunks
 from grpo.tree.kernel_choice import Heads, least_nodes_for_flex
 from grpo.tree.layers import tree_forward

@@ -17,8 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grpo.files import replacing
-
 _log = logging.getLogger(__name__)
 
 
@@ -83,9 +81,11 @@ def save_choice(heads: Heads, least_nodes: int | None) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    choices = read_choices() | {heads.name: least_nodes}
-    with replacing(choices_file()) as path:
-        path.write_text(json.dumps(choices, indent=2, sort_keys=True) + "\n")
+    choices, path = read_choices() | {heads.name: least_nodes}, choices_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    unfinished.write_text(json.dumps(choices, indent=2, sort_keys=True) + "\n")
+    unfinished.replace(path)  # whoever reads it meanwhile finds the old one
     least_nodes_for_flex.cache_clear()
 
 

@@ -16,7 +16,8 @@ from grpo.model.graphs import PaddedLayout
 from grpo.model.lora_policy import LoRAPolicy
 from grpo.training.updater import Updater
 from grpo.tree import attention, kernel_choice
-from grpo.tree.attention import block_mask, flex, sdpa
+from grpo.tree.attention import flex, sdpa
+from grpo.tree.block_mask import block_mask
 from grpo.tree.chunks import cut_chunks
 from grpo.tree.kernel_choice import Heads, choices_file, least_nodes_for_flex, save_choice
 from grpo.tree.token_tree import build_tree
