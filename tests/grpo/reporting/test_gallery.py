@@ -91,6 +91,18 @@ def test_control_characters_are_visible_in_the_page(tmp_path):
     assert shown == [r"\x1b[31m\u202e\ud800\r"] * 6
 
 
+def test_numbers_that_json_has_not(tmp_path):
+    """A reward that is not a number is shown as text; the page's parser would refuse it."""
+    episode = {"task": "a", "seed": 1, "goal": "", "pages": [], "reward": float("nan")}
+    put(tmp_path, "before", "a", 1).write_text(json.dumps(episode))
+    write_gallery(tmp_path, title="", overview={"__proto__": float("-inf")})
+    html = (tmp_path / "index.html").read_text()
+    data = html.split('type="application/json">')[1].split("</script>")[0]
+    data = json.loads(data, parse_constant=pytest.fail)
+    assert data["episodes"][0]["reward"] == "nan"
+    assert data["overview"] == {"__proto__": "-inf"}
+
+
 @pytest.mark.parametrize(
     ("name", "folder"),
     [
