@@ -33,12 +33,12 @@
   // is, so that another element in its place is not taken for it.
   const describe = (element) => {
     const path = [];
-    for (let at = element; at.parentNode; ) {
+    for (let at = element; at?.parentNode; ) {
       const parent = at.parentNode;
+      const isShadow = parent.nodeType === 11; // a link has a `host` too
       path.unshift([...parent.children].indexOf(at));
-      if (parent.host) path.unshift("shadow");
-      if (parent.nodeType === 9) break;
-      at = parent.host ?? parent;
+      if (isShadow) path.unshift("shadow");
+      at = isShadow ? parent.host : parent;
     }
     const text = element.getAttribute("aria-label") ?? (isField(element) ? "" : element.textContent);
     return { path, tag: element.localName, text: words(text) };

@@ -111,6 +111,15 @@ async def click_thrice(r):
     await r.person.click(named("Go"))
 
 
+async def press_button(r):
+    await r.person.key("Tab")
+    await r.person.key("Enter")
+
+
+async def click_in_shadow(r):
+    await r.person.click("host.shadowRoot.querySelector('i')")
+
+
 async def write(r):
     await r.person.click("document.querySelector('[contenteditable]')")
     await r.person.type("Ho")
@@ -177,6 +186,8 @@ GESTURES = {
     "hover": (choose_in_menu, rf"hover\({ID}\) click\({ID}\)"),
     "late": (wait_for_button, rf"noop\(\) click\({ID}\)"),
     "scripted": (click_thrice, rf"click\({ID}\) click\({ID}\)"),
+    "keyboard": (press_button, rf"click\({ID}\)"),
+    "shadow": (click_in_shadow, rf"click\({ID}\)"),
     "rich": (write, rf"fill\({ID}, 'Ho'\)"),
     "tab": (go_on_in_tab, rf"click\({ID}\) click\({ID}\)"),
     "back": (go_back, rf"click\({ID}\) go_back\(\)"),

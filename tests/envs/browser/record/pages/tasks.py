@@ -70,6 +70,12 @@ scripted = _Page(
     "b.dispatchEvent(new PointerEvent(`click`, { detail: 1 }))'>Thrice</button>"
     "<button onclick='window.done = window.n == 3'>Go</button>"
 )
+keyboard = _Page(html=BUTTON)
+shadow = _Page(
+    html="<a href='#x'><span id=host></span></a><script>"
+    "host.attachShadow({ mode: 'open' }).innerHTML = `<i role=button tabindex=0>Deep</i>`;"
+    "host.shadowRoot.querySelector('i').onclick = () => (window.done = true)</script>"
+)
 rich = _Page(
     html="<div contenteditable role=textbox aria-label=Note></div>",
     check="/Ho/.test(document.body.innerText)",
