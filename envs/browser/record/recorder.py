@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -52,6 +53,7 @@ class Recorder:
         self._state = State()
         self._task = Task("", 0)
         self._steps: list[int] = []  # number of actions before each step
+        self._done = 0  # number of actions of complete steps
         self._stray = False  # something was done that is no action
         self._broken = ""  # why nothing more can be recorded, until it is undone
         self._difference = ""  # where the two pages first differed
@@ -115,7 +117,8 @@ class Recorder:
             if (await self._live.step(text)).observation.error:
                 raise Differs(f"{text} failed when it was done again")
             await self._replay.do(text)
-        self._steps = [number for number in self._steps if number < len(actions)]
+        self._done = len(actions)
+        self._steps = [number for number in self._steps if number < self._done]
         self._actions, self._stray, self._broken, self._difference = Actions(), False, "", ""
         while not self._events.empty():
             self._events.get_nowait()
@@ -190,20 +193,18 @@ class Recorder:
             await self._tell(f"{self._broken}; undo it with F8")
             return None
         self._steps.append(before)
-        self._stray = False
+        self._stray, self._done = False, len(taken)
         self._state.actions = self._shown()
         for number, each in enumerate(taken[before:], before + 1):
             self._say(f"{number:5}  {one_line(each.text)}   {one_line(each.target)}")
-        alerts = [
-            line for line in self._replay.observation.page.splitlines() if line[:6] == "alert "
-        ]
+        alerts = re.findall(r"^alert .*", self._replay.observation.page, re.MULTILINE)
         await self._tell(" ".join(alerts), "")
         result = taken[-1].result
         return result.success if result.done else None
 
     async def _undo(self) -> None:
         """Take the last step back, or what was done since and is none."""
-        taken = [each.text for each in self._replay.taken]
+        taken = [each.text for each in self._replay.taken[: self._done]]
         if not (self._stray or self._broken or self._actions.typing) and self._steps:
             del taken[self._steps.pop() :]
         try:
