@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from grpo.rollouts.evaluation import Outcome
+if TYPE_CHECKING:
+    from grpo.rollouts.evaluation import Outcome
 
 POINTS = 60
 """Points of a task's curve; more steps are averaged."""
