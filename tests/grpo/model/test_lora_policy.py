@@ -223,8 +223,10 @@ def test_a_prefix_shared_by_micro_batches_changes_neither_values_nor_gradient(
             close(got, whole.logprobs[rows_of(batch, part)])
 
 
-def test_padded_rows_are_computed_as_wide_as_the_longest(make_policy, batch):
+@pytest.mark.parametrize("packed", [True, False])
+def test_rows_are_packed_or_as_wide_as_the_longest(make_policy, batch, packed):
     policy, widths = make_policy(forward="padded"), []
+    policy.packed = policy.packed and packed
     policy.decoder.register_forward_pre_hook(
         lambda module, args, options: widths.append(options["input_ids"].shape[1]), with_kwargs=True
     )
@@ -233,7 +235,7 @@ def test_padded_rows_are_computed_as_wide_as_the_longest(make_policy, batch):
     whole = policy.logprobs(batch).logprobs[lengths.index(min(lengths))]
     assert policy.logprobs(shortest).logprobs.shape == shortest.input_ids.shape
     torch.testing.assert_close(policy.logprobs(shortest).logprobs[0], whole)
-    assert widths == [max(lengths), min(lengths), min(lengths)]
+    assert widths == [sum(lengths) if packed else max(lengths), min(lengths), min(lengths)]
     assert min(lengths) < max(lengths)
 
 
