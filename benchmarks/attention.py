@@ -4,8 +4,8 @@ The kernels are measured as `grpo doctor` does, for the heads of several models,
 is the tree's, cut into chunks, and padded rows are the yardstick. The update over packed rows is
 compared with that over padded rows, in turns, for a model with sliding windows (Mistral's code in
 SmolLM2-135M's shape, random weights) and rows of mixed and of equal lengths, forward and backward:
-on a CPU in seconds of its time, which other programs change less. One GPU should need no more than two
-minutes:
+on a CPU in seconds of its time, which other programs change less. One GPU should need no more than
+two minutes:
 
     python -m benchmarks.attention --json
     python -m pytest tests/grpo/tree/test_attention.py tests/grpo/model/test_packed.py

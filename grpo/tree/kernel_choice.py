@@ -96,5 +96,6 @@ def least_nodes_for_flex(heads: Heads) -> int | None:
         return None
     least = read_choices().get(heads.name)
     if least is not None:
-        _log.info("attention: flex_attention from %d nodes of a tree on (grpo doctor)", least)
+        # As a warning, which Python shows by default: `info` would reach nobody.
+        _log.warning("attention: flex_attention from %d nodes of a tree on (grpo doctor)", least)
     return least
