@@ -34,7 +34,8 @@ PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup click-test serve test test-reference test-zoo test-vllm check check-docker \
-        clean benchmark-update benchmark-rollouts benchmark-generate benchmark-pages soak
+        clean benchmark-update benchmark-step benchmark-rollouts benchmark-generate \
+        benchmark-pages soak
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +70,10 @@ test-vllm: ## test the generators with a real vLLM, in .venv-vllm (ARGS for pyte
 benchmark-update: setup ## time and memory of an update, ours and TRL's (ARGS="--sweep")
 	@$(SETUP) --reference
 	@$(OPENMP) $(PY) -m benchmarks.update $(ARGS)
+
+benchmark-step: setup ## seconds of a step from end to end, ours and TRL's (ARGS="--no-trl")
+	@$(SETUP) --reference
+	@$(OPENMP) $(PY) -m benchmarks.step $(ARGS)
 
 benchmark-rollouts: setup ## episodes per second, ours and BrowserGym's (ARGS="--help")
 	@$(PY) -m benchmarks.rollouts $(ARGS)

@@ -27,7 +27,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.update import BUDGET, Worker, WorkerEnded
+from benchmarks.update import BUDGET, Implementation
+from benchmarks.worker import WorkerEnded
 from grpo.doctor.rates import name_of, seconds_per_call
 from grpo.model.bundled import bundled_model_path
 from tests.support.workloads import Workload
@@ -86,7 +87,7 @@ def best(
     folder: str,
 ) -> dict[str, Any]:
     """Measure an implementation with each size of micro-batch; return the fastest's figures."""
-    worker = Worker(kind, arguments, folder, *options)
+    worker = Implementation(kind, arguments, folder, *options)
     found: dict[str, Any] = {"seconds": float("inf")}
     try:
         for size in sizes:

@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -31,10 +30,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.worker import ROOT, Worker, WorkerEnded
 from grpo.model.bundled import bundled_model_path
 from tests.support.workloads import Workload
-
-ROOT = Path(__file__).resolve().parent.parent
 
 REFERENCE = ROOT / ".venv-reference" / "bin" / "python"
 BUDGET = 4096  # distinct tokens per forward: the configuration's default
@@ -42,66 +40,20 @@ MULTI_TURN = Workload(groups=2, pages=(1, 2, 2))
 console = Console(stderr=True)
 
 
-class WorkerEnded(Exception):
-    """The worker's process ended, as it does when memory runs out."""
-
-
-class Worker:
-    """One implementation in its own process; see `benchmarks.update_worker`."""
+class Implementation(Worker):
+    """One implementation of the update; see `benchmarks.update_worker`."""
 
     def __init__(self, name: str, arguments: argparse.Namespace, folder: str, *flags: str) -> None:
-        self.name = name
         reference = name == "trl" and not find_spec("trl")
         python = str(REFERENCE) if reference else sys.executable
         command = [python, "-m", "benchmarks.update_worker", name]
         command += ["--model", arguments.model, "--adapter", f"{folder}/adapter"]
         command += ["--device", arguments.device, *flags]
-        self.log = Path(folder, f"{name}.log")
-        # Bound OpenMP threads restrict this process to one core, which its children would inherit.
-        if sys.platform == "linux":
-            os.sched_setaffinity(0, range(os.cpu_count() or 1))
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        self.read()
-
-    def read(self) -> dict[str, Any]:
-        """Read one response.
-
-        Raises:
-            WorkerEnded: the process ended.
-        """
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            tail = self.log.read_text(errors="replace")[-1000:]
-            raise WorkerEnded(
-                f"{self.name} ended with {self.process.wait()}; its last output:\n{tail}"
-            )
-        response: dict[str, Any] = json.loads(line)
-        return response
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Send a request and return the response."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return self.read()
+        super().__init__(name, command, Path(folder, f"{name}.log"))
 
     def step(self, workload: Workload, rows: int, gradients: str = "") -> dict[str, Any]:
         """Measure a step of `rows` rows (for the tree: tokens) at a time; save its gradients."""
         return self.ask(do="step", workload=asdict(workload), rows=rows, gradients=gradients)
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.terminate()
-        self.process.wait()
 
 
 def search(arguments: argparse.Namespace, folder: str) -> dict[int, dict[str, Any]]:
@@ -109,7 +61,7 @@ def search(arguments: argparse.Namespace, folder: str) -> dict[int, dict[str, An
     found = {}
     for size in arguments.rows:
         try:
-            worker = Worker("trl", arguments, folder)
+            worker = Implementation("trl", arguments, folder)
             found[size] = worker.step(Workload(groups=2), size)
             worker.close()
             seconds, peak = found[size]["seconds"], found[size]["peak"] / 1e9
@@ -123,7 +75,7 @@ def search(arguments: argparse.Namespace, folder: str) -> dict[int, dict[str, An
 
 def compare(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     """Measure every implementation on the workload, in turn, `rounds` times."""
-    Worker("tree", arguments, folder).close()  # writes the adapter
+    Implementation("tree", arguments, folder).close()  # writes the adapter
     variants: dict[str, tuple[str, int, tuple[str, ...]]] = {
         "tree": ("tree", BUDGET, ()),
         "tree, micro-batches": ("tree", 512, ()),
@@ -135,8 +87,10 @@ def compare(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     if halves:
         fastest = min(halves, key=lambda size: halves[size]["seconds"])
         variants["trl"] = ("trl", fastest, ())
+        variants["trl, bfloat16"] = ("trl", fastest, ("--dtype", "bfloat16"))
     workers = {
-        name: Worker(kind, arguments, folder, *flags) for name, (kind, _, flags) in variants.items()
+        name: Implementation(kind, arguments, folder, *flags)
+        for name, (kind, _, flags) in variants.items()
     }
     steps: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for number in range(arguments.rounds + 1):  # round 0 warms up the fast ones
@@ -191,6 +145,8 @@ def compare(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     if "trl" in variants:
         result["time_ratio_trl"] = medians["trl"]["seconds"] / medians["tree"]["seconds"]
         result["memory_ratio_trl"] = peaks["trl"] / peaks["tree"]
+        in_bfloat16 = medians["trl, bfloat16"]["seconds"] / medians["tree, bfloat16"]["seconds"]
+        result["time_ratio_trl_bfloat16"] = in_bfloat16
     return result
 
 
@@ -209,7 +165,7 @@ def sweep(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         for p in (100, 317, 1000, 2000)
     ]
     cases += [("turns", 3, MULTI_TURN)]
-    workers = {name: Worker(name, arguments, folder) for name in ("tree", "padded")}
+    workers = {name: Implementation(name, arguments, folder) for name in ("tree", "padded")}
     workers["tree"].step(Workload(), BUDGET)
     table = Table("over", "value", "distinct", "padded", "tree s", "padded s", "ratio")
     points = []

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.update import Worker, distance
+from benchmarks.update import Implementation, distance
 from tests.support.models import make_llama, make_tokenizer
 from tests.support.workloads import Workload, floor_operations
 
@@ -57,7 +57,7 @@ def test_workers_compute_the_same_gradient(tmp_path):
         ("tree", 30, ("--checkpointing",)),
         ("padded", 2, ()),
     ):
-        worker = Worker(name, arguments, str(tmp_path), *flags)
+        worker = Implementation(name, arguments, str(tmp_path), *flags)
         assert worker.ask(do="rate")["rate"] > 0
         response = worker.step(SMALL, rows, str(tmp_path / "gradients.pt"))
         worker.close()
