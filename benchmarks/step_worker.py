@@ -228,7 +228,7 @@ def trl(arguments: argparse.Namespace, meter: Meter, responses: Any) -> None:
             per_device_train_batch_size=arguments.rows,
             gradient_accumulation_steps=episodes // arguments.rows,
             max_completion_length=arguments.max_new_tokens,
-            max_steps=MAX_STEPS,
+            num_train_epochs=1,
             shuffle_dataset=False,
             save_strategy="no",
             logging_strategy="no",
