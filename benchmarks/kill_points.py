@@ -217,6 +217,7 @@ def install(watch: Watch) -> None:
     phases(Trainer, "collect", lambda self, step, *_: ("training", f"rollouts {step + 1}"))
     phases(MetricsLog, "log", lambda self, step, _: ("training", f"log {step}"))
     phases(MetricsLog, "completions", lambda self, step, *_: ("training", f"completions {step}"))
+    phases(reporting.Watch, "step", lambda self, step, *_: ("training", f"page {step.step}"))
     phases(saver, "save_checkpoint", lambda config, step, *_: ("save", f"step {step}"))
     phases(saver, "save_weights", lambda *_: ("results", "weights"))
     phases(reporting.Report, "evaluate", lambda self, name, _: ("evaluation", name))

@@ -18,7 +18,10 @@ VARYING = ("time", "seconds/", "env/episodes_executed", "env/steps_")
 """Prefixes of the metrics that differ between equal runs: times, and what depends on them, such as
 which episode was first to act."""
 
-APART = ("run.json", "config.yaml", "README.md", "curves.png", "points-0.json", "points-1.json")
+APART = (
+    *("run.json", "config.yaml", "README.md", "curves.png", "points-0.json", "points-1.json"),
+    *("index.html", "data.js", "state.js"),
+)
 """Files that hold times or ids between other things: it counts that they are there."""
 
 OTHERS = (EARLIER, "tensorboard")

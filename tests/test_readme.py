@@ -119,7 +119,8 @@ def test_its_own_site_is_the_one_that_grpo_new_writes(tmp_path):
     (tmp_path / "tasks.py").write_text(text)
     assert list(TaskFile(tmp_path / "tasks.py").tasks) == ["Order", "OrderNew"]
     assert [line.split()[1] for line in COMMANDS if "my_site" in line] == [
-        *("new", "inspect", "train", "eval")
+        *("new", "inspect", "train", "eval"),
+        *("record", "train", "act", "export"),
     ]
 
 

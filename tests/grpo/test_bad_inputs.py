@@ -115,7 +115,7 @@ def rows(*table):
     ("serve env", 2, "invalid choice: 'serve'"),
     ("serve_env", 2, "invalid choice: 'serve_env'"),
     ("'train\n'", 2, r"invalid choice: 'train\n'"),
-    ("--steps 3", 2, "expected one of train, eval, inspect, doctor, new, serve-env, serve-vllm"),
+    ("--steps 3", 2, "expected one of train, eval, act, inspect, demos, record, doctor, new,"),
     ("-x train", 2, "before options, got '-x'"),
     ("--version", 2, "before options, got '--version'"),
     ("train train", 2, "unknown task 'train'"),
