@@ -38,7 +38,9 @@ from grpo.tree.token_tree import count_distinct
 from tests.support.workloads import floor_operations
 
 MARK = "GRPO_BENCHMARK"
-MAX_STEPS = 1000
+STEPS = 100
+"""Steps that TRL has prompts for: more than a comparison takes."""
+
 LEARNING_RATE = 1e-9
 """The policy stays as it is, so that every step of every implementation does the same work."""
 
@@ -157,7 +159,7 @@ def trl(arguments: argparse.Namespace, meter: Meter, responses: Any) -> None:
 
     episodes = arguments.groups * arguments.group_size
     sampler = TaskSampler([arguments.task])
-    tasks = [task for n in range(MAX_STEPS) for task in sampler.draw(n, arguments.groups)]
+    tasks = [task for n in range(STEPS) for task in sampler.draw(n, arguments.groups)]
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     envs = [
         ProcessPoolExecutor(1, get_context("spawn"), _begin_env, (arguments.task,))

@@ -69,7 +69,8 @@ class Demonstration:
             raise ValueError(f"task must be the name of a task, got {name!r:.60}")
         if type(seed) is not int or seed < 0:
             raise ValueError(f"seed must be an integer of at least 0, got {seed!r:.60}")
-        actions, pages = _texts(found, "actions"), _texts(found, "pages", missing=())
+        actions = _texts("actions", found.get("actions"))
+        pages = _texts("pages", found.get("pages", ()))
         if not actions:
             raise ValueError("actions must be at least one text, got none")
         if pages and len(pages) != len(actions):
@@ -128,8 +129,7 @@ def _read(file: Any, path: Path) -> Iterator[Demonstration]:
             raise ValueError(f"{path}, line {number}: {error}") from error
 
 
-def _texts(found: dict[str, Any], key: str, **default: Any) -> tuple[str, ...]:
-    texts = found.get(key, default.get("missing"))
+def _texts(key: str, texts: Any) -> tuple[str, ...]:
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{key} must be a list of texts, got {texts!r:.60}")
     return tuple(texts)

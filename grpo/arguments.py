@@ -122,6 +122,11 @@ def run_weights(folder: Path) -> dict[str, str]:
     raise ConfigError(f"expected adapter/ or model/ in {folder}: has the run finished?")
 
 
+def names_model(argv: Sequence[str]) -> bool:
+    """Return True if a command line names a model or an adapter; a configuration may, too."""
+    return any(word.partition("=")[0] in ("--adapter", "--model") for word in argv)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are ConfigErrors."""
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from grpo.arguments import Parser, read_config
+from grpo.arguments import Parser, names_model, read_config
 from grpo.config import Config
 from grpo.errors import ConfigError
 from grpo.option_values import check_text, require_text, short
@@ -90,8 +90,7 @@ def read_collection(argv: Sequence[str], held_out_of: HeldOutOf) -> Collection:
         held_out_of=held_out_of,
     )
     # A configuration beside the tasks may name a model to train.
-    is_policy = any(each.partition("=")[0] in ("--adapter", "--model") for each in options)
-    if bool(given.teacher) + given.oracle + is_policy != 1:
+    if bool(given.teacher) + given.oracle + names_model(options) != 1:
         raise ConfigError("expected one of --teacher, --oracle, and --adapter or --model")
     if given.teacher_model and not given.teacher:
         raise ConfigError("--teacher-model needs --teacher")

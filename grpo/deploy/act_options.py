@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from grpo.arguments import Parser, read_config
+from grpo.arguments import Parser, names_model, read_config
 from grpo.config import Config
 from grpo.errors import ConfigError
 from grpo.option_values import short
@@ -119,10 +119,9 @@ def read_options(argv: Sequence[str], held_out_of: HeldOutOf) -> ActOptions:
         raise ConfigError("--endpoint-model needs --endpoint")
     if own.visible and own.connect:
         raise ConfigError("expected --visible or --connect, got both")
-    names_model = any(re.match(r"--(adapter|model)\b", other) for other in others)
     return ActOptions(
         config,
-        names_model,
+        names_model(others),
         own.url,
         own.goal,
         own.until,

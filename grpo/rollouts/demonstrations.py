@@ -14,7 +14,7 @@ from envs.replay import Pool
 from grpo.errors import ConfigError
 from grpo.model.chat import ChatTemplate
 from grpo.rollouts.agents import Agent, imitated
-from grpo.rollouts.rollout import gather, run_episode
+from grpo.rollouts.rollout import run_episode
 from grpo.rollouts.task_sampler import HELD_OUT
 from grpo.types import Completion, Episode
 
@@ -143,11 +143,6 @@ async def replay(
     if played.succeeds:
         played.error = ""
     return played
-
-
-async def check_demonstrations(pool: Pool, demonstrations: Sequence[Demonstration]) -> list[Replay]:
-    """Play demonstrations again, all at once; see `replay`."""
-    return await gather(replay(pool, each) for each in demonstrations)
 
 
 def _agent(played: Replay, chat: ChatTemplate | None, max_prompt_tokens: int) -> Agent:

@@ -18,7 +18,8 @@ from grpo.demos.options import Collection, read_collection
 from grpo.deploy import openai_api
 from grpo.errors import ConfigError
 from grpo.generators.base import GeneratorError
-from grpo.rollouts.demonstrations import check_demonstrations
+from grpo.rollouts.demonstrations import replay
+from grpo.rollouts.rollout import gather
 from grpo.rollouts.task_sampler import HELD_OUT
 from grpo.shutdown import Shutdown, Stopped
 from tests.support.models import TASK
@@ -50,7 +51,8 @@ async def collect(options, env=ScriptedEnv):
 
 
 async def succeeding(demonstrations):
-    replays = await check_demonstrations(EnvPool(ScriptedEnv, 4), demonstrations)
+    pool = EnvPool(ScriptedEnv, 4)
+    replays = await gather(replay(pool, each) for each in demonstrations)
     return [each.succeeds and not each.differs for each in replays]
 
 

@@ -13,10 +13,10 @@ from grpo.config import Config
 from grpo.errors import ConfigError
 from grpo.rollouts.demonstrations import (
     DemonstrationSampler,
-    check_demonstrations,
     load_demonstrations,
     replay,
 )
+from grpo.rollouts.rollout import gather
 
 SEEDS = range(5)
 
@@ -48,9 +48,8 @@ def test_each_epoch_draws_everything_once_in_another_order_and_variant():
 
 @pytest.mark.parametrize("pool", [EnvPool, lambda *a: SharingPool(EnvPool(*a))])
 async def test_what_is_demonstrated_succeeds_again(pool):
-    replays = await check_demonstrations(
-        pool(ScriptedEnv, 2), [await solved(seed) for seed in SEEDS]
-    )
+    lender, shown = pool(ScriptedEnv, 2), [await solved(seed) for seed in SEEDS]
+    replays = await gather(replay(lender, each) for each in shown)
     assert [(each.succeeds, each.error, each.differs) for each in replays] == [(True, "", 0)] * 5
 
 
