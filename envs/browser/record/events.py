@@ -158,7 +158,7 @@ class Actions:
             fill = ("fill", (event.value,)) if event.value else ("clear", ())
             self._pending, self._field = Step(fill[0], event.targets, fill[1]), True
         elif event.kind == "click":
-            if same and name == "click" and event.count == 2:
+            if same and event.count > 1 and name in ("click", "dblclick"):
                 self._pending = Step("dblclick", event.targets, (), event.plain)
                 if not field:
                     yield from self.flush()

@@ -52,6 +52,10 @@ def click(target):
         ([clicked(SEND), clicked(SEND)], [click(SEND), click(SEND)]),
         ([clicked(SEND), clicked(CITY, 2)], [click(SEND), click(CITY)]),
         ([clicked(NAME, field=True), clicked(NAME, 2, field=True), typed("B")], [fill("B")]),
+        (  # a triple click selects the text
+            [*(clicked(NAME, count, field=True) for count in (1, 2, 3)), typed("B")],
+            [fill("B")],
+        ),
         ([Event("scroll", (), amounts=(0, 40))], [Step("scroll", (), (0, 40))]),
         ([Event("drag", (NAME, SEND))], [Step("drag_and_drop", (NAME, SEND))]),
         ([typed("A"), Event("ignored", value="so")], [fill("A"), Ignored("so")]),
