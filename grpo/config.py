@@ -57,6 +57,9 @@ DAY_S = 86_400
 IMITATION_STEPS = 40
 """Updates that imitate demonstrations, where the configuration does not say."""
 
+IMITATION_FACTOR = 10
+"""Learning rate of imitation over that of GRPO, where the configuration does not say."""
+
 MAX_FOLDER_NAME = 200
 """Bytes; file systems take 255, and files are written beside it under longer names."""
 
@@ -312,6 +315,13 @@ class Config(BaseModel):
         ge=0,
         le=MAX,
     )
+    imitation_learning_rate: Float = _algorithm(
+        0.0,
+        "learning rate of the first of these updates, from which it falls linearly to 0 "
+        f"(0: {IMITATION_FACTOR} times learning_rate)",
+        ge=0,
+        le=1,
+    )
     max_resamples: int = _algorithm(
         0, "how often per step groups without an advantage are replaced by new ones", ge=0, le=1000
     )
@@ -486,6 +496,11 @@ class Config(BaseModel):
     def imitation_steps(self) -> int:
         """Number of updates before the training that imitate demonstrations."""
         return self.warm_start_steps or (IMITATION_STEPS if self.demonstrations else 0)
+
+    @property
+    def imitation_rate(self) -> float:
+        """Learning rate of the first update that imitates, from which it falls to 0."""
+        return self.imitation_learning_rate or min(1.0, IMITATION_FACTOR * self.learning_rate)
 
     @property
     def uses_reference(self) -> bool:

@@ -71,9 +71,10 @@ def section(run: Path, hardware: str) -> str:
     n = max(
         rate["n"] for rates in summary["per_task"].values() for rate in rates["trained"].values()
     )
+    shown = "recorded demonstrations" if config.demonstrations else "the oracle"
     how = (
-        f"after {config.warm_start_steps} updates that imitate the oracle (a warm start)"
-        if config.warm_start_steps
+        f"after {config.imitation_steps} updates that imitate {shown} (a warm start)"
+        if config.imitation_steps
         else "from the environment's reward alone"
     )
     if config.adapter:

@@ -24,7 +24,7 @@ AGENTS = {
     "random": "a random action of those that the page allows",
     "oracle": "a scripted solver",
     "untrained": "before training",
-    "warm_started": "after imitating the oracle, before training",
+    "warm_started": "after imitation, before training",
     "blind": "the trained policy with the page hidden",
     "trained": "after training",
 }
@@ -185,8 +185,9 @@ def _what_it_is(summary: dict[str, Any], config: Config, base: str, lora: bool) 
         f"{markdown(summary['task'])}: {summary['steps']} steps, {summary['episodes']:,} episodes, "
         f"{minutes:.0f} minutes"
     )
-    if config.warm_start_steps:
-        text += f", after {config.warm_start_steps} updates of imitating a scripted solver."
+    if config.imitation_steps:
+        shown = "recorded demonstrations" if config.demonstrations else "a scripted solver"
+        text += f", after {config.imitation_steps} updates of imitating {shown}."
     elif config.valid_action_bonus:
         text += f", with a bonus of {config.valid_action_bonus:g} for each valid action."
     else:

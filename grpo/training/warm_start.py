@@ -85,8 +85,14 @@ async def warm_start(
     """
     # A separate optimizer, without what only makes sense for samples. (At a ratio of 1 every
     # `loss` has the same gradient.)
-    imitation = config.replace(beta=0.0, log_kl=False, importance="none", updates_per_batch=1)
-    updater = Updater(imitation, policy, world)
+    imitation = config.replace(
+        beta=0.0,
+        log_kl=False,
+        importance="none",
+        updates_per_batch=1,
+        learning_rate=config.imitation_rate,
+    )
+    updater = Updater(imitation, policy, world, decay_over=config.imitation_steps)
     policy.chat.check_demonstrations()
     if demonstrations:
         play = _recorded(demonstrations, config, policy, pool, max_prompt_tokens)

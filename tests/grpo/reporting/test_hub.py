@@ -302,6 +302,8 @@ def test_the_card_of_another_model_and_several_tasks(run, tmp_path):
     assert "minutes, from the task's reward alone." in card.text
     (run / "config.yaml").write_text(Config(warm_start_steps=3).to_yaml())
     assert "after 3 updates of imitating a scripted solver." in model_card(run, REPO).text
+    (run / "config.yaml").write_text(Config(demonstrations="demos.jsonl").to_yaml())
+    assert "after 40 updates of imitating recorded demonstrations." in model_card(run, REPO).text
     (run / "config.yaml").write_text(Config(valid_action_bonus=0.25).to_yaml())
     assert "with a bonus of 0.25 for each valid action." in model_card(run, REPO).text
 

@@ -88,6 +88,24 @@ def test_metrics_are_means_over_all_passes(make_updater, batch, updates):
     assert metrics["update/skipped"] == 0
 
 
+@pytest.mark.parametrize(
+    ("warmup", "decay_over", "expected"),
+    [
+        (0, 0, [1, 1, 1, 1, 1]),
+        (2, 0, [1 / 3, 2 / 3, 1, 1, 1]),
+        (0, 4, [1, 3 / 4, 1 / 2, 1 / 4, 0]),
+        (2, 5, [1 / 3, 2 / 3, 3 / 5, 2 / 5, 1 / 5]),  # the smaller of the two
+    ],
+)
+def test_the_learning_rate_rises_and_where_asked_falls_to_0(
+    make_policy, batch, warmup, decay_over, expected
+):
+    config = Config(**SETTINGS | {"warmup_steps": warmup})
+    updater = Updater(config, make_policy(), World.single(), decay_over=decay_over)
+    rates = [updater.update(batch)["learning_rate"] for _ in expected]
+    assert rates == pytest.approx([config.learning_rate * part for part in expected], abs=1e-12)
+
+
 def test_a_single_pass_is_on_policy_and_the_second_one_is_not(make_updater, batch):
     metrics = make_updater().update(batch)
     assert (metrics["ratio"], metrics["approx_kl"]) == (1, 0)

@@ -53,8 +53,8 @@ def start(make_policy, executor, monkeypatch):
     monkeypatch.setattr(grpo.training.warm_start, "TaskSampler", OnePage)
 
     async def run(env=ScriptedEnv, task=TASK.name, demonstrations=(), **options):
-        config = Config(task=task, learning_rate=0.03, warmup_steps=0, max_new_tokens=1,
-                        groups_per_step=2, **options)  # fmt: skip
+        settings = {"learning_rate": 0.003, "warmup_steps": 0, "max_new_tokens": 1} | options
+        config = Config(task=task, groups_per_step=2, **settings)
         policy = make_policy(double=False, start=True)
         pool, world, steps = EnvPool(env, 4), World.single(), []
         count = await warm_start(
@@ -80,6 +80,26 @@ async def test_the_policy_learns_what_is_demonstrated(start):
         logits = policy.model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 :]
     probabilities = logits.softmax(-1)[range(len(ids) + 1), [*ids, tokenizer.eos_token_id]]
     assert (probabilities > 0.9).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "rate"),
+    [({"learning_rate": 0.002}, 0.02), ({"imitation_learning_rate": 0.007}, 0.007)],
+)
+async def test_the_learning_rate_is_imitation_s_own_and_falls_to_0(
+    start, monkeypatch, options, rate
+):
+    rates = []
+
+    class Noted(Updater):
+        def update(self, batch):
+            metrics = super().update(batch)
+            rates.append(metrics["learning_rate"])
+            return metrics
+
+    monkeypatch.setattr(grpo.training.warm_start, "Updater", Noted)
+    await start(warm_start_steps=4, **options)
+    assert rates == pytest.approx([rate, rate * 3 / 4, rate / 2, rate / 4])
 
 
 async def test_without_steps_nothing_is_imitated(start):
