@@ -1,5 +1,6 @@
 """The sites in examples/sites: the apps by themselves, and their tasks on the browser server."""
 
+import asyncio
 import functools
 import http.server
 import json
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,10 @@ from envs.browser.server.chromium import find_chromium
 from envs.browser.server.local import LocalServer
 from envs.browser.task_file import TaskFile
 from envs.browser.web_task import WebTask
+from envs.demonstrations import read_demonstrations
 from envs.pool import EnvPool
 from envs.replay import SharingPool
+from grpo.rollouts.demonstrations import replay
 from grpo.rollouts.rollout import Rollouts
 from tests.support.guess import guess
 
@@ -296,6 +300,17 @@ async def test_a_wrong_change_ends_the_episode_without_success(session, site, na
     observation = await env.reset(Task(name, 0))
     result = await env.step(click(wrong, observation))
     assert (result.reward, result.done, result.success) == (0.0, True, False)
+
+
+async def test_the_shop_s_recorded_demonstrations_succeed(servers):
+    every = read_demonstrations(SITES / "shop/demonstrations.jsonl")
+    assert Counter(each.task.name for each in every) == dict.fromkeys(
+        ("AddToCart", "ChangeAmount", "SignIn", "OrderCart", "Buy"), 5
+    )
+    url = await servers["shop"].ensure()
+    async with EnvPool(lambda: BrowserEnv(url), 4) as pool:
+        replays = await asyncio.gather(*(replay(pool, each) for each in every[::5]))
+    assert [(each.error, each.differs) for each in replays] == [("", 0)] * 5
 
 
 async def test_the_wrong_text_ends_the_episode_without_success(session):
