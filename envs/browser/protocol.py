@@ -121,7 +121,7 @@ def read_reset(payload: Any, task_name: str, *, screenshot: bool) -> Response:
     of_miniwob = page.stem in MINIWOB_TASKS and page.parent.name == "miniwob"
     if page.stem != task_name and (of_miniwob or task_name in MINIWOB_TASKS):
         raise TaskError(
-            f"asked for task {task_name!r}, got the page {response.url[:200]!r}: an OpenEnv server "
+            f"asked for task {task_name!r}, got the page {response.url!r:.200}: an OpenEnv server "
             "of before June 2026 serves only the task of its BROWSERGYM_TASK_NAME"
         )
     return response

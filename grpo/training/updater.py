@@ -44,14 +44,14 @@ class Updater:
         halvings: how many times the budget was halved.
     """
 
-    def __init__(self, config: Config, policy: Policy, world: World, decay_over: int = 0) -> None:
+    def __init__(self, config: Config, policy: Policy, world: World, decay_over: float = math.inf):
         """Make the optimizer: AdamW on the trained weights, with a linear warm-up.
 
         Args:
             config: the run's options.
             policy: the policy to improve.
             world: the processes among which each batch is divided.
-            decay_over: updates over which the learning rate falls linearly to 0; 0 for never.
+            decay_over: number of updates over which the learning rate falls linearly to 0.
         """
         self.config, self.policy, self.world = config, policy, world
         self.max_tokens = config.max_tokens_per_microbatch
@@ -60,11 +60,7 @@ class Updater:
             policy.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda update: min(
-                (update + 1) / (config.warmup_steps + 1),
-                1 - update / decay_over if decay_over else 1.0,
-            ),
+            self.optimizer, lambda i: min((i + 1) / (config.warmup_steps + 1), 1 - i / decay_over)
         )
 
     def update(

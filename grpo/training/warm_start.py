@@ -92,7 +92,7 @@ async def warm_start(
         updates_per_batch=1,
         learning_rate=config.imitation_rate,
     )
-    updater = Updater(imitation, policy, world, decay_over=config.imitation_steps)
+    updater = Updater(imitation, policy, world, decay_over=config.imitation_steps or 1)
     policy.chat.check_demonstrations()
     if demonstrations:
         play = _recorded(demonstrations, config, policy, pool, max_prompt_tokens)

@@ -91,8 +91,8 @@ def test_metrics_are_means_over_all_passes(make_updater, batch, updates):
 @pytest.mark.parametrize(
     ("warmup", "decay_over", "expected"),
     [
-        (0, 0, [1, 1, 1, 1, 1]),
-        (2, 0, [1 / 3, 2 / 3, 1, 1, 1]),
+        (0, math.inf, [1, 1, 1, 1, 1]),
+        (2, math.inf, [1 / 3, 2 / 3, 1, 1, 1]),
         (0, 4, [1, 3 / 4, 1 / 2, 1 / 4, 0]),
         (2, 5, [1 / 3, 2 / 3, 3 / 5, 2 / 5, 1 / 5]),  # the smaller of the two
     ],
