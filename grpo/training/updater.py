@@ -51,7 +51,7 @@ class Updater:
             config: the run's options.
             policy: the policy to improve.
             world: the processes among which each batch is divided.
-            decay_over: number of updates over which the learning rate falls linearly to 0 (inf: never).
+            decay_over: updates over which the learning rate falls linearly to 0 (inf: it stays).
         """
         self.config, self.policy, self.world = config, policy, world
         self.max_tokens = config.max_tokens_per_microbatch
