@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -282,8 +283,11 @@ def _step(text: str) -> float:
 
 
 def next_request() -> None:
-    """Wait for the next request; end this process after the last."""
+    """Wait for the next request; after the last end this process, and those that it started."""
     if not sys.stdin.readline():
+        for pid in marked(f"{MARK}={os.environ[MARK]}"):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
         os._exit(0)
 
 

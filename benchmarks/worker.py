@@ -74,6 +74,7 @@ class Worker:
         return self.read()
 
     def close(self) -> None:
-        """End the process."""
-        self.process.terminate()
+        """End the process: it ends by itself where its standard input does."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
         self.process.wait()
