@@ -79,7 +79,7 @@ class EnvPool:
             else:
                 self._idle.append(env)
 
-    def share(self, task: Task) -> AbstractAsyncContextManager[Self]:
+    def share(self, task: Task, *, keep: bool = False) -> AbstractAsyncContextManager[Self]:
         """Return what lends to the episodes of one start: this pool; see `envs.replay`."""
         return nullcontext(self)
 

@@ -46,6 +46,7 @@ class SharingPool:
         self.counters = Counter(
             episodes_executed=0, steps_executed=0, steps_shared=0, replay_mismatches=0
         )
+        self._kept: dict[Task, HistoryTree] = {}
 
     @asynccontextmanager
     async def lease(self, *, fresh: bool = False) -> AsyncIterator[CountedEnv]:
@@ -54,18 +55,24 @@ class SharingPool:
             yield CountedEnv(env, self.counters)
 
     @asynccontextmanager
-    async def share(self, task: Task) -> AsyncIterator[SharingPool | SharedStart]:
+    async def share(
+        self, task: Task, *, keep: bool = False
+    ) -> AsyncIterator[SharingPool | SharedStart]:
         """Return what lends to the episodes of one start, for the length of the block.
 
         Args:
             task: what all of these episodes start from.
+            keep: True to keep what they did for the next block that shares this task: its pages as
+                text, without environments. Evaluations play the same held-out seeds again.
         """
         if task.name in self.unshared:
             yield self
             return
-        tree = HistoryTree(self, task)
+        tree = self._kept.pop(task, None) or HistoryTree(self, task)
         try:
             yield SharedStart(tree)
+            if keep:
+                self._kept[task] = tree
         finally:
             await tree.close()
 

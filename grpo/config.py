@@ -173,7 +173,12 @@ class Config(BaseModel):
         resumable=True,
     )
     sampling_threads: int = _generator(
-        1, "CPU threads of the local generator (0: all)", ge=0, le=1024, resumable=True
+        0,
+        "CPU threads of the local generator (0: two where OpenMP's threads are bound to cores, "
+        "as the command binds them, else one)",
+        ge=0,
+        le=1024,
+        resumable=True,
     )
     vllm_memory: Float = _generator(
         0.0,

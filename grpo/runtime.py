@@ -80,6 +80,7 @@ async def open_runtime(
     executor = ThreadPoolExecutor(1, "torch", initializer=world.use_own_gpu)
     pool = env if isinstance(env, EnvPool) else EnvPool(env, config.env_sessions)
     async with shutdown or Shutdown() as shutdown, AsyncExitStack() as stack:
+        await stack.enter_async_context(pool)  # its server starts meanwhile
         with loading or nullcontext():
             loop = asyncio.get_running_loop()
             policy = await loop.run_in_executor(executor, load_policy, config)
@@ -88,7 +89,6 @@ async def open_runtime(
             generator = await stack.enter_async_context(
                 open_generator(config, policy, executor, world)
             )
-        await stack.enter_async_context(pool)
         room = policy.max_length - config.max_new_tokens
         max_prompt_tokens = min(room, config.max_prompt_tokens or room)
         decodings = {

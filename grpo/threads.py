@@ -31,3 +31,14 @@ def bind_threads(device: str) -> None:
         and not any(name.startswith("OMP_") for name in os.environ)
     ):
         os.environ |= {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
+
+
+def sampling_threads(wanted: int) -> int:
+    """Return how many threads sample: what is wanted, and for 0 two if they are bound, else one.
+
+    Of unbound threads one may wait for another on its own core: two took ten times as long as one.
+    """
+    import torch
+
+    is_bound = os.environ.get("OMP_PROC_BIND", "false").lower() not in ("false", "")
+    return wanted or (min(2, torch.get_num_threads()) if is_bound else 1)

@@ -28,7 +28,8 @@ BROWSER_SERVER = ("envs/browser/server/", "envs/browser/miniwob/")
 # From the bottom to the top: a file may import from its own layer and from those before it.
 LAYERS = (
     (
-        *("grpo.errors", "grpo.files", "grpo.safe_output", "grpo.transfer", "grpo.types"),
+        *("grpo.errors", "grpo.files", "grpo.safe_output", "grpo.threads", "grpo.transfer"),
+        "grpo.types",
         *("grpo.algorithm", "grpo.tree"),
     ),
     (
@@ -44,7 +45,7 @@ LAYERS = (
     (
         *("grpo.run", "grpo.inspect", "grpo.doctor", "grpo.deploy", "grpo.demos"),
         "grpo.record_options",
-        *("grpo.exits", "grpo.threads"),
+        "grpo.exits",
     ),
     ("grpo.cli",),
     ("grpo.__main__", "grpo.torchrun"),

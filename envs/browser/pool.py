@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
-from typing import Protocol
+from typing import Protocol, Self
 
 from envs.base import Env
 from envs.browser.env import BrowserEnv
@@ -65,8 +65,18 @@ class BrowserPool(EnvPool):
             task_file=options.task_file,
         )
         self._urls = islice(cycle(options.env_url), rank, None)
+        self._has_server = bool(options.env_url)
+        self._starting: asyncio.Task[str] | None = None
         self._env = env
         self._deadline_s = options.env_deadline
+
+    async def __aenter__(self) -> Self:
+        """Begin to start the server, if one is needed; the first lease waits for it."""
+        if not self._has_server:
+            self._starting = asyncio.create_task(self.server.ensure())
+            # The first lease tries again, and raises what goes wrong.
+            self._starting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await super().__aenter__()
 
     async def close(self) -> None:
         """Close the sessions, and the server that was started here."""

@@ -22,6 +22,7 @@ from grpo.model.forward import ForwardMode
 from grpo.model.loading import load_policy
 from grpo.model.policy import Policy
 from grpo.rollouts.rollout import gather
+from grpo.threads import sampling_threads
 from grpo.training.updater import Updater
 from grpo.tree.token_tree import count_distinct
 from grpo.types import Completion, TokenBatch
@@ -140,7 +141,7 @@ def _local(context: Context) -> LocalGenerator:
         max_new_tokens=config.max_new_tokens,
         executor=context.executor,
         cache_tokens=config.cache_tokens,
-        threads=config.sampling_threads or None,
+        threads=sampling_threads(config.sampling_threads),
     )
 
 

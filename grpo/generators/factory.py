@@ -63,13 +63,14 @@ async def open_generator(
     check_backend(config, world)
     if config.backend == "local":
         from grpo.generators.local import LocalGenerator
+        from grpo.threads import sampling_threads
 
         yield LocalGenerator(
             policy,
             max_new_tokens=config.max_new_tokens,
             executor=executor,
             cache_tokens=config.cache_tokens,
-            threads=config.sampling_threads or None,
+            threads=sampling_threads(config.sampling_threads),
         )
         return
     from grpo.generators.sync_check import check_sync

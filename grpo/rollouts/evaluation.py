@@ -82,6 +82,8 @@ async def evaluate(
 ) -> dict[str, list[Outcome]]:
     """Play one episode per task and decoding, all side by side: they read the same pages.
 
+    What they do is kept, so that the evaluation of another agent executes only what is new.
+
     Args:
         decodings: rollouts by their name, e.g. "sampled" and "greedy", over one pool.
         tasks: held-out tasks.
@@ -97,7 +99,7 @@ async def evaluate(
 
     async def play(task: Task) -> list[Episode | None]:
         pool = next(iter(decodings.values())).pool
-        async with pool.share(task) as lender:
+        async with pool.share(task, keep=True) as lender:
             return await gather(
                 rollouts.episode(task, [seed, task.seed], on_episode=on_episode, lender=lender)
                 for rollouts in decodings.values()

@@ -179,6 +179,42 @@ async def test_the_start_is_loaded_once():
     assert pool.counters["episodes_executed"] == 1
 
 
+async def test_what_is_kept_is_not_executed_again():
+    pool = sharing(size=1)
+
+    async def again(*episodes, keep=True):
+        async with pool.share(TASK, keep=keep) as lender:
+            return await asyncio.gather(*(play(lender, texts) for texts in episodes))
+
+    first, second = ["a", "b", "end"], ["a", "c", "end"]
+    assert await again(first) == [await alone(first)]
+    async with asyncio.timeout(5), pool.lease() as env:  # the only one is free
+        await env.reset(TASK)
+    before = dict(pool.counters)
+    assert await again(first, first) == [await alone(first)] * 2
+    assert pool.counters == before | {"steps_shared": 6}
+    assert await again(first, second, keep=False) == [await alone(first), await alone(second)]
+    assert pool.counters["episodes_executed"] == before["episodes_executed"] + 1
+    assert pool.counters["steps_executed"] == before["steps_executed"] + 3  # one of them replayed
+    await again(first)
+    assert pool.counters["episodes_executed"] == before["episodes_executed"] + 2
+
+
+async def test_nothing_is_kept_of_a_block_that_failed():
+    pool = sharing()
+
+    async def fail():
+        async with pool.share(TASK, keep=True) as lender:
+            await play(lender, ["a"])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    async with pool.share(TASK, keep=True) as lender:
+        await play(lender, ["a"])
+    assert pool.counters["episodes_executed"] == 2
+
+
 async def test_screenshots():
     pool = sharing()
     first, second = await together(pool, ["a"], ["b"], screenshot=True)

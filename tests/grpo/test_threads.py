@@ -83,3 +83,24 @@ def test_each_thread_of_torch_has_a_core():
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
     torch_threads, bound, cores = map(int, done.stdout.split())
     assert bound >= torch_threads == cores
+
+
+@pytest.mark.parametrize(
+    ("wanted", "binding", "available", "threads_used"),
+    [
+        (0, "true", 4, 2),
+        (0, "close,spread", 4, 2),
+        (0, "TRUE", 1, 1),
+        (0, "false", 4, 1),
+        (0, None, 4, 1),
+        (3, None, 4, 3),
+        (1, "true", 4, 1),
+    ],
+)
+def test_two_threads_sample_where_they_are_bound(
+    openmp, monkeypatch, wanted, binding, available, threads_used
+):
+    if binding is not None:
+        os.environ["OMP_PROC_BIND"] = binding
+    monkeypatch.setattr("torch.get_num_threads", lambda: available)
+    assert threads.sampling_threads(wanted) == threads_used

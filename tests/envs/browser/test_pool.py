@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from envs.base import Task
+from envs.base import EnvError, Task
 from envs.browser.new_site import write_site
 from envs.browser.pool import BrowserPool
 from envs.scripted import ScriptedEnv
@@ -63,3 +63,27 @@ async def test_the_server_of_a_pool_serves_the_tasks_of_a_file(tmp_path):
     options = make_options(sessions=1, task_file=str(tmp_path / "tasks.py"))
     async with BrowserPool(options) as pool, pool.lease() as env:
         assert (await env.reset(Task("Order", 0))).goal.startswith("Order: ")
+
+
+@pytest.mark.browser
+async def test_the_server_starts_while_other_things_are_loaded():
+    async with BrowserPool(make_options(sessions=1)) as pool:
+        async with asyncio.timeout(60):
+            while not pool.server.url:
+                await asyncio.sleep(0.05)
+        assert pool.created == 0
+        started = pool.server.pid
+        async with pool.lease() as env:
+            await env.reset(Task("click-test", 0))
+        assert pool.server.pid == started
+    assert not pool.server.alive
+
+
+async def test_a_server_that_does_not_start_is_an_error_of_the_first_lease(monkeypatch, caplog):
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    async with BrowserPool(make_options(sessions=1)) as pool:
+        await asyncio.sleep(0.5)
+        with pytest.raises(EnvError, match="the browser server exited at its start"):
+            async with pool.lease():
+                pass
+    assert caplog.text == ""
