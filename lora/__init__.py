@@ -19,6 +19,7 @@ from lora.inject import (
     lora_modules,
     lora_parameters,
     merge,
+    pack_weights,
     unmerge,
 )
 from lora.layers import LoRALinear
@@ -36,6 +37,7 @@ __all__ = [
     "lora_parameters",
     "merge",
     "merged_state",
+    "pack_weights",
     "quantize_linears",
     "save_adapter",
     "unmerge",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lora.compatibility import unsuitable, write_reasons
 from lora.layers import LoRALinear
+from lora.packed import PackedWeight
 from lora.quantized import LoRAQuantizedLinear, QuantizedLinear
 from lora.targets import matches
 
@@ -165,6 +166,16 @@ def disabled_adapters(model: nn.Module) -> Iterator[None]:
     finally:
         for module, enabled in zip(modules, before, strict=True):
             module.enabled = enabled
+
+
+def pack_weights(model: nn.Module) -> None:
+    """Let LoRA layers hold a second copy of their weight, for products without gradients.
+
+    It is made at a layer's first such product, of weights that can be packed; see `lora.packed`.
+    """
+    for module in lora_modules(model).values():
+        if type(module) is LoRALinear:  # a quantised base has no matrix to copy
+            module.packed = PackedWeight()
 
 
 def merge(model: nn.Module) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora.product import corrected_product
+from lora.packed import PackedWeight
+from lora.product import add_correction, corrected_product
 
 
 class LoRALinear(nn.Module):
@@ -29,6 +30,7 @@ class LoRALinear(nn.Module):
         lora_B: [out, r], float32.
         scaling: alpha / r.
         enabled: False to compute without the correction, merged or not.
+        packed: used for products without gradients; None to multiply by `weight` itself.
     """
 
     _unmerged: Tensor | None
@@ -72,6 +74,7 @@ class LoRALinear(nn.Module):
         self.r, self.alpha, self.dropout = r, alpha, dropout
         self.scaling = alpha / r
         self.enabled = True
+        self.packed: PackedWeight | None = None
         # Float32 for every base: in bfloat16 a step below 1/256 of a weight is rounded away. Drawn
         # on the generator's device, so that a seed gives the same A on every device.
         source = generator.device if generator is not None else torch.device("cpu")
@@ -88,6 +91,12 @@ class LoRALinear(nn.Module):
         """The base weight for a product in `dtype`; a quantised one is computed at each call."""
         return self.weight
 
+    def _base_product(self, x: Tensor) -> Tensor:
+        """Multiply by the base weight, without gradients."""
+        if self.packed is None:
+            return F.linear(x, self._base_in(x.dtype), self.bias)
+        return self.packed.product(x, self.weight, self.bias)
+
     @property
     def merged(self) -> bool:
         """True while `weight` contains the correction."""
@@ -99,12 +108,17 @@ class LoRALinear(nn.Module):
         return self.weight if self._unmerged is None else self._unmerged
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x: [..., in] to [..., out], the correction computed in x's dtype."""
+        """Map x: [..., in] to [..., out], the correction computed in x's dtype or wider."""
         if self.merged or not self.enabled:
             return F.linear(x, self.weight if self.enabled else self.base_weight, self.bias)
         rows = x.reshape(-1, self.in_features)
+        drops = self.dropout and self.training
+        if not drops and not torch.is_grad_enabled():
+            y = self._base_product(rows)
+            y = add_correction(y, rows, self.lora_A, self.lora_B, self.scaling)
+            return y.view(*x.shape[:-1], self.out_features)
         a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
-        if self.dropout and self.training:
+        if drops:
             low = F.dropout(rows, self.dropout) @ a.t()
             y = F.linear(rows, self._base_in(x.dtype), self.bias) + self.scaling * low @ b.t()
         else:

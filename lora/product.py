@@ -13,6 +13,9 @@ from torch.nn import functional as F
 Base = Callable[[torch.dtype], Tensor]
 """The frozen matrix [out, in] for a product in a dtype; see `LoRALinear`."""
 
+FEW_ROWS = 64
+"""Up to so many rows a CPU computes the correction in float32; see `add_correction`."""
+
 
 def corrected_product(
     x: Tensor, base: Base, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
@@ -32,6 +35,30 @@ def corrected_product(
     """
     y: Tensor = _CorrectedProduct.apply(x, base, bias, a, b, scaling)  # type: ignore[no-untyped-call]
     return y
+
+
+def add_correction(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    """Compute `y + scaling * (x A^T) B^T` without gradients; y may be changed.
+
+    A CPU multiplies a few rows by thin matrices faster in float32 than in bfloat16, conversions
+    included; the sum is then rounded once.
+
+    Args:
+        y: [N, out].
+        x: [N, in], in y's dtype.
+        a: [r, in], float32.
+        b: [out, r], float32.
+        scaling: factor of the correction.
+
+    Returns:
+        [N, out], in y's dtype.
+    """
+    dtype = y.dtype
+    if x.device.type == "cpu" and len(x) <= FEW_ROWS:
+        wide = torch.promote_types(dtype, torch.float32)
+        x, y = x.to(wide), y.to(wide)
+    low = x @ a.to(x.dtype).t()
+    return y.addmm_(low, b.to(x.dtype).t(), alpha=scaling).to(dtype)
 
 
 class _CorrectedProduct(torch.autograd.Function):

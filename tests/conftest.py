@@ -1,6 +1,7 @@
 import signal
 
 import pytest
+from hypothesis import settings
 
 from tests.support.processes import chromiums
 
@@ -10,6 +11,11 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
         interrupt = number == signal.SIGINT
         signal.signal(number, signal.default_int_handler if interrupt else signal.SIG_DFL)
+
+
+# A busy machine is no fault: no example has a deadline.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from lora import (
     lora_modules,
     merge,
     merged_state,
+    pack_weights,
     quantize_linears,
     save_adapter,
     unmerge,
@@ -102,6 +104,8 @@ class LoRAPolicy(Policy):
             activation_checkpointing=activation_checkpointing,
         )
         super().__init__(model, tokenizer, plan, activation_checkpointing=activation_checkpointing)
+        if self.device.type == "cpu" and _memory() > 4 * self._linear_bytes():
+            pack_weights(model)
         on_cuda = self.device.type == "cuda" and self.forward_mode == "tree"
         if cuda_graphs and on_cuda and not activation_checkpointing:
             self.graphs = TreeGraphs(self.decoder, self.conv_width)
@@ -109,6 +113,9 @@ class LoRAPolicy(Policy):
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the adapter's parameters, float32."""
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+
+    def _linear_bytes(self) -> int:
+        return sum(layer.weight.nbytes for layer in lora_modules(self.model).values())
 
     def copy_masters_to_model(self) -> None:
         """Do nothing: the model computes with the parameters themselves."""
@@ -178,6 +185,11 @@ def quantize_base(model: Any, quantize: Literal["8bit", "4bit"], device: str | N
     check_weights_stay(model)
     bits: Literal[8, 4] = 8 if quantize == "8bit" else 4
     quantize_linears(model, bits, device=device, probe=_probe(model))
+
+
+def _memory() -> int:
+    """Return the bytes of this machine's main memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _probe(model: Any) -> Callable[[], Tensor]:

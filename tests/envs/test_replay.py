@@ -399,7 +399,7 @@ PATHS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     groups=st.lists(PATHS, min_size=1, max_size=3),
     size=st.integers(1, 5),

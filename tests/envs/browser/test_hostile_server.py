@@ -239,9 +239,7 @@ def test_anything_ends_in_an_outcome_or_one_error(monkeypatch):
     seen = {"outcome": 0, "error": 0, "another task": 0}
 
     # The first response is a reset's and a step's in turn, so both readers see all of them.
-    @settings(
-        max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None
-    )
+    @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), database=None)
     @given(messages, st.booleans(), st.sampled_from([CLICK, *(Task(n, 0) for n in SOLVERS)]))
     @example(text_of(changed([(("reward",), 1e308)])), False, CLICK)
     def check(text, is_reset, task):

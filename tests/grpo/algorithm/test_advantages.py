@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.algorithm.advantages import group_advantages, zero_std_fraction
@@ -99,7 +99,6 @@ scales = st.sampled_from(["group", "batch", "none"])
 baselines = st.sampled_from(["mean", "leave_one_out"])
 
 
-@settings(deadline=None)
 @given(batches(), scales, baselines, st.floats(-100, 100), st.randoms(use_true_random=False))
 def test_invariances(batch, scale, baseline, shift, random):
     rewards, groups = batch
@@ -133,7 +132,6 @@ def test_invariances(batch, scale, baseline, shift, random):
     torch.testing.assert_close(negated, -got, rtol=1e-10, atol=1e-10)
 
 
-@settings(deadline=None)
 @given(batches())
 def test_unit_deviation(batch):
     rewards, groups = batch

@@ -187,7 +187,7 @@ scales = st.sampled_from(["group", "batch", "none"])
 baselines = st.sampled_from(["mean", "leave_one_out"])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(episodes_in_groups(), kinds, discounts, scales, baselines, st.randoms(use_true_random=False))
 def test_invariances(episodes, kind, discount, scale, baseline, random):
     rewards, states, groups = episodes

@@ -518,9 +518,7 @@ def pieces():
     return st.lists(parts, min_size=1, max_size=8).map("".join)
 
 
-@settings(
-    max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=pieces(), name=st.sampled_from(NAMES), role=st.sampled_from(["goal", "system", "said"]))
 def test_page_text_never_becomes_a_control_token(chat_of, text, name, role):
     assume(name != SMOLLM3 or "think" not in text)  # its system message may say /no_think
