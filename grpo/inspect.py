@@ -19,7 +19,8 @@ from grpo.reporting.inspection import Inspection, Played, print_inspection
 from grpo.reporting.labels import labelled
 from grpo.reporting.progress import Bar, Bars
 from grpo.rollouts.agents import Agent, oracle_agent, random_agent, read_prompt
-from grpo.rollouts.rollout import Rollouts, gather
+from grpo.rollouts.gather import gather
+from grpo.rollouts.rollout import Rollouts
 from grpo.safe_output import one_line
 from grpo.shutdown import Shutdown
 

@@ -30,7 +30,7 @@ class LoRALinear(nn.Module):
         lora_B: [out, r], float32.
         scaling: alpha / r.
         enabled: False to compute without the correction, merged or not.
-        packed: used for products without gradients; None to multiply by `weight` itself.
+        packed: multiplies where no gradient is needed; None for the weight itself.
     """
 
     _unmerged: Tensor | None
@@ -91,12 +91,6 @@ class LoRALinear(nn.Module):
         """The base weight for a product in `dtype`; a quantised one is computed at each call."""
         return self.weight
 
-    def _base_product(self, x: Tensor) -> Tensor:
-        """Multiply by the base weight, without gradients."""
-        if self.packed is None:
-            return F.linear(x, self._base_in(x.dtype), self.bias)
-        return self.packed.product(x, self.weight, self.bias)
-
     @property
     def merged(self) -> bool:
         """True while `weight` contains the correction."""
@@ -111,18 +105,16 @@ class LoRALinear(nn.Module):
         """Map x: [..., in] to [..., out], the correction computed in x's dtype or wider."""
         if self.merged or not self.enabled:
             return F.linear(x, self.weight if self.enabled else self.base_weight, self.bias)
-        rows = x.reshape(-1, self.in_features)
-        drops = self.dropout and self.training
-        if not drops and not torch.is_grad_enabled():
-            y = self._base_product(rows)
-            y = add_correction(y, rows, self.lora_A, self.lora_B, self.scaling)
-            return y.view(*x.shape[:-1], self.out_features)
-        a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
-        if drops:
-            low = F.dropout(rows, self.dropout) @ a.t()
-            y = F.linear(rows, self._base_in(x.dtype), self.bias) + self.scaling * low @ b.t()
-        else:
+        rows, a, b = x.reshape(-1, self.in_features), self.lora_A, self.lora_B
+        if self.dropout and self.training:
+            low = self.scaling * F.dropout(rows, self.dropout) @ a.to(x.dtype).t()
+            y = F.linear(rows, self._base_in(x.dtype), self.bias) + low @ b.to(x.dtype).t()
+        elif torch.is_grad_enabled():
             y = corrected_product(rows, self._base_in, self.bias, a, b, self.scaling)
+        else:
+            multiply = F.linear if self.packed is None else self.packed.product
+            y = multiply(rows, self._base_in(x.dtype), self.bias)
+            y = add_correction(y, rows, a, b, self.scaling)
         return y.view(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()

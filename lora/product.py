@@ -26,13 +26,14 @@ def corrected_product(
         x: [N, in].
         base: W; called in the forward and in the backward pass.
         bias: [out] or None; no gradient is computed.
-        a: [r, in], in x's dtype.
-        b: [out, r], in x's dtype.
+        a: [r, in]; the correction is computed in x's dtype.
+        b: [out, r].
         scaling: factor of the correction.
 
     Returns:
         [N, out].
     """
+    a, b = a.to(x.dtype), b.to(x.dtype)
     y: Tensor = _CorrectedProduct.apply(x, base, bias, a, b, scaling)  # type: ignore[no-untyped-call]
     return y
 

@@ -14,7 +14,7 @@ from grpo.distributed import World
 from grpo.errors import ConfigError
 from grpo.reporting.progress import Bars, count
 from grpo.rollouts.demonstrations import Replay, replay
-from grpo.rollouts.rollout import gather
+from grpo.rollouts.gather import gather
 from grpo.safe_output import one_line
 from grpo.shutdown import Shutdown
 

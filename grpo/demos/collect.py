@@ -21,7 +21,8 @@ from grpo.errors import ConfigError, one_line_reason
 from grpo.generators.base import GeneratorError
 from grpo.reporting.progress import Bars, count
 from grpo.rollouts.agents import Agent, oracle_agent
-from grpo.rollouts.rollout import OnEpisode, Rollouts, gather
+from grpo.rollouts.gather import gather
+from grpo.rollouts.rollout import OnEpisode, Rollouts
 from grpo.runtime import open_runtime
 from grpo.safe_output import one_line
 from grpo.shutdown import Shutdown

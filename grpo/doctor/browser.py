@@ -9,7 +9,8 @@ from envs.base import Task
 from grpo.doctor.context import GROUP_SIZE, GROUPS, TOKENS, Context, Failed, Skipped
 from grpo.errors import ConfigError
 from grpo.rollouts.agents import oracle_agent
-from grpo.rollouts.rollout import Rollouts, gather
+from grpo.rollouts.gather import gather
+from grpo.rollouts.rollout import Rollouts
 
 EPISODES = 20
 

@@ -21,7 +21,7 @@ from grpo.generators.sync_check import changed_weights, check_sync, logprob_gap
 from grpo.model.forward import ForwardMode
 from grpo.model.loading import load_policy
 from grpo.model.policy import Policy
-from grpo.rollouts.rollout import gather
+from grpo.rollouts.gather import gather
 from grpo.threads import sampling_threads
 from grpo.training.updater import Updater
 from grpo.tree.token_tree import count_distinct

@@ -27,7 +27,8 @@ from grpo.reporting.recording import record_episode, record_tally
 from grpo.reporting.watch import Watch
 from grpo.rollouts.agents import Agent
 from grpo.rollouts.evaluation import Outcome, Success, evaluate
-from grpo.rollouts.rollout import Rollouts, gather
+from grpo.rollouts.gather import gather
+from grpo.rollouts.rollout import Rollouts
 from grpo.rollouts.task_sampler import HELD_OUT
 from grpo.safe_output import without_passwords
 

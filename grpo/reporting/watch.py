@@ -13,7 +13,7 @@ from grpo.reporting.gallery import RUNNING, TRAINING, write_gallery, write_state
 from grpo.reporting.loggers import read_metrics
 from grpo.reporting.overview import overview
 from grpo.reporting.recording import record_replay
-from grpo.rollouts.rollout import gather
+from grpo.rollouts.gather import gather
 from grpo.safe_output import without_passwords
 from grpo.types import Episode, Group
 

@@ -8,7 +8,8 @@ from math import sqrt
 from typing import NamedTuple
 
 from envs.base import EnvError, Task
-from grpo.rollouts.rollout import OnEpisode, Rollouts, gather, ignore_episode
+from grpo.rollouts.gather import gather
+from grpo.rollouts.rollout import OnEpisode, Rollouts, ignore_episode
 from grpo.types import Episode
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
 from envs.base import Env, EnvError, Task
 from envs.replay import Lender, NotReproducible, Pool
 from grpo.rollouts.agents import Agent
+from grpo.rollouts.gather import gather
 from grpo.rollouts.page_state import page_state
 from grpo.types import Episode, Group, StepRecord, Turn
-
-Result = TypeVar("Result")
 
 OnEpisode = Callable[[Episode | None], None]
 """Called after each episode; with None for one that was dropped."""
@@ -195,13 +193,3 @@ class Rollouts:
         if not survivors:
             raise EnvError(f"no group of the step survived; the last error: {self.last_error}")
         return survivors
-
-
-async def gather(coroutines: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Return all results in order; the first error cancels the rest and is raised as it is."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(coroutine) for coroutine in coroutines]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in running]

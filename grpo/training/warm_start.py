@@ -18,7 +18,8 @@ from grpo.distributed import World
 from grpo.model.policy import Policy
 from grpo.rollouts.agents import oracle_agent
 from grpo.rollouts.demonstrations import DemonstrationSampler, replay
-from grpo.rollouts.rollout import Rollouts, gather
+from grpo.rollouts.gather import gather
+from grpo.rollouts.rollout import Rollouts
 from grpo.rollouts.task_sampler import TaskSampler
 from grpo.training.updater import Updater
 from grpo.types import Episode, TokenBatch

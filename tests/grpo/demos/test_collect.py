@@ -19,7 +19,7 @@ from grpo.deploy import openai_api
 from grpo.errors import ConfigError
 from grpo.generators.base import GeneratorError
 from grpo.rollouts.demonstrations import replay
-from grpo.rollouts.rollout import gather
+from grpo.rollouts.gather import gather
 from grpo.rollouts.task_sampler import HELD_OUT
 from grpo.shutdown import Shutdown, Stopped
 from tests.support.models import TASK

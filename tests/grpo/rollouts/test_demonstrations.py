@@ -16,7 +16,7 @@ from grpo.rollouts.demonstrations import (
     load_demonstrations,
     replay,
 )
-from grpo.rollouts.rollout import gather
+from grpo.rollouts.gather import gather
 
 SEEDS = range(5)
 

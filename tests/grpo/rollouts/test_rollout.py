@@ -10,8 +10,9 @@ from envs.pool import EnvPool
 from envs.replay import SharingPool
 from envs.scripted import ScriptedEnv
 from grpo.rollouts.agents import random_agent
+from grpo.rollouts.gather import gather
 from grpo.rollouts.page_state import page_state
-from grpo.rollouts.rollout import Rollouts, gather, run_episode
+from grpo.rollouts.rollout import Rollouts, run_episode
 from grpo.types import Completion
 
 TASK, TWO = Task("click-word", 0), Task("click-two-words", 0)
