@@ -28,6 +28,7 @@ class Demonstration:
         source: where it comes from: "record", "oracle", the name of a model.
         task_file: absolute path of the file of the task; empty for one of BrowserGym's. In a file
             of demonstrations it is relative to that file.
+        thoughts: plain text, what was thought before each action, or none at all.
     """
 
     task: Task
@@ -36,20 +37,22 @@ class Demonstration:
     pages: tuple[str, ...] = ()
     source: str = ""
     task_file: str = ""
+    thoughts: tuple[str, ...] = ()
 
     def to_json(self, folder: Path) -> str:
         """Return its line of a file in this folder, without the line's end."""
-        return json.dumps(
-            {
-                "task": self.task.name,
-                "seed": self.task.seed,
-                "goal": self.goal,
-                "actions": self.actions,
-                "pages": self.pages,
-                "source": self.source,
-                "task_file": self.task_file and os.path.relpath(self.task_file, folder),
-            }
-        )
+        line: dict[str, Any] = {
+            "task": self.task.name,
+            "seed": self.task.seed,
+            "goal": self.goal,
+            "actions": self.actions,
+            "pages": self.pages,
+            "source": self.source,
+            "task_file": self.task_file and os.path.relpath(self.task_file, folder),
+        }
+        if self.thoughts:
+            line["thoughts"] = self.thoughts
+        return json.dumps(line)
 
     @classmethod
     def from_json(cls, line: str, folder: Path) -> Demonstration:
@@ -71,19 +74,21 @@ class Demonstration:
             raise ValueError(f"seed must be an integer of at least 0, got {seed!r:.60}")
         actions = _texts("actions", found.get("actions"))
         pages = _texts("pages", found.get("pages", ()))
+        thoughts = _texts("thoughts", found.get("thoughts", ()))
         if not actions:
             raise ValueError("actions must be at least one text, got none")
-        if pages and len(pages) != len(actions):
-            raise ValueError(
-                f"expected a page for each of {len(actions)} actions, got {len(pages)}"
-            )
+        for noun, each in (("page", pages), ("thought", thoughts)):
+            if each and len(each) != len(actions):
+                raise ValueError(
+                    f"expected a {noun} for each of {len(actions)} actions, got {len(each)}"
+                )
         texts = {key: found.get(key, "") for key in ("goal", "source", "task_file")}
         for key, text in texts.items():
             if not isinstance(text, str):
                 raise ValueError(f"{key} must be a text, got {text!r:.60}")
         if texts["task_file"]:
             texts["task_file"] = os.path.abspath(folder / texts["task_file"])
-        return cls(Task(name, seed), actions=actions, pages=pages, **texts)
+        return cls(Task(name, seed), actions=actions, pages=pages, thoughts=thoughts, **texts)
 
 
 def read_demonstrations(path: str | Path) -> list[Demonstration]:

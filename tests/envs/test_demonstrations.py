@@ -1,6 +1,7 @@
 """Files of demonstrations: what is written is read, and what is not one is named."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -19,12 +20,14 @@ def test_what_is_written_is_read(tmp_path):
         Task("click-test", 0), "Click.", ("click('1')",), ("button [1]",), "record", str(site)
     )
     path = tmp_path / "new" / "demos.jsonl"
-    append_demonstration(path, ONE)
-    append_demonstration(path, other)
-    assert read_demonstrations(path) == [ONE, other]
+    thought = replace(other, thoughts=("It is the only button.",))
+    for each in (ONE, other, thought):
+        append_demonstration(path, each)
+    assert read_demonstrations(path) == [ONE, other, thought]
     lines = path.read_text().splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert json.loads(lines[1])["task_file"] == "../site/tasks.py"
+    assert "thoughts" not in json.loads(lines[1])
 
 
 def test_a_file_that_moves_with_its_tasks_still_finds_them(tmp_path):
@@ -47,7 +50,7 @@ def test_a_line_without_its_end_does_not_swallow_the_next_one(tmp_path):
 
 def test_other_keys_and_empty_lines_are_left_out(tmp_path):
     path = tmp_path / "demos.jsonl"
-    path.write_text("\n" + json.dumps(GOOD | {"thoughts": ["hm"], "reward": 1.0}) + "\n\n")
+    path.write_text("\n" + json.dumps(GOOD | {"mood": ["hm"], "reward": 1.0}) + "\n\n")
     assert read_demonstrations(path) == [Demonstration(Task("AddTodo", 3), "", ("click('7')",))]
 
 
@@ -62,6 +65,8 @@ def test_other_keys_and_empty_lines_are_left_out(tmp_path):
         ({"actions": "click('7')"}, 'actions must be a list of texts, got "click'),
         ({"actions": [7]}, r"actions must be a list of texts, got \[7\]"),
         ({"pages": ["a", "b"]}, "expected a page for each of 1 actions, got 2"),
+        ({"thoughts": "hm"}, "thoughts must be a list of texts, got 'hm'"),
+        ({"thoughts": ["a", "b"]}, "expected a thought for each of 1 actions, got 2"),
         ({"goal": None}, "goal must be a text, got None"),
     ],
 )
