@@ -39,6 +39,7 @@ from grpo.reporting.loggers import MetricsLog
 from grpo.training import saver
 from grpo.training.trainer import Trainer
 from grpo.training.updater import Updater
+from grpo.training.warm_start import WarmStart
 from tests.support.models import TASK
 
 OPERATIONS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree")
@@ -210,7 +211,7 @@ def install(watch: Watch) -> None:
     Updater.update, os.fsync = update, fsync  # type: ignore[method-assign, assignment]
     io.open = builtins.open = open_file
     sys.addaudithook(watch.audit)
-    phases(grpo.run, "warm_start", lambda *_, **__: ("warm start", "episodes"))
+    phases(WarmStart, "run", lambda *_, **__: ("warm start", "episodes"))
     phases(Updater, "update", lambda self, batch, gap=None, step=0: (
         ("training", f"update {step}") if step else ("warm start", "updates")
     ))  # fmt: skip

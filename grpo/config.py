@@ -320,6 +320,27 @@ class Config(BaseModel):
         ge=0,
         le=MAX,
     )
+    imitation_epochs: int = _algorithm(
+        0,
+        "how often the demonstrations are gone through, in place of a number of updates "
+        "(0: warm_start_steps updates)",
+        ge=0,
+        le=MAX,
+    )
+    imitation_batch: int = _algorithm(
+        0,
+        "demonstrations per update that imitates and process (0: groups_per_step)",
+        ge=0,
+        le=1_000_000,
+        resumable=True,
+    )
+    imitation_held_out: Float = _algorithm(
+        0.1,
+        "part of the demonstrations that is not imitated, to measure the loss on; at least one "
+        "per task with several (0, or fewer than 10 demonstrations: none)",
+        ge=0,
+        le=0.5,
+    )
     imitation_learning_rate: Float = _algorithm(
         0.0,
         "learning rate of the first of these updates, from which it falls linearly to 0 "
@@ -458,6 +479,12 @@ class Config(BaseModel):
                 f"delta must be above 1 + epsilon_high, and not with loss={'|'.join(WITHOUT_DELTA)}"
                 f", got delta={self.delta}, epsilon_high={self.epsilon_high}, loss={self.loss}"
             )
+        if self.imitation_epochs and (self.warm_start_steps or not self.demonstrations):
+            raise ValueError(
+                "imitation_epochs needs demonstrations, and stands in place of warm_start_steps, "
+                f"got imitation_epochs={self.imitation_epochs}, "
+                f"warm_start_steps={self.warm_start_steps}, demonstrations={self.demonstrations!r}"
+            )
         if self.gap_stop and self.gap_stop < self.gap_warning:
             raise ValueError(
                 f"gap_stop must be 0 or at least gap_warning={self.gap_warning:g}, got "
@@ -499,8 +526,17 @@ class Config(BaseModel):
 
     @property
     def imitation_steps(self) -> int:
-        """Number of updates before the training that imitate demonstrations."""
-        return self.warm_start_steps or (IMITATION_STEPS if self.demonstrations else 0)
+        """Number of updates before the training that imitate demonstrations; 0 if by epochs."""
+        default = IMITATION_STEPS if self.demonstrations and not self.imitation_epochs else 0
+        return self.warm_start_steps or default
+
+    @property
+    def imitation_length(self) -> str:
+        """How long demonstrations are imitated, in words; "" for not at all."""
+        number, noun = self.imitation_steps, "update"
+        if self.imitation_epochs:
+            number, noun = self.imitation_epochs, "epoch"
+        return f"{number} {noun}{'s' * (number > 1)}" if number else ""
 
     @property
     def imitation_rate(self) -> float:

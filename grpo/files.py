@@ -27,7 +27,7 @@ FOLDERS = ("checkpoints", "adapter", "model", "media", "tensorboard", "wandb", E
 FILES = (
     *("checkpoints", "config.yaml", "metrics.jsonl", "summary.json", "completions.txt"),
     *("adapter", "model", "curves.png", "media", "tensorboard", "evaluation.json"),
-    *("wandb", "wandb-id", RUN_FILE),
+    *("imitation.jsonl", "imitation.png", "wandb", "wandb-id", RUN_FILE),
 )
 """What a run leaves. Checkpoints come first: without them nobody resumes a run that is half moved,
 and the id comes last."""

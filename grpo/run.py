@@ -6,12 +6,13 @@ Reporting is imported when a program runs, so that `grpo.train` is available at 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from envs.demonstrations import Demonstration
 from envs.pool import EnvPool
 from grpo.blocking import wait_for
 from grpo.distributed import World
@@ -21,13 +22,14 @@ from grpo.reporting.gallery import ending
 from grpo.rollouts.agents import Agent, blind_agent, random_agent
 from grpo.rollouts.demonstrations import load_demonstrations
 from grpo.rollouts.rollout import Rollouts
-from grpo.runtime import EnvSource, open_runtime
+from grpo.runtime import EnvSource, Runtime, open_runtime
 from grpo.shutdown import Shutdown
 from grpo.training.trainer import Trainer
-from grpo.training.warm_start import warm_start
+from grpo.training.warm_start import WarmStart
 
 if TYPE_CHECKING:
     from grpo.config import Config
+    from grpo.reporting.report import TrainingReport
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ async def _run_training(
     loading = bars.status(f"{', '.join(config.task)}  {_loading(config)}")
     async with open_runtime(config, env, world, shutdown, loading) as runtime:
         policy, decodings = runtime.policy, runtime.decodings
-        if config.imitation_steps:
+        if config.imitation_length:
             policy.chat.check_demonstrations()
         rollouts = Rollouts(
             runtime.pool, decodings["sampled"], config.max_turns, config.valid_action_bonus
@@ -149,20 +151,11 @@ async def _run_training(
                     await report.evaluate(name, {"sampled": agent})
                 await report.evaluate("untrained", decodings)
                 await report.record_episodes("untrained", "before")
-            if config.imitation_steps:
-                with bars.bar("warm start: steps", config.imitation_steps) as on_step:
-                    count = await warm_start(
-                        config,
-                        policy,
-                        runtime.pool,
-                        runtime.executor,
-                        world,
-                        demonstrations=demonstrations,
-                        max_prompt_tokens=runtime.max_prompt_tokens,
-                        on_step=on_step,
-                    )
-                bars.console.print(f"imitated {count} demonstrations")
-                await runtime.generator.sync()
+        # A checkpoint of step 0 without its state is older than version 0.3, and after it.
+        if config.imitation_length and not trainer.step:
+            if trainer.warm_start or not trainer.resumed:
+                await _warm_start(runtime, trainer, report, demonstrations)
+            if "warm_started" not in report.summary:
                 with report.timed("eval"):
                     await report.evaluate("warm_started", decodings)
         report.seconds["setup"] = time.monotonic() - started - report.seconds["eval"]
@@ -196,6 +189,41 @@ async def _run_training(
                 await report.record_episodes("trained", "after")
     report.finish(trainer)
     return RunResult(report.summary, config.folder, config.folder / policy.weights_dirname)
+
+
+async def _warm_start(
+    runtime: Runtime,
+    trainer: Trainer,
+    report: TrainingReport,
+    demonstrations: Sequence[Demonstration],
+) -> None:
+    """Imitate demonstrations, from where a checkpoint of the run has left it."""
+    warm_start = WarmStart(
+        runtime.config,
+        runtime.policy,
+        runtime.pool,
+        runtime.executor,
+        runtime.world,
+        runtime.shutdown,
+        demonstrations=demonstrations,
+        max_prompt_tokens=runtime.max_prompt_tokens,
+    )
+    if trainer.warm_start:
+        warm_start.load_state(trainer.warm_start)
+        report.console.print(f"resuming the warm start from update {warm_start.step}")
+
+    def save(state: dict[str, Any]) -> None:
+        trainer.warm_start = state
+        trainer.saver.save(0, trainer.state, anew=True)
+
+    with (
+        runtime.shutdown.deferred(),
+        report.imitation(warm_start.step, warm_start.steps) as on_step,
+    ):
+        await warm_start.run(on_step, save)
+    runtime.shutdown.raise_if_requested()  # the update is done, its checkpoint written
+    report.console.print(f"imitated {warm_start.imitated} demonstrations")
+    await runtime.generator.sync()
 
 
 async def run_evaluation(

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: the terminal was closed
@@ -45,6 +45,20 @@ class Shutdown:
     def requested(self) -> bool:
         """True from the first signal on."""
         return bool(self.received)
+
+    def adopt(self, ranks: Iterable[Sequence[signal.Signals]]) -> bool:
+        """Take over a signal that another rank has received.
+
+        Args:
+            ranks: the signals of every rank.
+
+        Returns:
+            True if any of them has received one.
+        """
+        received = [signals[0] for signals in ranks if signals]
+        if received and not self.received:
+            self.received.append(received[0])
+        return bool(received)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

@@ -73,8 +73,8 @@ def section(run: Path, hardware: str) -> str:
     )
     shown = "recorded demonstrations" if config.demonstrations else "the oracle"
     how = (
-        f"after {config.imitation_steps} updates that imitate {shown} (a warm start)"
-        if config.imitation_steps
+        f"after {config.imitation_length} that imitate {shown} (a warm start)"
+        if config.imitation_length
         else "from the environment's reward alone"
     )
     if config.adapter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,10 @@ from grpo.safe_output import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LINE = "#2a6f97"
+IMITATED = "#b8b8b8"
 EVALUATIONS = {"untrained": "#8a8a8a", "warm_started": "#e09f3e", "trained": "#2b9348"}
 """Agents whose success is marked, and its colour; that of the last one after the last step."""
 
@@ -45,14 +47,7 @@ def plot_curves(
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "the picture of the curves needs matplotlib: install the extra 'tensorboard'"
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    pyplot = _pyplot()
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = pyplot.subplots(
@@ -73,11 +68,71 @@ def plot_curves(
         if name == "reward":
             axis.set_ylim(min(-0.04, *y, 0) * 1.04, max(1.04, *y, 0) * 1.04)
             _mark_success(axis, summary or {}, last)
+    _save(figure, path, title)
+
+
+def plot_imitation(steps: Sequence[dict[str, float]], path: Path, *, title: str) -> None:
+    """Draw the losses of a warm start over its updates as a PNG.
+
+    Args:
+        steps: as `read_metrics` returns them.
+        path: of the picture.
+        title: of the picture; a long one is cut.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    pyplot = _pyplot()
+    from matplotlib.ticker import MaxNLocator
+
+    def points(name: str) -> tuple[list[float], list[float]]:
+        found = [s for s in steps if isfinite(s.get(f"imitation/{name}", nan))]
+        return [s["step"] for s in found], [s[f"imitation/{name}"] for s in found]
+
+    x, held_out = points("held_out_loss")
+    figure, axes = pyplot.subplots(
+        1, 2 if x else 1, figsize=(8 if x else 4.6, 3.2), layout="constrained", squeeze=False
+    )
+    loss, *others = axes[0]
+    loss.set_title("loss (nats per token)", fontsize=11)
+    colour = IMITATED if x else LINE
+    loss.plot(*points("loss"), color=colour, linewidth=1.2, label="imitated, before the update")
+    if x:
+        loss.plot(x, held_out, color=LINE, linewidth=1.5, marker=".", label="held out")
+        loss.legend(fontsize=8, frameon=False)
+    for axis in others:
+        axis.set_title("held-out actions repeated greedily", fontsize=11)
+        axis.plot(*points("held_out_greedy"), color=LINE, linewidth=1.5, marker=".")
+        axis.set_ylim(-0.04, 1.04)
+    loss.set_ylim(0, 1.08 * max([*points("loss")[1], *held_out], default=0) or 1)
+    for axis in axes[0]:
+        axis.set_xlabel("update")
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    _save(figure, path, title)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the picture of the curves needs matplotlib: install the extra 'tensorboard'"
+        ) from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Figure, path: Path, title: str) -> None:
+    """Write a figure below its title, and close it."""
     shown = one_line(title)
     shown = shown if len(shown) <= TITLE_LENGTH else f"{shown[:TITLE_LENGTH]}..."
     figure.suptitle(shown, fontsize=11, parse_math=False)
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    _pyplot().close(figure)
 
 
 def _mark_success(axis: Axes, summary: Mapping[str, Any], last: float) -> None:

@@ -59,10 +59,15 @@ class TensorBoard:
             self._writer.close()
 
 
-def open_tensorboard(folder: Path, purge_step: int) -> TensorBoard | None:
+def open_tensorboard(folder: Path, purge_step: int, part: str = "") -> TensorBoard | None:
     """Write events into the run's folder; warn and return None without TensorBoard.
 
     TensorBoard names a run by the folder of its events: the run's own name.
+
+    Args:
+        folder: the run's folder.
+        purge_step: what an earlier program has written from this step on is not shown.
+        part: of the run, whose steps are others; empty for the training.
 
     Raises:
         ConfigError: that folder cannot be made.
@@ -73,7 +78,7 @@ def open_tensorboard(folder: Path, purge_step: int) -> TensorBoard | None:
         text = "no TensorBoard events: install the extra 'tensorboard' for them"
         warnings.warn(text, stacklevel=3)
         return None
-    events = folder / "tensorboard" / folder.resolve().name
+    events = folder / "tensorboard" / folder.resolve().name / part
     try:
         return TensorBoard(SummaryWriter(str(events), purge_step=purge_step))
     except OSError as error:

@@ -78,7 +78,7 @@ class MetricsLog:
         """Append one step. On a full disk it is written with a later one."""
         line = {"step": step, "time": time.time(), **self._run, **metrics}
         self._pending += json.dumps(line) + "\n"
-        if _append(self.path, self._pending):
+        if append_text(self.path, self._pending):
             self._pending = ""
         if self._dashboard is not None:
             self._dashboard.metrics(step, metrics)
@@ -98,7 +98,7 @@ class MetricsLog:
         text = io.StringIO()  # a file, whatever the environment says of colours
         console = SafeConsole(file=text, width=120, force_terminal=False, color_system=None)
         console.print(f"step {step}", as_table(rows), "", sep="\n")
-        _append(self._completions, text.getvalue())
+        append_text(self._completions, text.getvalue())
         if self._dashboard is not None:
             self._dashboard.completions(step, rows)
 
@@ -128,7 +128,7 @@ def read_metrics(path: str | Path, run: str = "") -> list[dict[str, float]]:
     return steps
 
 
-def _append(path: Path, text: str) -> bool:
+def append_text(path: Path, text: str) -> bool:
     """Append to a text file all or nothing; warn and return False where it cannot be written."""
     try:
         with path.open("ab", buffering=0) as file:  # a buffer would write the rest as it closes

@@ -185,9 +185,9 @@ def _what_it_is(summary: dict[str, Any], config: Config, base: str, lora: bool) 
         f"{markdown(summary['task'])}: {summary['steps']} steps, {summary['episodes']:,} episodes, "
         f"{minutes:.0f} minutes"
     )
-    if config.imitation_steps:
+    if config.imitation_length:
         shown = "recorded demonstrations" if config.demonstrations else "a scripted solver"
-        text += f", after {config.imitation_steps} updates of imitating {shown}."
+        text += f", after {config.imitation_length} of imitating {shown}."
     elif config.valid_action_bonus:
         text += f", with a bonus of {config.valid_action_bonus:g} for each valid action."
     else:

@@ -136,6 +136,15 @@ def step_line(step: int, metrics: dict[str, float]) -> str:
     return "  ".join(parts)
 
 
+def imitation_line(step: int, metrics: dict[str, float]) -> str:
+    """Describe the measurement after an update of a warm start in a line."""
+    own = f"loss {metrics['imitation/loss']:.3f}  " if step else ""
+    return (
+        f"update {step:>3}  {own}held-out loss {metrics['imitation/held_out_loss']:.3f}  "
+        f"repeated {metrics['imitation/held_out_greedy']:.2f}"
+    )
+
+
 def sparkline(
     steps: Sequence[dict[str, float]],
     name: str = "success",

@@ -20,9 +20,10 @@ from envs.base import Task
 from grpo.files import read_json, replacing, write_text
 from grpo.reporting.curves import plot_curves
 from grpo.reporting.hub import push_to_hub
+from grpo.reporting.imitation import ImitationLog
 from grpo.reporting.loggers import MetricsLog, read_metrics
 from grpo.reporting.overview import solved_now
-from grpo.reporting.progress import Bars, count, sparkline, success_table, time_line
+from grpo.reporting.progress import Bars, count, imitation_line, sparkline, success_table, time_line
 from grpo.reporting.recording import record_episode, record_tally
 from grpo.reporting.watch import Watch
 from grpo.rollouts.agents import Agent
@@ -35,6 +36,7 @@ from grpo.safe_output import without_passwords
 if TYPE_CHECKING:
     from grpo.runtime import Runtime
     from grpo.training.trainer import Trainer, TrainingStep
+    from grpo.training.warm_start import OnStep
 
 RECORDED = 4
 """Episodes per task that are recorded to look at."""
@@ -214,6 +216,37 @@ class TrainingReport(Report):
             self._log.completions(step.step, step.groups, step.advantages)
             with self.timed("gallery"):
                 await self.watch.step(step, self.summary)
+
+    @contextmanager
+    def imitation(self, done: int, total: int) -> Iterator[OnStep]:
+        """Log a warm start, and show it on a bar; yields what is called after each update.
+
+        Args:
+            done: updates that a resumed run has done.
+            total: updates in all.
+        """
+        config, log = self.runtime.config, None
+        if self.runtime.world.is_main:
+            tensorboard = config.logger == "tensorboard"
+            log = ImitationLog(config.folder, self.summary["run"], done, tensorboard=tensorboard)
+        with self.bars.bar("warm start: updates", total - done) as advance:
+
+            def on_step(step: int, metrics: dict[str, float]) -> None:
+                if log is not None and metrics:
+                    log.log(step, metrics)
+                if "imitation/held_out_loss" in metrics:
+                    self.console.print(imitation_line(step, metrics), soft_wrap=True)
+                if step:
+                    advance()
+
+            try:
+                yield on_step
+            finally:
+                if log is not None:
+                    log.close()
+        if log is not None:
+            with self.part("drawing imitation.png"), suppress(ModuleNotFoundError):
+                log.draw(f"{', '.join(config.task)}: {config.imitation_length} of imitation")
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from grpo.config import Config
 
 
+ENOUGH = 10
+"""Demonstrations from which on some are not imitated, but measured."""
+
+SEVERAL = 3
+"""Seeds of a task from which on one of them is not imitated, but measured."""
+
+
 class DemonstrationSampler:
     """Draws demonstrations, each once per epoch, in an order that the seed determines.
 
@@ -50,6 +57,38 @@ class DemonstrationSampler:
             demonstration = self.demonstrations[order[i]]
             drawn.append((demonstration, replace(demonstration.task, variant=epoch)))
         return drawn
+
+
+def split_held_out(
+    demonstrations: Sequence[Demonstration], part: float, seed: int = 0
+) -> tuple[list[Demonstration], list[Demonstration]]:
+    """Choose demonstrations that are not imitated, to measure on them what imitation teaches.
+
+    Whole seeds are chosen: what several people did on one page is imitated or measured. Every task
+    with at least `SEVERAL` seeds has one of them; if no task has, one of all is chosen.
+
+    Args:
+        demonstrations: what was demonstrated.
+        part: of the seeds of each task; 0 for none.
+        seed: random seed of the choice.
+
+    Returns:
+        What to imitate and what to measure, in the order given; with fewer than `ENOUGH`
+        demonstrations nothing is measured.
+    """
+    if not part or len(demonstrations) < ENOUGH:
+        return list(demonstrations), []
+    tasks = list(dict.fromkeys(each.task for each in demonstrations))
+    tasks = [tasks[i] for i in np.random.default_rng([seed, len(tasks)]).permutation(len(tasks))]
+    held_out: set[Task] = set()
+    for name in sorted({task.name for task in tasks}):
+        of_name = [task for task in tasks if task.name == name]
+        if len(of_name) >= SEVERAL:
+            held_out |= set(of_name[: max(1, round(part * len(of_name)))])
+    if not held_out and len(tasks) > 1:
+        held_out = set(tasks[: max(1, round(part * len(tasks)))])
+    imitated = [each for each in demonstrations if each.task not in held_out]
+    return imitated, [each for each in demonstrations if each.task in held_out]
 
 
 def load_demonstrations(config: Config) -> list[Demonstration]:

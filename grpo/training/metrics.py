@@ -60,6 +60,16 @@ METRICS = {
     "seconds/sync": "wall time of giving the generator the policy that the step before has left",
 }
 
+IMITATION = {
+    "imitation/loss": "mean of -log p over the update's demonstrated tokens, before it, in nats",
+    "imitation/held_out_loss": "the same over demonstrations that are not imitated, after it",
+    "imitation/held_out_greedy": "share of their actions that greedy decoding repeats, each after "
+    "the page and the tokens of the demonstration",
+    "imitation/grad_norm": "norm of the gradient before clipping",
+    "imitation/learning_rate": "learning rate of the update",
+}
+"""The metrics of an update of the warm start; those held out are measured now and then."""
+
 
 def rollout_metrics(groups: Sequence[Group], version: int) -> dict[str, float]:
     """Compute the metrics of a step's episodes (see `METRICS`).

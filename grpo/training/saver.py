@@ -104,7 +104,9 @@ class Saver:
             except OSError as error:
                 _log.warning("an old checkpoint could not be removed: %s", error)
 
-    def save(self, step: int, state: Callable[[], dict[str, Any]]) -> OSError | None:
+    def save(
+        self, step: int, state: Callable[[], dict[str, Any]], *, anew: bool = False
+    ) -> OSError | None:
         """Write a checkpoint, unless that of this step is there.
 
         A full disk costs this checkpoint and not the run: the older ones stay.
@@ -112,11 +114,12 @@ class Saver:
         Args:
             step: training steps done.
             state: returns the trainer's state.
+            anew: True to replace that of this step.
 
         Returns:
             Why it could not be written.
         """
-        if not self.world.is_main or self._saved == step:
+        if not self.world.is_main or (self._saved == step and not anew):
             return None
         try:
             save_checkpoint(self.config, step, self.policy, state())

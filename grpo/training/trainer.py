@@ -63,6 +63,7 @@ class Trainer:
         resumed: True if a checkpoint was loaded.
         is_finished: True once all steps are done.
         episodes: episodes that they were made of, of all ranks.
+        warm_start: state of the warm start before the first step; {} without one.
         seconds: wall time by phase, summed over the steps.
     """
 
@@ -95,7 +96,7 @@ class Trainer:
         self.task_sampler = TaskSampler(config.task, config.task_sampler, config.seed)
         self.credit = CreditRule(config.credit, config.discount, config.step_weight)
         self.saver = Saver(config, policy, self.world)
-        self.step = self.episodes = 0
+        self.step, self.episodes, self.warm_start = 0, 0, dict[str, Any]()
         self._counted: dict[str, int] = {}
         self.is_finished = False
         self.seconds = {"rollout": 0.0, "generate": 0.0, "env": 0.0, "update": 0.0, "sync": 0.0}
@@ -160,13 +161,10 @@ class Trainer:
 
     async def is_over(self, started: float) -> bool:
         """Tell whether any rank is to stop before the next step; a signal of one is one of all."""
-        late = self.config.minutes and time.monotonic() - started > self.config.minutes * 60
-        own = self.shutdown.received[:1], bool(late)
+        own = self.shutdown.received[:1], 0 < self.config.minutes * 60 < time.monotonic() - started
         ranks = await self.in_executor(self.world.all_gather, own)
-        received = [signals[0] for signals, _ in ranks if signals]
-        if received and not self.shutdown.requested:
-            self.shutdown.received.append(received[0])
-        return self.step >= self.config.steps or any(late for _, late in ranks) or bool(received)
+        is_stopped = self.shutdown.adopt(signals for signals, _ in ranks)
+        return self.step >= self.config.steps or any(late for _, late in ranks) or is_stopped
 
     async def sync(self) -> dict[str, float]:
         """Give the generator the policy; return the seconds that it took."""
@@ -284,6 +282,7 @@ class Trainer:
             "seconds": self.seconds,
             "failures": self._counted,
             "tasks": self.task_sampler.state(),
+            "warm_start": {} if self.step else self.warm_start,
             "random": torch.get_rng_state(),
             **self.updater.state(),
         }
@@ -308,6 +307,7 @@ class Trainer:
         self.rollouts.counters.update({k: int(count) for k, count in state["failures"].items()})
         self._counted = dict(self.rollouts.counters)
         self.task_sampler.load_state(state["tasks"])
+        self.warm_start = dict(state.get("warm_start", {}))  # new in version 0.3
         torch.set_rng_state(state["random"])
         self.updater.load_state(state)
 

@@ -133,12 +133,12 @@ class Updater:
         }
 
     @torch.no_grad()
-    def logprobs(self, batch: TokenBatch) -> Tensor:
-        """Compute the current policy's log-probabilities [N, T] of a sorted batch, on the CPU."""
+    def logprobs(self, batch: TokenBatch, temperature: float = 0.0) -> Tensor:
+        """Compute log-probabilities [N, T] of a sorted batch, on the CPU (0: the run's own)."""
         parts = self.slices(batch)
         prefix = self.policy.shared_prefix(parts)
-        options: dict[str, Any] = {"temperature": self.config.temperature, "prefix": prefix}
-        rows = [self.policy.logprobs(part, **options).logprobs for part in parts]
+        options: dict[str, Any] = {"temperature": temperature or self.config.temperature}
+        rows = [self.policy.logprobs(part, prefix=prefix, **options).logprobs for part in parts]
         return torch.cat(rows).cpu() if rows else torch.zeros_like(batch.token_weights)
 
     def accumulate(self, batch: TokenBatch) -> list[dict[str, Tensor]]:

@@ -170,7 +170,7 @@ def test_what_a_resumed_run_may_change():
     """Where and for how long it goes on, what is evaluated and shown; not what is learned."""
     assert Config.resumable() == {
         *("held_out_tasks", "task_file", "adapter", "output"),
-        *("groups_per_step", "steps", "minutes"),
+        *("groups_per_step", "imitation_batch", "steps", "minutes"),
         *("cache_tokens", "sampling_threads", "vllm_memory", "vllm_sleep", "vllm_sync"),
         *(
             "vllm_url",

@@ -36,7 +36,8 @@ ZERO = {
         "delta",
         "beta",
     ),
-    *("max_staleness", "warm_start_steps", "imitation_learning_rate"),
+    *("max_staleness", "warm_start_steps", "imitation_epochs", "imitation_batch"),
+    *("imitation_held_out", "imitation_learning_rate"),
     *("max_resamples", "warmup_steps", "max_grad_norm"),
     *("eval_episodes", "save_every", "log_completions", "gallery_every"),
 }

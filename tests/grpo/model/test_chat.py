@@ -24,7 +24,6 @@ from envs.browser.prompts import SYSTEM
 from envs.pool import EnvPool
 from envs.scripted import ScriptedEnv
 from grpo.config import Config
-from grpo.distributed import World
 from grpo.errors import ConfigError
 from grpo.generators.local import LocalGenerator
 from grpo.model.chat import ChatTemplate
@@ -34,7 +33,7 @@ from grpo.model.loading import make_policy
 from grpo.rollouts.agents import model_agent
 from grpo.rollouts.rollout import Rollouts
 from grpo.training.trainer import Trainer
-from grpo.training.warm_start import warm_start
+from grpo.training.warm_start import WarmStart
 from grpo.types import Completion
 from tests.support.models import make_llama
 from tests.support.templates import TEMPLATES, with_template
@@ -240,11 +239,12 @@ async def test_one_step_of_each_template(bundled, name, executor, tmp_path):
     policy = make_tiny(tokenizer, **dict(config))
     start = [p.detach().clone() for p in policy.parameters()]
     if template.demonstrates:
-        count = await warm_start(config, policy, EnvPool(Longer, 4), executor, World.single())
-        assert (count, policy.version) == (1, 1)
+        warm_start = WarmStart(config, policy, EnvPool(Longer, 4), executor)
+        await warm_start.run()
+        assert (warm_start.imitated, policy.version) == (1, 1)
     else:
         with pytest.raises(ConfigError, match="cannot show the answer"):
-            await warm_start(config, policy, EnvPool(Longer, 4), executor, World.single())
+            WarmStart(config, policy, EnvPool(Longer, 4), executor)
         assert policy.version == 0
     generator = LocalGenerator(policy, max_new_tokens=8, executor=executor)
     agent = model_agent(generator, policy.chat, temperature=1.0)

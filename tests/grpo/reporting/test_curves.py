@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from grpo.reporting.curves import EVALUATIONS, plot_curves
+from grpo.reporting.curves import EVALUATIONS, plot_curves, plot_imitation
 from grpo.reporting.progress import CURVES
 from grpo.training.metrics import METRICS
 
@@ -24,11 +24,11 @@ def draw(tmp_path, monkeypatch):
     """A function that draws the curves, and returns the figure that was saved."""
     pyplot = pytest.importorskip("matplotlib.pyplot")
 
-    def draw(steps, title="a run", **options):
+    def draw(steps, title="a run", plot=plot_curves, **options):
         figures = []
         with monkeypatch.context() as patch:
             patch.setattr(pyplot, "close", figures.append)
-            plot_curves(steps, tmp_path / "curves.png", title=title, **options)
+            plot(steps, tmp_path / "curves.png", title=title, **options)
         (figure,) = figures
         pyplot.close(figure)
         assert (tmp_path / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -103,6 +103,24 @@ def test_curves_are_metrics_and_drawn(draw):
 def test_a_title_is_text(draw, title, shown):
     text = draw(rows(2), title=title).get_suptitle()
     assert text == (shown or "x" * 110 + "...")
+
+
+def test_the_losses_of_a_warm_start(draw):
+    """Those of every update, and the held-out ones where they were measured."""
+    steps = [{"step": i, "imitation/loss": 3.0 - i} for i in range(1, 4)]
+    (loss,) = draw(steps, plot=plot_imitation).axes
+    assert [line.get_xydata().tolist() for line in loss.lines] == [[[1, 2], [2, 1], [3, 0]]]
+    assert loss.get_legend() is None
+    held_out = {"imitation/held_out_loss": 4.0, "imitation/held_out_greedy": 0.25}
+    steps = [{"step": 0, **held_out}, *steps[:2], steps[2] | held_out]
+    loss, greedy = draw(steps, plot=plot_imitation).axes
+    assert loss.lines[1].get_xydata().tolist() == [[0, 4], [3, 4]]
+    assert greedy.lines[0].get_xydata().tolist() == [[0, 0.25], [3, 0.25]]
+    assert loss.get_ylim()[0] == 0
+    assert loss.get_ylim()[1] > 4
+    assert greedy.get_ylim()[0] < 0 < 1 < greedy.get_ylim()[1]
+    names = [text.get_text() for text in loss.get_legend().get_texts()]
+    assert names == ["imitated, before the update", "held out"]
 
 
 def test_without_matplotlib(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import grpo.rollouts.demonstrators
 import grpo.training.warm_start
 from envs.base import EnvError, Task, TaskError
 from envs.demonstrations import Demonstration
@@ -12,7 +13,7 @@ from grpo.algorithm.batch import sort_batch
 from grpo.config import Config
 from grpo.distributed import World
 from grpo.training.updater import Updater
-from grpo.training.warm_start import demonstration_batch, warm_start
+from grpo.training.warm_start import WarmStart, demonstration_batch
 from tests.support.models import TASK
 from tests.support.scripted import OnePage
 
@@ -50,18 +51,20 @@ def test_the_weights_of_one_episode_add_up_to_1(group_of):
 @pytest.fixture
 def start(make_policy, executor, monkeypatch):
     """A function that imitates on the one page whose words the tokenizer knows."""
-    monkeypatch.setattr(grpo.training.warm_start, "TaskSampler", OnePage)
+    monkeypatch.setattr(grpo.rollouts.demonstrators, "TaskSampler", OnePage)
 
     async def run(env=ScriptedEnv, task=TASK.name, demonstrations=(), **options):
         settings = {"learning_rate": 0.003, "warmup_steps": 0, "max_new_tokens": 1} | options
         config = Config(task=task, groups_per_step=2, **settings)
         policy = make_policy(double=False, start=True)
-        pool, world, steps = EnvPool(env, 4), World.single(), []
-        count = await warm_start(
-            config, policy, pool, executor, world,
-            demonstrations=demonstrations, on_step=lambda: steps.append(1),
-        )  # fmt: skip
-        return policy, count, len(steps)
+        steps = []
+        warm_start = WarmStart(
+            config, policy, EnvPool(env, 4), executor, demonstrations=demonstrations
+        )
+        await warm_start.run(lambda step, metrics: steps.append((step, metrics)))
+        assert [step for step, _ in steps] == list(range(warm_start.steps + 1))
+        run.metrics = [metrics for _, metrics in steps]
+        return policy, warm_start.imitated, warm_start.step
 
     return run
 
@@ -121,19 +124,20 @@ async def test_each_rank_plays_its_own_tasks(make_policy, executor, monkeypatch)
             played.append(task.seed)
             return await super().reset(TASK, **options)
 
-    monkeypatch.setattr(grpo.training.warm_start, "TaskSampler", Sampler)
+    monkeypatch.setattr(grpo.rollouts.demonstrators, "TaskSampler", Sampler)
     world = World.single()
     monkeypatch.setattr(world, "all_reduce_gradients", lambda parameters: None)
     monkeypatch.setattr(world, "all_gather", lambda value: [value])
     world.rank, world.world_size = 1, 2
     config = Config(task=TASK.name, groups_per_step=2, warm_start_steps=1)
     policy = make_policy(double=False, start=True)
-    assert await warm_start(config, policy, EnvPool(Env, 4), executor, world) == 2
-    assert (drawn, sorted(played)) == ([4], [2, 3])
+    warm_start = WarmStart(config, policy, EnvPool(Env, 4), executor, world)
+    await warm_start.run()
+    assert (warm_start.imitated, drawn, sorted(played)) == (2, [4], [2, 3])
 
 
 async def test_long_prompts_are_cut_as_in_rollouts(make_policy, executor, monkeypatch):
-    monkeypatch.setattr(grpo.training.warm_start, "TaskSampler", OnePage)
+    monkeypatch.setattr(grpo.rollouts.demonstrators, "TaskSampler", OnePage)
     prompts = []
 
     def make(episodes, world_size):
@@ -144,8 +148,7 @@ async def test_long_prompts_are_cut_as_in_rollouts(make_policy, executor, monkey
     config = Config(task=TASK.name, groups_per_step=1, warm_start_steps=1)
     policy, pool = make_policy(double=False, start=True), EnvPool(ScriptedEnv, 1)
     for limit in (0, 30):
-        world = World.single()
-        await warm_start(config, policy, pool, executor, world, max_prompt_tokens=limit)
+        await WarmStart(config, policy, pool, executor, max_prompt_tokens=limit).run()
     whole, cut = map(len, prompts)
     assert cut <= 30 < whole
 
