@@ -26,6 +26,7 @@ from rich.table import Table
 from envs.base import Observation, Task
 from envs.browser.env import BrowserEnv
 from envs.browser.miniwob.solvers import SOLVERS
+from envs.browser.miniwob.success import PARTIAL
 from envs.browser.miniwob.tasks import tasks
 from envs.browser.protocol import Response
 from envs.browser.server.local import LocalServer
@@ -33,7 +34,7 @@ from grpo.model.bundled import HUB_ID, bundled_model_path
 from grpo.model.chat import ChatTemplate
 
 VERDICTS = {
-    "solved": "a scripted solver completes it by element ids alone",
+    "solved": "a scripted solver does the whole of it by element ids alone",
     "attemptable": "the page has the text and ids it takes, but no solver has been written",
     "in part": "the page is enough for some of its goals; the others are guesses",
     "no id": "the element to click is on the page without an id (SVG)",
@@ -113,6 +114,24 @@ unrewardable task gives no reward in BrowserGym itself either.
 
 | verdict | tasks | meaning |
 |---|---|---|
+"""
+
+SUCCESS = """
+## Success
+
+A success is the whole task. BrowserGym calls any raw reward of MiniWoB above 0 a success, and
+{count} of the tasks pay that for a part: for one box of three ticked wrong, or for another card
+than the greatest. Here a success takes the full reward, 1, or what the table says where that is
+out of reach. BrowserGym's verdict is reported beside it: `success_browsergym` in the server's
+metadata, in `StepResult.info` and in the evaluations' files, next to `success`.
+
+The reward that is trained on is 1 for a success, else 0. With `--reward partial` it is MiniWoB's
+own, which pays for a part; where that is negative (-1 for most wrong answers) it is 0, because an
+agent that loses by a wrong answer, and not by none, learns not to answer. A success stays the whole
+task. Both concern MiniWoB's tasks: a task of your own decides its reward and its success itself.
+
+| task | raw reward for a part | success from | because |
+|---|---|---:|---|
 """
 
 Row = dict[str, Any]
@@ -211,7 +230,17 @@ def markdown(rows: Sequence[Row], seeds: int) -> str:
     )
     text += "".join(f"| {kind} | {found[kind]} | {VERDICTS[kind]} |\n" for kind in found)
     text += "\n| task | tree | page | prompt | ids |\n|---|---:|---:|---:|---|\n"
-    return text + "".join(f"| {' | '.join(cells(row))} |\n" for row in [*rows, *summary(rows)])
+    text += "".join(f"| {' | '.join(cells(row))} |\n" for row in [*rows, *summary(rows)])
+    return text + success_section()
+
+
+def success_section() -> str:
+    """Format what counts as a success, for the documentation."""
+    rules = (
+        f"| {task} | {rule.pays} | {rule.least:g} | {rule.tolerance} |\n"
+        for task, rule in PARTIAL.items()
+    )
+    return SUCCESS.format(count=len(PARTIAL)) + "".join(rules)
 
 
 def main() -> None:

@@ -104,7 +104,7 @@ class StepResult:
             element that does not exist. An invalid action changes nothing.
         acted_on: rectangles of the action's elements on the screenshot before it; empty if
             there was no screenshot, they were out of view, or the action was refused or failed.
-        info: anything else, for example `raw_reward`.
+        info: anything else, for example `raw_reward`; see `verdicts`.
     """
 
     observation: Observation
@@ -114,6 +114,14 @@ class StepResult:
     valid_action: bool = True
     acted_on: tuple[Box, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def verdicts(self) -> dict[str, bool]:
+        """Success by other rules, such as a benchmark's own: the entries `success_...` of `info`.
+
+        Evaluations report them beside `success`.
+        """
+        return {name: bool(it) for name, it in self.info.items() if name.startswith("success_")}
 
 
 class EnvError(RuntimeError):

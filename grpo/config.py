@@ -158,6 +158,12 @@ class Config(BaseModel):
         1.0, "temperature of sampling, and of the trained distribution", ge=0.01, le=100
     )
     valid_action_bonus: Float = _rollouts(0.0, "extra reward for each valid action", ge=0, le=1000)
+    reward: Literal["success", "partial"] = _rollouts(
+        "success",
+        "reward of MiniWoB's tasks: 1 for the whole task, else 0 (success), or what MiniWoB pays, "
+        "which is above 0 for a part of some tasks, and 0 where that is negative (partial); a "
+        "success is the whole task either way, and tasks of your own decide their reward",
+    )
 
     # Generator.
     backend: Literal["local", "vllm", "vllm-server"] = _generator(

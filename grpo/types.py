@@ -8,7 +8,7 @@ rows of tokens, ready for the loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -81,6 +81,7 @@ class Episode:
         stop_reason: "done" if the environment ended the episode, else "max_turns".
         goal: the instruction in words; "" where the environment has none.
         records: the pages and their results, where `run_episode` was told to record them.
+        verdicts: the steps' `StepResult.verdicts`; each is True if a step's is.
     """
 
     task: Task
@@ -90,6 +91,7 @@ class Episode:
     stop_reason: Literal["done", "max_turns"]
     goal: str = ""
     records: tuple[StepRecord, ...] = ()
+    verdicts: dict[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
     python -m scripts.equivalence --write docs/equivalence.md     # every task: an hour
     python -m scripts.equivalence --drivers --write docs/equivalence.md     # ten minutes
 
+The reward that is compared is BrowserGym's: 1 for a part of some tasks, unlike ours.
 BrowserGym runs with its defaults, at least twice: a task whose runs differ is not repeatable and
 never counts as equal. Both sides read the same pages in the same Chromium. With `--drivers`, the
 server on its own driver takes BrowserGym's place, and the server on Playwright is compared with it.
@@ -38,9 +39,11 @@ Written by `scripts/equivalence.py`. For each task and seed, the same actions we
 BrowserGym {browsergym} with its defaults and on our server: those of the scripted solver
 (`envs.browser.miniwob.solvers`) where there is one, otherwise up to three random clicks. After the
 reset and after each action, these were compared: the goal, the page's text with its element ids,
-the reward, the end of the episode, and whether the action failed. BrowserGym played every episode
-twice, and twice more where the server differed; where BrowserGym differs from itself, the result
-says nothing about the server. The browser: {chromium}.
+the reward, the end of the episode, and whether the action failed. The reward is BrowserGym's own:
+1 for any raw reward of MiniWoB above 0, which the server reports as `success_browsergym`; its
+`success` and its reward are stricter ([pages.md](pages.md#success)). BrowserGym played every
+episode twice, and twice more where the server differed; where BrowserGym differs from itself, the
+result says nothing about the server. The browser: {chromium}.
 
 Of {all} tasks, {equal} are equal, {different} different and {unrepeatable} not repeatable.
 
@@ -111,7 +114,8 @@ async def _play(url: str, wanted: Episode) -> Episode:
 def _state(response: Any) -> State:
     page = response.observation
     failed = page["last_action_error"]
-    return State(page["goal"], page["axtree_txt"], response.reward or 0.0, response.done, failed)
+    reward = float(page["metadata"]["success_browsergym"])
+    return State(page["goal"], page["axtree_txt"], reward, response.done, failed)
 
 
 def differences(expected: Episode, got: Episode) -> list[str]:

@@ -48,6 +48,9 @@ class BrowserEnv:
             also connects, and a sleeping Space delays that by minutes.
         headers: HTTP headers of the connection; None for those of
             `envs.browser.connection.token_headers`.
+        partial_reward: True to reward MiniWoB's tasks as MiniWoB does, which pays for a part of
+            some of them: the raw reward, but 0 for one below 0, so that a wrong answer costs no
+            more than none. False for 1 for the whole task, else 0. Other tasks reward themselves.
     """
 
     def __init__(
@@ -56,10 +59,12 @@ class BrowserEnv:
         *,
         deadline_s: float = 30.0,
         headers: dict[str, str] | None = None,
+        partial_reward: bool = False,
     ):
         self.base_url = server_url(base_url)
         self.deadline_s = deadline_s
         self.headers = token_headers(self.base_url) if headers is None else headers
+        self._partial_reward = partial_reward
         self._client: Any = None
         self._dead = ""
         self._task: Task | None = None  # None: no episode is running
@@ -71,6 +76,7 @@ class BrowserEnv:
         self._observation = Observation(messages=())
         self._extra: tuple[str, ...] = ()  # actions that only some tasks have
         self._demonstration = ""
+        self._info: dict[str, Any] = {}  # of the newest response
 
     async def reset(self, task: Task, *, screenshot: bool = False) -> Observation:
         """Start an episode; see `Env.reset`.
@@ -121,7 +127,8 @@ class BrowserEnv:
         history = [*self._history, format_action(action)]
 
         def read(payload: Any) -> Response:
-            response = read_step(payload, screenshot=self._screenshot)
+            name = task.name.removeprefix("miniwob.")
+            response = read_step(payload, name, screenshot=self._screenshot)
             self._history = history
             self._observation = self._observe(task, response, self._observation.goal)
             return response
@@ -131,11 +138,11 @@ class BrowserEnv:
             self._task = None
         return StepResult(
             observation=self._observation,
-            reward=response.reward,
+            reward=self._reward(response),
             done=response.done,
             success=response.success,
             acted_on=() if response.error else acted_on,
-            info={} if response.raw_reward is None else {"raw_reward": response.raw_reward},
+            info=self._info,
         )
 
     def demonstrate(self) -> str:
@@ -161,6 +168,7 @@ class BrowserEnv:
     def refusals(self) -> Refusals:
         """Return the function that refuses invalid actions on this page; see `Refuser`."""
         old, bids, history, extra = self._observation, self._bids, self._history, self._extra
+        info = self._info | {"raw_reward": 0.0}
 
         def refuse(text: str) -> StepResult | None:
             error = why_invalid(text, bids, extra)
@@ -168,7 +176,7 @@ class BrowserEnv:
                 return None
             messages = page_messages(old.goal, old.page, history, error, extra)
             page = dataclasses.replace(old, messages=messages, error=error)
-            return StepResult(page, 0.0, done=False, valid_action=False, info={"raw_reward": 0.0})
+            return StepResult(page, 0.0, done=False, valid_action=False, info=info)
 
         return refuse
 
@@ -233,9 +241,17 @@ class BrowserEnv:
         if self._dead:
             raise EnvError(f"this environment is dead ({self._dead}): take a fresh one")
 
+    def _reward(self, response: Response) -> float:
+        of_miniwob = response.success_browsergym is not None
+        if self._partial_reward and of_miniwob and response.raw_reward is not None:
+            return max(response.raw_reward, 0.0)
+        return response.reward
+
     def _observe(self, task: Task, response: Response, goal: str) -> Observation:
         elements = simplify_axtree(response.axtree_txt)
         self._boxes = response.boxes
+        info = {n: getattr(response, n) for n in ("raw_reward", "success_browsergym")}
+        self._info = {name: value for name, value in info.items() if value is not None}
         ids = page_ids(task, (element.id for element in elements if element.id))
         self._bids = {ids[bid]: bid for bid in ids}
         elements = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from envs.base import Env
 from envs.browser.env import BrowserEnv
@@ -36,6 +36,10 @@ class BrowserOptions(Protocol):
     def env_deadline(self) -> float:
         """Seconds after which a call counts as failed."""
 
+    @property
+    def reward(self) -> str:
+        """What MiniWoB's tasks reward: "success" or "partial"; see `BrowserEnv`."""
+
 
 class BrowserPool(EnvPool):
     """Lends browser sessions; starts a local server if one is needed and stops it when closed.
@@ -46,8 +50,9 @@ class BrowserPool(EnvPool):
         options: servers, sessions and deadline, for example a `grpo.Config`.
         rank: index of this process among several; each starts its round of the servers at
             another one.
-        env: makes an environment, called as `env(url, deadline_s=seconds)`; a subclass of
-            `BrowserEnv` may change rewards or prompts.
+        env: makes an environment, called as `env(url, deadline_s=seconds)`, and with
+            `partial_reward=True` if that is wanted; a subclass of `BrowserEnv` may change rewards
+            or prompts.
     """
 
     def __init__(
@@ -68,7 +73,9 @@ class BrowserPool(EnvPool):
         self._has_server = bool(options.env_url)
         self._starting: asyncio.Task[str] | None = None
         self._env = env
-        self._deadline_s = options.env_deadline
+        self._options: dict[str, Any] = {"deadline_s": options.env_deadline}
+        if options.reward == "partial":
+            self._options["partial_reward"] = True
 
     async def __aenter__(self) -> Self:
         """Begin to start the server, if one is needed; the first lease waits for it."""
@@ -87,4 +94,4 @@ class BrowserPool(EnvPool):
 
     async def _connect(self) -> Env:
         url = next(self._urls, "") or await self.server.ensure()
-        return self._env(url, deadline_s=self._deadline_s)
+        return self._env(url, **self._options)

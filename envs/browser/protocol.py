@@ -6,6 +6,8 @@ OpenEnv's `envs/browsergym_env` speaks the same protocol with other contents. It
   even their state then names the wrong task), so the page's address decides, for MiniWoB: the
   address of another benchmark's page does not name the task;
 - name the tasks of their BROWSERGYM_BENCHMARK without it: `4` of `webarena`, not `webarena.4`;
+- reward any raw reward of MiniWoB above 0 with 1 and send no `success`: what is the whole task is
+  decided here, by the raw reward (`envs.browser.miniwob.success`), where the server sends that;
 - respond to a step that raised an exception with a reward of 0 and no page;
 - flatten the page with BrowserGym's defaults: `InlineTextBox` repeats each text, and generic
   nodes are missing, though some of them are the only ones with an id (as the links of click-link);
@@ -39,6 +41,7 @@ from envs.browser.limits import (
     MAX_REWARD,
 )
 from envs.browser.miniwob.names import MINIWOB_TASKS
+from envs.browser.miniwob.success import is_success
 
 # Parts of Playwright's log when the page, not a slow machine, stopped an action.
 _REFUSALS = {
@@ -73,7 +76,9 @@ class Response:
         done: True if the episode is over.
         boxes: rectangles of elements on the screenshot, by the server's ids; only
             `envs.browser.server` sends them, and what follows.
-        success: True if the whole task is done; of other servers, if the reward is above 0.
+        success: True if the whole task is done; of other servers, if the reward is above 0, where
+            MiniWoB's raw reward does not tell.
+        success_browsergym: BrowserGym's verdict on a task of MiniWoB; None for other tasks.
         task_name: the task, if it is one of the user's own.
         actions: the task's actions of `EXTRA_ACTIONS`.
         left_out: number of lines of the page that are not shown, by where they are.
@@ -91,6 +96,7 @@ class Response:
     done: bool
     boxes: dict[str, Box]
     success: bool = False
+    success_browsergym: bool | None = None
     task_name: str = ""
     actions: tuple[str, ...] = ()
     left_out: dict[str, int] = field(default_factory=dict)
@@ -110,7 +116,7 @@ def read_reset(payload: Any, task_name: str, *, screenshot: bool) -> Response:
         TaskError: the page belongs to another task. Only MiniWoB's pages tell.
         ValueError: this is not the first observation of an episode; the message says why.
     """
-    response = _read(payload, 0.0, screenshot)
+    response = _read(payload, task_name, 0.0, screenshot)
     if response.done:
         raise ValueError("the episode was over before its first action")
     if not response.goal:
@@ -127,18 +133,19 @@ def read_reset(payload: Any, task_name: str, *, screenshot: bool) -> Response:
     return response
 
 
-def read_step(payload: Any, *, screenshot: bool) -> Response:
+def read_step(payload: Any, task_name: str, *, screenshot: bool) -> Response:
     """Read the response to a step.
 
     Args:
         payload: the message's `data`.
+        task_name: the episode's task, without the prefix `miniwob.`.
         screenshot: True if a screenshot was asked for.
 
     Raises:
         ValueError: this is not the outcome of a step (it has no reward, say); the message
             says why.
     """
-    return _read(payload, None, screenshot)
+    return _read(payload, task_name, None, screenshot)
 
 
 def unknown_task(message: str) -> str:
@@ -147,7 +154,7 @@ def unknown_task(message: str) -> str:
     return one_line(match[0].removesuffix(" (code: EXECUTION_ERROR)")) if match else ""
 
 
-def _read(payload: Any, reward: float | None, screenshot: bool) -> Response:
+def _read(payload: Any, task_name: str, reward: float | None, screenshot: bool) -> Response:
     """Read a response, with its own reward if `reward` is None."""
     data = of_type(dict, payload, "the response")
     observation = of_type(dict, data.get("observation"), "the response's observation")
@@ -162,10 +169,17 @@ def _read(payload: Any, reward: float | None, screenshot: bool) -> Response:
         raise ValueError(f"the server sent no axtree_txt: {text['error'] or 'it gives no reason'}")
     task_info = of_type(dict, info.get("task_info") or {}, "task_info")
     raw = metadata.get("raw_reward", task_info.get("RAW_REWARD_GLOBAL"))
+    raw = None if raw is None else read_number(raw, "raw_reward", MAX_REWARD)
     failed = browsergym.get("last_action_error") or observation.get("last_action_error")
     lines = text["axtree_txt"].splitlines()
     reward = read_number(data.get("reward"), "reward", MAX_REWARD) if reward is None else reward
-    success = metadata.get("success")
+    success, by_browsergym = metadata.get("success"), metadata.get("success_browsergym")
+    of_miniwob = task_name in MINIWOB_TASKS and not metadata.get("task_name")
+    if by_browsergym is None and of_miniwob:  # of a server whose reward is BrowserGym's
+        by_browsergym = reward > 0
+        if raw is not None:
+            success = is_success(task_name, raw)
+            reward = float(success)
     left_out = of_type(dict, metadata.get("left_out", {}), "left_out")
     return Response(
         goal=text["goal"],
@@ -174,10 +188,13 @@ def _read(payload: Any, reward: float | None, screenshot: bool) -> Response:
         error=text["error"] or (action_failure(failed) if failed else ""),
         screenshot=read_png(observation.get("screenshot")) if screenshot else None,
         reward=reward,
-        raw_reward=None if raw is None else read_number(raw, "raw_reward", MAX_REWARD),
+        raw_reward=raw,
         done=of_type(bool, data.get("done"), "done"),
         boxes=read_boxes(metadata.get("boxes", {})) if screenshot else {},
         success=reward > 0 if success is None else of_type(bool, success, "success"),
+        success_browsergym=None
+        if by_browsergym is None
+        else of_type(bool, by_browsergym, "success_browsergym"),
         task_name=read_text(metadata.get("task_name"), "task_name"),
         actions=tuple(
             read_text(a, "actions") for a in read_list(metadata.get("actions", []), "actions")

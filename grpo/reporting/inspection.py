@@ -52,7 +52,7 @@ class Played:
         results = [r.result for e in played for r in e.records if r.result is not None]
         valid = [result for result in results if result.valid_action]
         return cls(
-            Success.of(Outcome(e.task, e.success, len(e.turns)) for e in played),
+            Success.of(map(Outcome.of, played)),
             len(results),
             len(results) - len(valid),
             Counter(r.observation.error for r in valid if r.observation.error),

@@ -175,8 +175,9 @@ def time_line(summary: dict[str, Any]) -> str:
 def success_table(summary: dict[str, Any]) -> Table:
     """Make the success rates of a summary a table: one column per agent.
 
-    There is one row per task and decoding. The last column is the last agent's mean number of
-    completions per episode.
+    There is one row per task and decoding, and one per benchmark's own verdict, of sampled
+    completions, where that differs from success. The last column is the last agent's mean number
+    of completions per episode.
     """
     tasks = dict(summary["per_task"])
     names = list(next(iter(tasks.values())))
@@ -198,6 +199,11 @@ def success_table(summary: dict[str, Any]) -> Table:
             last = rates[agents[-1]].get(decoding)
             turns = f"{last['turns']:.1f}" if last else ""
             table.add_row(task if decoding == "sampled" else "", decoding, *cells, turns)
+        sampled = [rates[name].get("sampled") or {} for name in agents]
+        for verdict in sorted({key for rate in sampled for key in rate if key[:8] == "success_"}):
+            if any(rate.get(verdict, 0) != rate.get("success") for rate in sampled if rate):
+                cells = [f"{rate[verdict]:.2f}" if verdict in rate else "" for rate in sampled]
+                table.add_row("", verdict, *cells, "")
     return table
 
 

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,11 +122,11 @@ class Report:
             outcomes = [outcome for of_rank in per_rank for outcome in of_rank[decoding]]
             self._outcomes[agent_name, decoding] = outcomes
             rate = Success.of(each for each in outcomes if each.task.name in config.task)
-            self.summary.setdefault(agent_name, {})[decoding] = asdict(rate)
+            self.summary.setdefault(agent_name, {})[decoding] = rate.to_dict()
             for name in config.evaluated_tasks:
                 of_task = Success.of(each for each in outcomes if each.task.name == name)
                 rates = self.summary.setdefault("per_task", {}).setdefault(name, {})
-                rates.setdefault(agent_name, {})[decoding] = asdict(of_task)
+                rates.setdefault(agent_name, {})[decoding] = of_task.to_dict()
             title = f"{agent_name}, {decoding}"
             self.console.print(f"{title:<20} success {rate.success:.2f} of {rate.n}")
         self.write()

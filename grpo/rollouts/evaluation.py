@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from math import sqrt
 from typing import NamedTuple
 
@@ -19,6 +19,12 @@ class Outcome(NamedTuple):
     task: Task
     success: bool
     turns: int
+    verdicts: Mapping[str, bool] = {}
+
+    @classmethod
+    def of(cls, episode: Episode) -> Outcome:
+        """Return the outcome of an episode."""
+        return cls(episode.task, episode.success, len(episode.turns), episode.verdicts)
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Success:
         n: number of episodes that were played to an end; dropped ones do not count.
         solved: how many of these succeeded.
         turns: mean number of completions per episode.
+        verdicts: rates of success by other rules, which every episode has (`Episode.verdicts`).
     """
 
     success: float
@@ -40,6 +47,7 @@ class Success:
     n: int
     solved: int
     turns: float
+    verdicts: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, outcomes: Iterable[Outcome]) -> Success:
@@ -47,7 +55,16 @@ class Success:
         outcomes = list(outcomes)
         n, solved = len(outcomes), sum(outcome.success for outcome in outcomes)
         turns = sum(outcome.turns for outcome in outcomes) / n if n else 0.0
-        return cls(solved / n if n else 0.0, *wilson_interval(solved, n), n, solved, turns)
+        names = set.intersection(*(set(outcome.verdicts) for outcome in outcomes)) if n else set()
+        verdicts = {name: sum(e.verdicts[name] for e in outcomes) / n for name in sorted(names)}
+        rate = solved / n if n else 0.0
+        return cls(rate, *wilson_interval(solved, n), n, solved, turns, verdicts)
+
+    def to_dict(self) -> dict[str, float]:
+        """Return what a summary holds: the fields, with each of the verdicts as one of them."""
+        fields = asdict(self)
+        verdicts: dict[str, float] = fields.pop("verdicts")
+        return fields | verdicts
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -112,5 +129,5 @@ async def evaluate(
         played = [episode for of_task in episodes if (episode := of_task[i]) is not None]
         if tasks and not played:
             raise EnvError(f"no episode could be played; the last error: {rollouts.last_error}")
-        outcomes[decoding] = [Outcome(e.task, e.success, len(e.turns)) for e in played]
+        outcomes[decoding] = [Outcome.of(episode) for episode in played]
     return outcomes

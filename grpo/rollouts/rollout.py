@@ -51,6 +51,7 @@ async def run_episode(
     observation = await env.reset(task, screenshot=record)
     turns: list[Turn] = []
     records: list[StepRecord] = []
+    verdicts: dict[str, bool] = {}
     reward, success, done = 0.0, False, False
     while not done and len(turns) < max_turns:
         turn_seed = int(np.random.SeedSequence([*seed, len(turns)]).generate_state(1)[0])
@@ -62,17 +63,13 @@ async def run_episode(
         turns.append(Turn(completion, text, result.valid_action, turn_reward, state))
         reward += turn_reward
         success = success or bool(result.success)
+        verdicts |= {name: v or verdicts.get(name, False) for name, v in result.verdicts.items()}
         done, observation = result.done, result.observation
     records.append(StepRecord(observation))
     stop_reason: Literal["done", "max_turns"] = "done" if done else "max_turns"
+    shown = tuple(records) if record else ()
     return Episode(
-        task,
-        tuple(turns),
-        reward,
-        success,
-        stop_reason,
-        observation.goal,
-        tuple(records) if record else (),
+        task, tuple(turns), reward, success, stop_reason, observation.goal, shown, verdicts
     )
 
 

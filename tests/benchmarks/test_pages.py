@@ -1,8 +1,18 @@
 """`benchmarks/pages.py`: its verdicts cover all tasks, and its table adds up."""
 
 from collections import Counter
+from pathlib import Path
 
-from benchmarks.pages import UNSOLVED, VERDICTS, markdown, measure, summary, totals, verdicts
+from benchmarks.pages import (
+    UNSOLVED,
+    VERDICTS,
+    markdown,
+    measure,
+    success_section,
+    summary,
+    totals,
+    verdicts,
+)
 from envs.base import Observation
 from envs.browser.miniwob.solvers import SOLVERS
 from envs.browser.miniwob.tasks import tasks
@@ -55,3 +65,11 @@ async def test_the_table():
     assert "Of BrowserGym's 2 MiniWoB tasks, 1 are solved, 0 more are attemptable" in text
     assert "| click-color | 9 | 4 | 6 | pixels: colours |\n| median | 7 | 3 | 5 |  |\n" in text
     assert verdicts()["click-color"] == "pixels: colours"
+
+
+def test_the_page_says_what_a_success_is_now():
+    page = Path(__file__).resolve().parents[2] / "docs" / "pages.md"
+    assert page.read_text().endswith(success_section())
+    assert "\n| phone-book | 0.4 for another detail of the right person | 1 |  |\n" in (
+        success_section()
+    )

@@ -158,6 +158,16 @@ async def test_our_server_equals_browsergym(server, plain, task):
     assert differences(expected, ours) == []
 
 
+@pytest.mark.browser
+async def test_a_part_of_a_task_is_a_reward_of_1_to_browsergym_and_that_is_compared(server):
+    (solved,) = await play_on_server(server.url, [Episode("odd-or-even", 0)])
+    partly = Episode("odd-or-even", 0, actions=solved.actions[1:], states=solved.states[:1])
+    (plain,) = play_on_browsergym([partly], processes=1)
+    (ours,) = await play_on_server(server.url, [partly])
+    assert plain.states[-1].reward == 1
+    assert differences(plain, ours) == []
+
+
 def test_a_written_page_keeps_its_other_part():
     page = merged("", "| a |\n")
     both = merged(page, DRIVERS_TITLE + "\n\n| b |\n")

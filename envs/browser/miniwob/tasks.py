@@ -2,8 +2,8 @@
 
 BrowserGym evaluates one script after another on a page and waits for each result. Here its code
 runs twice: first on a recorder that notes the scripts, then, after the real page has run all of
-them at once, on a player that returns the results. So a task's seed, goal, reward and end are
-BrowserGym's own.
+them at once, on a player that returns the results. So a task's seed, goal, raw reward and end are
+BrowserGym's own; what counts as a success is not (`envs.browser.miniwob.success`).
 """
 
 from __future__ import annotations
@@ -16,17 +16,26 @@ from typing import Any, NamedTuple
 
 from envs.base import TaskError
 from envs.browser.miniwob.files import miniwob_url
+from envs.browser.miniwob.success import is_success
 
 Script = tuple[str, bool]
 """A JavaScript expression or function; True to wait until its value is true."""
 
 
 class Outcome(NamedTuple):
-    """A task's verdict on a page: BrowserGym's reward and end, and MiniWoB's raw reward."""
+    """A task's verdict on a page.
 
-    reward: float
+    Attributes:
+        success: True if the whole task is done.
+        done: True if the episode is over.
+        raw_reward: MiniWoB's own reward.
+        success_browsergym: BrowserGym's reward as a bool: True if the raw reward is above 0.
+    """
+
+    success: bool
     done: bool
     raw_reward: float
+    success_browsergym: bool
 
 
 @cache
@@ -84,7 +93,9 @@ class Episode:
         """Return the outcome, from the page's address and the values of the scripts in `check`."""
         page = self._task.page = _RecordedPage(url=url, values=values)
         reward, done, _, info = self._task.validate(page, [])
-        return Outcome(float(reward), bool(done), float(info.get("RAW_REWARD_GLOBAL", 0.0)))
+        raw = float(info.get("RAW_REWARD_GLOBAL", 0.0))
+        success = is_success(self._task_class.subdomain, raw)
+        return Outcome(success, bool(done), raw, reward > 0)
 
     def _new_task(self) -> Any:
         return self._task_class(seed=self._seed)

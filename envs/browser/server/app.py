@@ -31,7 +31,7 @@ class BrowserGymAction(Action):
 
 
 class BrowserGymObservation(Observation):
-    """The page after a reset or a step; `metadata` holds `success` and `raw_reward`."""
+    """The page after a reset or a step; `metadata` holds `success`, `raw_reward` and more."""
 
     goal: str = ""
     axtree_txt: str = ""

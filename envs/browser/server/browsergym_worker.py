@@ -19,6 +19,7 @@ from envs.base import TaskError
 from envs.browser.actions import EXTRA_ACTIONS
 from envs.browser.browsergym_task import BrowserGymTask
 from envs.browser.miniwob.files import miniwob_url
+from envs.browser.miniwob.success import is_success
 from envs.browser.server.browsergym_env import CannotMake, TaskFailed, describe, make_env
 from envs.browser.server.browsergym_page import (
     Observed,
@@ -104,11 +105,17 @@ class Worker:
         if self._final_page or not done:
             tree, left_out = page_text(observed, whole=self._task.whole_page)
         task_info = info.get("task_info") or {}
+        raw_reward = float(task_info.get("RAW_REWARD_GLOBAL", reward))
+        # BrowserGym has no success: a reward of 1 is the whole task in all its benchmarks but one.
+        verdict = {"success": bool(task_info.get("success", done and reward >= 1.0))}
+        if (benchmark_task := str(self._task.task)).startswith("miniwob."):
+            success = is_success(benchmark_task.removeprefix("miniwob."), raw_reward)
+            verdict = {"success": success, "success_browsergym": reward > 0}
+            reward = float(success)
         metadata: dict[str, Any] = {
+            **verdict,
             "task_name": self._name,
-            # BrowserGym has no success: a reward of 1 is the whole task in all its benchmarks.
-            "success": bool(task_info.get("success", done and reward >= 1.0)),
-            "raw_reward": float(task_info.get("RAW_REWARD_GLOBAL", reward)),
+            "raw_reward": raw_reward,
             "left_out": left_out,
             "actions": list(self._task.actions),
             "deterministic": bool(self._task.deterministic),

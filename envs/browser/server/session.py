@@ -59,7 +59,8 @@ class Session:
         self._goal = episode.goal(page["begun"])
         outcome = episode.outcome(page["url"], page["checked"])
         self._episode = episode
-        return await self._observation(outcome._replace(reward=0.0, done=False), page, tree)
+        begun = outcome._replace(success=False, done=False, success_browsergym=False)
+        return await self._observation(begun, page, tree)
 
     async def step(self, action: Action) -> dict[str, Any]:
         """Execute one action and return its outcome.
@@ -88,7 +89,8 @@ class Session:
     ) -> dict[str, Any]:
         screenshot = None
         metadata = {
-            "success": outcome.reward > 0,
+            "success": outcome.success,
+            "success_browsergym": outcome.success_browsergym,
             "raw_reward": outcome.raw_reward,
             "deterministic": self._deterministic,
         }
@@ -103,7 +105,7 @@ class Session:
             "error": error,
             "last_action_error": bool(error),
             "done": outcome.done,
-            "reward": outcome.reward,
+            "reward": float(outcome.success),
             "metadata": metadata,
         }
 

@@ -44,7 +44,7 @@ async def test_click_test_is_solved_by_reading_the_page(env):
     result = await env.step(f"click('{button}')")
     assert (result.reward, result.done, result.success) == (1.0, True, True)
     assert result.valid_action
-    assert result.info == {"raw_reward": 1.0}
+    assert result.info == {"raw_reward": 1.0, "success_browsergym": True}
 
 
 async def test_the_solver_is_asked_for_each_step(env):
@@ -86,7 +86,7 @@ async def test_wrong_button_ends_the_episode_without_success(env):
     wrong = id_of(observation.page, "button 'TWO'")
     result = await env.step(f"click('{wrong}')")
     assert (result.reward, result.done, result.success) == (0.0, True, False)
-    assert result.info == {"raw_reward": -1.0}
+    assert result.info == {"raw_reward": -1.0, "success_browsergym": False}
 
 
 async def test_several_actions_in_one_episode(env):

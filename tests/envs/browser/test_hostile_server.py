@@ -195,6 +195,7 @@ FIELDS = {
             "boxes": boxes | anything,
             "raw_reward": numbers,
             "success": anything,
+            "success_browsergym": anything,
             "browsergym_obs": st.dictionaries(st.just("last_action_error"), scalars) | anything,
             "browsergym_info": st.dictionaries(st.just("task_info"), anything),
         },

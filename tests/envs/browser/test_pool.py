@@ -10,12 +10,13 @@ from envs.browser.pool import BrowserPool
 from envs.scripted import ScriptedEnv
 
 
-def make_options(urls=(), sessions=4, task_file=""):
+def make_options(urls=(), sessions=4, task_file="", reward="success"):
     return SimpleNamespace(
         env_url=urls,
         env_sessions=sessions,
         env_workers=1,
         env_deadline=30.0,
+        reward=reward,
         task_file=task_file,
     )
 
@@ -36,6 +37,20 @@ async def test_sessions_go_round_the_servers(rank, order):
             await stack.enter_async_context(pool.lease())
     assert opened == [(f"http://{name}:1", 30.0) for name in order]
     assert not pool.server.alive
+
+
+async def test_a_partial_reward_is_asked_for_where_it_is_wanted():
+    made = []
+
+    def make(url, **options):
+        made.append(options)
+        return ScriptedEnv()
+
+    for reward in ("success", "partial"):
+        options = make_options(("http://a:1",), reward=reward)
+        async with BrowserPool(options, env=make) as pool, pool.lease():
+            pass
+    assert made == [{"deadline_s": 30.0}, {"deadline_s": 30.0, "partial_reward": True}]
 
 
 def test_a_pool_is_created_without_an_event_loop_and_starts_nothing():

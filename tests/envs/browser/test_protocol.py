@@ -54,13 +54,17 @@ class UpstreamState(State):
 
 
 class UpstreamEnvironment(Environment):
-    """Plays click-test as upstream's server does: any other action than noop solves it."""
+    """Plays click-test as upstream's server does: the first click is half right, later ones solve.
+
+    Its reward is BrowserGym's, 1 for half a reward of MiniWoB. `noop()` breaks it.
+    """
 
     SUPPORTS_CONCURRENT_SESSIONS = True
 
     def __init__(self):
         super().__init__()
         self._state = UpstreamState()
+        self._raw = 0.5
 
     def reset(self, seed=None, episode_id=None, task_name=None):
         self._state = UpstreamState(episode_id=episode_id, task_name=task_name, benchmark="miniwob")
@@ -72,7 +76,8 @@ class UpstreamEnvironment(Environment):
             return UpstreamObservation(
                 goal="Click the button.", error="Target crashed", last_action_error=True, reward=0.0
             )
-        return self._observation(done=True, reward=1.0, raw=0.5)
+        raw, self._raw = self._raw, 1.0
+        return self._observation(done=True, reward=1.0, raw=raw)
 
     @property
     def state(self):
@@ -152,12 +157,12 @@ async def test_openenv_0_10_as_recorded():
         result = await env.step(f"click({names['18']!r})")
         assert result.observation.error == "click failed: the element is not visible"
         assert (result.reward, result.done, result.valid_action) == (0.0, False, True)
-        assert result.info == {"raw_reward": 0.0}
+        assert result.info == {"raw_reward": 0.0, "success_browsergym": False}
         result = await env.step(f"select_option({names['13']!r}, 'Ertha')")
         assert result.observation.error == ""
         result = await env.step(f"click({names['19']!r})")
         assert (result.reward, result.done, result.success) == (1.0, True, True)
-        assert result.info == {"raw_reward": 1.0}
+        assert result.info == {"raw_reward": 1.0, "success_browsergym": True}
 
         with pytest.raises(TaskError, match=r"click-test"):
             await env.reset(Task("clik-test", 0))
@@ -178,9 +183,11 @@ async def test_openenv_core_0_3_as_recorded():
         env._bids["10"] = "99"  # the recorded action names an element that does not exist
         result = await env.step("click('10')")
         assert result.observation.error == "the action failed"  # it gives no reason
-        assert (result.reward, result.done, result.info) == (0.0, False, {})
+        failed, solved = {"success_browsergym": False}, {"success_browsergym": True}
+        assert (result.reward, result.done, result.info) == (0.0, False, failed)
         result = await env.step(f"click({button!r})")
-        assert (result.reward, result.done, result.info) == (1.0, True, {})
+        # It sends no raw reward: BrowserGym's verdict is all that is known.
+        assert (result.reward, result.success, result.info) == (1.0, True, solved)
         await env.close()
 
 
@@ -190,11 +197,13 @@ async def test_upstreams_models_through_openenvs_server(upstream):
     assert len(observation.actions) == 1
     assert observation.screenshot is None  # nobody asked
     result = await env.step(observation.actions[0])
-    assert (result.reward, result.done, result.success) == (1.0, True, True)
-    assert result.info == {"raw_reward": 0.5}
+    assert (result.reward, result.done, result.success) == (0.0, True, False)  # half is not all
+    assert result.info == {"raw_reward": 0.5, "success_browsergym": True}
     observation = await env.reset(CLICK, screenshot=True)
     assert observation.screenshot[:4] == b"\x89PNG"
-    assert (await env.step(observation.actions[0])).acted_on == ()  # it sends no boxes
+    result = await env.step(observation.actions[0])
+    assert (result.reward, result.success) == (1.0, True)
+    assert result.acted_on == ()  # it sends no boxes
     with pytest.raises(TaskError, match="click-button"):
         await env.reset(Task("click-button", 0))
     await env.close()
@@ -411,12 +420,12 @@ async def test_only_the_finished_page_may_be_left_out():
     finished = changed("done", True) | {"reward": 1.0}
     finished["observation"]["axtree_txt"] = ""
     ours = copy.deepcopy(finished)
-    ours["observation"]["metadata"] = {"success": True, "raw_reward": 0.8}
+    ours["observation"]["metadata"] = {"success": True, "raw_reward": 1.0}
     async with serving(responding(GOOD, ours)) as url:
         env = BrowserEnv(url)
         await env.reset(CLICK)
         result = await env.step("noop()")
-        assert (result.reward, result.done, result.info) == (1.0, True, {"raw_reward": 0.8})
+        assert (result.reward, result.done, result.info["raw_reward"]) == (1.0, True, 1.0)
         assert result.observation.page == ""
         await env.close()
     for broken in (finished, ours | {"done": False}):
@@ -424,6 +433,32 @@ async def test_only_the_finished_page_may_be_left_out():
             env = BrowserEnv(url)
             await env.reset(CLICK)
             await fails_and_is_dead(env, env.step("noop()"), "no axtree_txt")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reward", "success", "by_browsergym"),
+    [
+        # A server that sends BrowserGym's verdict has decided what the whole task is.
+        ({"success": False, "success_browsergym": True, "raw_reward": 0.8}, 0.0, False, True),
+        ({"success": True, "success_browsergym": True, "raw_reward": 1.0}, 1.0, True, True),
+        # One of ours before that verdict was sent: its success was BrowserGym's.
+        ({"success": True, "raw_reward": 0.8}, 0.0, False, True),
+        # A task of the user's own with the name of one of MiniWoB's.
+        ({"success": True, "raw_reward": 0.8, "task_name": "click-test"}, 0.8, True, None),
+    ],
+)
+@pytest.mark.parametrize("partial", [False, True])
+async def test_what_is_a_success(metadata, reward, success, by_browsergym, partial):
+    sent = 1.0 if by_browsergym else 0.8
+    last = changed("done", True) | {"reward": float(metadata["success"]) * sent}
+    last["observation"]["metadata"] = metadata
+    async with serving(responding(GOOD, last)) as url:
+        env = BrowserEnv(url, partial_reward=partial)
+        await env.reset(CLICK)
+        result = await env.step("noop()")
+        assert result.reward == (metadata["raw_reward"] if partial and by_browsergym else reward)
+        assert (result.success, result.info.get("success_browsergym")) == (success, by_browsergym)
+        await env.close()
 
 
 async def test_a_reset_may_have_no_reward():

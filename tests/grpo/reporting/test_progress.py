@@ -66,6 +66,20 @@ def test_time_line():
     assert one.startswith("1 step, 1 episode. Seconds: set-up 1,")
 
 
+def test_a_benchmarks_own_verdict_has_a_row_where_it_differs():
+    rates = {
+        name: {how: rate | {"success_own": 0.875 if name == "trained" else rate["success"]}
+               for how, rate in decodings.items()}
+        for name, decodings in RATES.items()
+    }  # fmt: skip
+    text = printed(success_table(SUMMARY | {"per_task": {"a": rates, "b": RATES}} | RATES))
+    rows = [line.split("│") for line in text.splitlines() if "success_own" in line]
+    (cells,) = ([cell.strip() for cell in row[1:-1]] for row in rows)
+    assert cells == ["", "success_own", "0.50", "0.50", "0.50", "0.88", ""]
+    rates["trained"]["sampled"]["success_own"] = 1.0
+    assert "success_own" not in printed(success_table(SUMMARY | {"per_task": {"a": rates}}))
+
+
 def test_success_table():
     lines = [line.split("│") for line in printed(success_table(SUMMARY)).splitlines()]
     (title,), _, header, _, sampled, greedy, *_ = lines

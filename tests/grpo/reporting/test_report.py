@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -99,6 +100,20 @@ async def test_success_is_averaged_over_the_trained_tasks(make_report, tmp_path)
     rate = summary["per_task"]["click-two-words"]["oracle"]["sampled"]
     assert (rate["solved"], rate["n"], rate["turns"]) == (6, 6, 2)
     assert "oracle, sampled      success 1.00 of 6" in report.console.file.getvalue()
+
+
+async def test_a_benchmarks_own_verdict_is_in_the_summary(make_report, tmp_path):
+    class Generous(ScriptedEnv):
+        async def step(self, text):
+            return replace(await super().step(text), success=False, info={"success_own": True})
+
+    options = {"task": "click-word", "held_out_tasks": "click-two-words", "env": Generous}
+    report = make_report(Report, tmp_path / "a.json", **options)
+    await report.evaluate("oracle", {"sampled": oracle_agent()})
+    summary = json.loads((tmp_path / "a.json").read_text())
+    rates = [summary["oracle"], summary["per_task"]["click-two-words"]["oracle"]]
+    for rate in rates:
+        assert (rate["sampled"]["success"], rate["sampled"]["success_own"]) == (0.0, 1.0)
 
 
 async def test_without_episodes_nothing_is_evaluated_or_recorded(make_report, tmp_path):

@@ -34,6 +34,19 @@ def test_success_of_outcomes():
     assert Success.of([]) == Success(0.0, 0.0, 1.0, 0, 0, 0.0)
 
 
+def test_a_benchmarks_own_verdict_stands_beside_success():
+    own = [{"success_theirs": True}, {"success_theirs": True}, {"success_theirs": False}]
+    outcomes = [Outcome(TASKS[i], i == 0, 1, verdicts) for i, verdicts in enumerate(own)]
+    rate = Success.of(outcomes)
+    assert (rate.success, rate.verdicts) == (1 / 3, {"success_theirs": 2 / 3})
+    assert rate.to_dict() == {
+        "success": 1 / 3, "low": rate.low, "high": rate.high, "n": 3, "solved": 1, "turns": 1.0,
+        "success_theirs": 2 / 3,
+    }  # fmt: skip
+    # Over tasks of which some have none, it would be the rate of something else.
+    assert Success.of([*outcomes, Outcome(TASKS[3], True, 1)]).verdicts == {}
+
+
 @pytest.mark.parametrize(("successes", "n"), [(3, 10), (50, 100), (1, 7)])
 def test_wilson_interval_ends_where_the_score_test_rejects(successes, n):
     """Its ends p solve |successes/n - p| = z sqrt(p (1 - p) / n)."""

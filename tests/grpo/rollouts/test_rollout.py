@@ -54,6 +54,24 @@ async def test_an_episode():
     assert episode.records == ()
 
 
+async def test_an_episode_keeps_other_verdicts_on_its_steps():
+    class Generous(ScriptedEnv):
+        """Another rule calls the first of two clicks a success; a third rule is for the last."""
+
+        async def step(self, text):
+            result = await super().step(text)
+            info = {"success_generous": not result.success, "raw_reward": 0.5}
+            return replace(result, info=info | ({"success_last": True} if result.done else {}))
+
+    episode = await run_episode(Generous(), TWO, solve, max_turns=5, seed=[0])
+    assert len(episode.turns) == 2
+    assert episode.verdicts == {"success_generous": True, "success_last": True}
+    assert (await run_episode(Generous(), TWO, talk, max_turns=1, seed=[0])).verdicts == {
+        "success_generous": True
+    }
+    assert (await run_episode(ScriptedEnv(), TWO, solve, max_turns=5, seed=[0])).verdicts == {}
+
+
 async def test_an_episode_is_recorded_on_request():
     class Photographed(ScriptedEnv):
         async def reset(self, task, *, screenshot=False):

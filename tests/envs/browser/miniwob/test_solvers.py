@@ -18,6 +18,8 @@ from envs.browser.miniwob.solvers.helpers import (
 from envs.browser.page_text import Element, simplify_axtree
 
 MOST_STEPS = 30
+SEEDS = (7, 9, 10, 11, 13)
+"""Of 7 to 14, those on which no button of click-test-2 and the like covers the other."""
 
 
 def page(*lines):
@@ -234,7 +236,7 @@ def test_a_page_that_lacks_something_is_a_lookup_error(name):
 
 
 @pytest.mark.browser
-async def test_every_solver_solves_its_task(server):
+async def test_every_solver_does_the_whole_task(server):
     from openenv.core import GenericEnvClient
 
     unsolved, limit = [], asyncio.Semaphore(6)
@@ -247,8 +249,8 @@ async def test_every_solver_solves_its_task(server):
                 elements = simplify_axtree(reply.observation["axtree_txt"])
                 done.append(act(task, reply.observation["goal"], elements, len(done)))
                 reply = await client.step({"action_str": done[-1]})
-            if reply.reward != 1:
+            if not reply.observation["metadata"]["success"]:
                 unsolved.append((task, seed, done))
 
-    await asyncio.gather(*(solve(task, 7) for task in SOLVERS))
+    await asyncio.gather(*(solve(task, seed) for task in SOLVERS for seed in SEEDS))
     assert unsolved == []

@@ -58,13 +58,13 @@ def test_a_goal_that_is_read_twice(name):
 @pytest.mark.parametrize(
     ("raw", "done", "expected"),
     [
-        (1, True, Outcome(1.0, True, 1.0)),
-        (0.25, True, Outcome(1.0, True, 0.25)),
-        (-1, True, Outcome(0.0, True, -1.0)),
-        (0, False, Outcome(0.0, False, 0.0)),
+        (1, True, Outcome(True, True, 1.0, True)),
+        (0.25, True, Outcome(False, True, 0.25, True)),
+        (-1, True, Outcome(False, True, -1.0, False)),
+        (0, False, Outcome(False, False, 0.0, False)),
     ],
 )
-def test_the_reward_is_success_and_the_raw_reward_is_kept(raw, done, expected):
+def test_a_success_is_the_full_reward_and_browsergyms_verdict_is_kept(raw, done, expected):
     episode = Episode(find_task("click-test"), 0)
     state = [raw, raw, None, done, 1, True]
     assert episode.outcome(episode.url, [state]) == expected
@@ -73,7 +73,7 @@ def test_the_reward_is_success_and_the_raw_reward_is_kept(raw, done, expected):
 
 def test_another_page_ends_the_episode_without_a_reward():
     episode = Episode(find_task("click-test"), 0)
-    assert episode.outcome("about:blank", []) == Outcome(0.0, True, 0.0)
+    assert episode.outcome("about:blank", []) == Outcome(False, True, 0.0, False)
 
 
 def node(number, role, name, children=(), bid=None):
