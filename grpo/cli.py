@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "eval": (evaluate, "evaluate a model or an adapter on held-out seeds"),
         "act": (act, "let a trained agent act on a page, also of your own browser"),
         "inspect": (inspect, "show a task as a model reads it, and what a random agent scores"),
-        "demos": (demos, "collect demonstrations, or check which still succeed"),
+        "demos": (demos, "collect or import demonstrations, or check which still succeed"),
         "record": (record, "show tasks in a browser: demonstrations to train on"),
         "doctor": (doctor, "check what works on this machine, and how fast"),
         "new": (new, "write a first site with a task of your own"),
@@ -205,6 +205,7 @@ def demos(argv: Sequence[str]) -> int:
     """Work with demonstrations; return the exit code."""
     commands: Commands = {
         "collect": (collect_demos, "let an agent play, and keep what it solves"),
+        "import": (import_demos, "read AgentLab's traces, and keep what succeeds again"),
         "check": (check_demos, "play them again, and tell which still succeed"),
     }
     return _dispatch(argv, "grpo demos", "Demonstrations to train on, in a file.", commands)
@@ -225,6 +226,22 @@ def check_demos(argv: Sequence[str]) -> int:
         failed.extend(each.error for each in replays if not each.succeeds)
 
     return exit_code(program) or int(bool(failed))
+
+
+def import_demos(argv: Sequence[str]) -> int:
+    """Play other programs' traces again, and keep what succeeds; return the exit code."""
+
+    def program() -> None:
+        from grpo.demos.options import read_import
+
+        options = read_import(argv)
+
+        from envs.browser.agentlab import read_trace
+        from grpo.demos.import_traces import import_traces
+
+        import_traces(options, read_trace, _browser_pool)
+
+    return exit_code(program)
 
 
 def collect_demos(argv: Sequence[str]) -> int:

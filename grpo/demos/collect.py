@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from envs.base import Env, EnvError, Observation, Task
-from envs.demonstrations import Demonstration, append_demonstration, read_demonstrations
+from envs.demonstrations import Demonstration, append_demonstration
 from envs.pool import EnvPool
 from grpo.blocking import wait_for
 from grpo.demos.options import Collection
 from grpo.deploy.endpoint import endpoint_agent, only_model
 from grpo.deploy.openai_api import api_key_from_environment
 from grpo.distributed import World
-from grpo.errors import ConfigError, one_line_reason
 from grpo.generators.base import GeneratorError
 from grpo.reporting.progress import Bars, count
 from grpo.rollouts.agents import Agent, oracle_agent
+from grpo.rollouts.demonstrations import read_existing
 from grpo.rollouts.gather import gather
 from grpo.rollouts.rollout import OnEpisode, Rollouts
 from grpo.runtime import open_runtime
@@ -68,7 +68,7 @@ async def run_collection(
     for name in config.task:
         share = _share(play.kept[name], play.played[name])
         bars.console.print(f"{one_line(name)}: {share}", soft_wrap=True)
-    total, lost = len(_read(options.output)), len(play.failures)
+    total, lost = len(read_existing(options.output)), len(play.failures)
     also = f"; {count(lost, 'episode')} could not be played" if lost else ""
     bars.console.print(f"{options.output}: {count(total, 'demonstration')}{also}", soft_wrap=True)
     return play.kept
@@ -151,17 +151,9 @@ async def _open_agent(
 def _tasks_to_play(options: Collection) -> list[Task]:
     """Return the tasks and seeds that the file lacks, seed by seed."""
     file, every = options.config.task_file, range(options.number)
-    has = {each.task for each in _read(options.output) if each.task_file == file}
+    has = {each.task for each in read_existing(options.output) if each.task_file == file}
     tasks = [Task(name, seed) for seed in every for name in options.config.task]
     return [task for task in tasks if task not in has]
-
-
-def _read(path: Path) -> list[Demonstration]:
-    """Return the demonstrations of a file that may be missing or empty."""
-    try:
-        return read_demonstrations(path) if path.exists() and path.stat().st_size else []
-    except (OSError, ValueError) as error:
-        raise ConfigError(one_line_reason(error)) from error
 
 
 def _demonstration(

@@ -25,6 +25,26 @@ the environment variable GRPO_API_KEY); --adapter or --model, a policy (sampled 
 not played again, and refused actions are left out."""
 
 
+IMPORT = """Read the folders of AgentLab's experiments (exp_args.pkl, step_<n>.pkl.gz) on MiniWoB.
+
+Each episode is played again, whatever reward its trace claims, and kept if the environment rewards
+it. No code of the files is run, and traces of held-out seeds are refused."""
+
+
+class Import(NamedTuple):
+    """What to import.
+
+    Attributes:
+        config: how to open the environments.
+        traces: folder of the experiments, at any depth.
+        output: file of demonstrations, which may exist.
+    """
+
+    config: Config
+    traces: str
+    output: Path
+
+
 class Collection(NamedTuple):
     """What to collect, and from whom.
 
@@ -57,6 +77,25 @@ def read_check(argv: Sequence[str]) -> tuple[str, Config]:
     return given.file, read_config(options, prog=parser.prog, description=CHECK)
 
 
+def read_import(argv: Sequence[str]) -> Import:
+    """Read the options of `grpo demos import`: the traces, and how to open their environments.
+
+    Raises:
+        ConfigError: an option is unknown, or its value is wrong.
+    """
+    parser = _parser("import", "TRACES [-o FILE] [options]", IMPORT)
+    parser.add_argument("traces", help="folder of the experiments, at any depth")
+    _add_output(parser)
+    given, options = parser.parse_known_args(argv)
+    config = read_config(options, prog=parser.prog, description=IMPORT)
+    try:
+        return Import(
+            config, check_text(given.traces), Path(require_text(check_text(given.output)))
+        )
+    except ValueError as error:
+        raise ConfigError(f"TRACES and --output {error}") from error
+
+
 def read_collection(argv: Sequence[str], held_out_of: HeldOutOf) -> Collection:
     """Read the options of `grpo demos collect`.
 
@@ -72,12 +111,7 @@ def read_collection(argv: Sequence[str], held_out_of: HeldOutOf) -> Collection:
     add("--teacher-model", default="", metavar="NAME", help="its model, if it has several")
     add("--oracle", action="store_true", help="let the tasks' scripted solver play")
     add("-n", type=int, default=20, metavar="N", help="seeds of each task, 0 to N-1 (default: 20)")
-    add(
-        *("-o", "--output"),
-        default="demos.jsonl",
-        metavar="FILE",
-        help="file that demonstrations are added to (default: demos.jsonl)",
-    )
+    _add_output(parser)
     given, options = parser.parse_known_args(argv)
 
     from grpo.rollouts.task_sampler import HELD_OUT
@@ -106,6 +140,15 @@ def read_collection(argv: Sequence[str], held_out_of: HeldOutOf) -> Collection:
     except ValueError as error:
         raise ConfigError(f"--output and --teacher-model {error}") from error
     return Collection(config, given.n, output, given.teacher, model, given.oracle)
+
+
+def _add_output(parser: Parser) -> None:
+    parser.add_argument(
+        *("-o", "--output"),
+        default="demos.jsonl",
+        metavar="FILE",
+        help="file that demonstrations are added to (default: demos.jsonl)",
+    )
 
 
 def _parser(command: str, usage: str, description: str) -> Parser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from envs.base import Env, EnvError, Observation, Renumberer, Task
 from envs.demonstrations import Demonstration, read_demonstrations
 from envs.replay import Pool
-from grpo.errors import ConfigError
+from grpo.errors import ConfigError, one_line_reason
 from grpo.model.chat import ChatTemplate
 from grpo.rollouts.agents import Agent, imitated
 from grpo.rollouts.rollout import run_episode
@@ -121,6 +122,18 @@ def load_demonstrations(config: Config) -> list[Demonstration]:
                 f"seed {task.seed} in {path}, got {config.max_turns}"
             )
     return found
+
+
+def read_existing(path: Path) -> list[Demonstration]:
+    """Return the demonstrations of a file that may be missing or empty.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    try:
+        return read_demonstrations(path) if path.exists() and path.stat().st_size else []
+    except (OSError, ValueError) as error:
+        raise ConfigError(one_line_reason(error)) from error
 
 
 @dataclass

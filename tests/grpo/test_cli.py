@@ -383,7 +383,7 @@ def test_help_of_the_command_lists_its_subcommands(capsys):
         (["tran"], "invalid choice: 'tran'"),
         (["demos"], "arguments are required: command"),
         (["demos", "chek"], "invalid choice: 'chek'"),
-        (["demos", "--oracle"], "expected one of collect, check before options"),
+        (["demos", "--oracle"], "expected one of collect, import, check before options"),
     ],
 )
 def test_a_subcommand_that_does_not_exist(capsys, argv, message):
