@@ -2,6 +2,7 @@
 
 python -m scripts.results runs/easy runs/login-user --hardware "2 cores, no GPU"
 python -m scripts.results runs/easy --compare runs/episode runs/steps --hardware ...
+python -m scripts.results runs/easy --protocol runs/all_125 --hardware ...
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from grpo.config import Config
 from grpo.reporting.loggers import read_metrics
 from grpo.reporting.progress import rate_text
+from scripts.protocol import protocol_section
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,6 +36,10 @@ evaluation seeds never overlap. Training time covers rollouts and updates, not e
 is the mean number of turns per episode of the trained policy. Written by `scripts/results.py` from
 the runs' `summary.json`.
 
+A success is the whole task ([pages.md](pages.md#success)). Older runs counted any raw reward of
+MiniWoB above 0, as BrowserGym does; that is the same for every task that is not in the table there.
+Where BrowserGym's verdict on the trained policy differs, it has a column.
+
 The ceiling: {ceiling} Which tasks, and why: [pages.md](pages.md).
 """
 
@@ -43,10 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
     parser.add_argument(
         "--compare", nargs="*", type=Path, default=[], help="runs to compare in one table"
     )
+    parser.add_argument(
+        "--protocol", nargs="*", type=Path, default=[],
+        help="evaluations with examples/configs/miniwob_125.yaml, beside published rates",
+    )  # fmt: skip
     parser.add_argument("--hardware", required=True, help="hardware of the runs, in words")
     parser.add_argument("--write", type=Path, default=ROOT / "docs" / "results.md",
                         help="file to write")  # fmt: skip
@@ -57,6 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts += [section(run, arguments.hardware) for run in arguments.runs]
     if arguments.compare:
         parts.append(comparison(arguments.compare, arguments.hardware))
+    if arguments.protocol:
+        try:
+            parts.append(protocol_section(arguments.protocol, arguments.hardware))
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
     arguments.write.write_text("\n".join(parts))
     return 0
 
@@ -81,6 +96,7 @@ def section(run: Path, hardware: str) -> str:
         how += f", starting from the adapter `{config.adapter}` (`untrained` below)"
     turns = f"{config.max_turns} turn{'s' * (config.max_turns > 1)}"
     steps = f"{summary['steps']} step{'s' * (summary['steps'] > 1)}"
+    theirs = any(by_browsergym(rates) for rates in summary["per_task"].values())
     lines = [
         f"## {run.name}",
         "",
@@ -90,12 +106,13 @@ def section(run: Path, hardware: str) -> str:
         "",
         f"```sh\n{summary['command']}\n```",
         "",
-        f"| task | {' | '.join(agents)} | turns |",
-        f"| --- |{' --- |' * (len(agents) + 1)}",
+        f"| task | {' | '.join(agents)} | {'trained, by BrowserGym | ' * theirs}turns |",
+        f"| --- |{' --- |' * (len(agents) + 1 + theirs)}",
     ]
     for task, rates in summary["per_task"].items():
         held_out = " (never trained on)" if task not in config.task else ""
         cells = " | ".join(cell(rates[name], bold=name == "trained") for name in agents)
+        cells += f" | {by_browsergym(rates)}" * theirs
         lines.append(f"| {task}{held_out} | {cells} | {rates['trained']['sampled']['turns']:.1f} |")
     return "\n".join(lines) + "\n"
 
@@ -124,6 +141,13 @@ def comparison(runs: Sequence[Path], hardware: str) -> str:
         cells += [cell(summary["trained"], bold=True), f"{minutes(summary):.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def by_browsergym(rates: dict[str, Any]) -> str:
+    """Format BrowserGym's verdict on the trained policy; empty where it is the success."""
+    rate = rates["trained"]["sampled"]
+    theirs = rate.get("success_browsergym", rate["success"])
+    return "" if theirs == rate["success"] else f"{theirs:.2f}"
 
 
 def minutes(summary: dict[str, Any]) -> float:

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from envs.browser.miniwob.names import MINIWOB_TASKS
 from grpo.config import Config
+from scripts.protocol import MAX_TURNS, SEEDS, protocol_section
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,3 +89,72 @@ def test_the_start_of_a_run_and_a_comparison(tmp_path):
     end = lines[lines.index("## Compared on click-link: credit") :]
     assert end[-2] == "| episode | 0.25 | 0.00 | 0.75 | **0.95** [0.85, 1.05] (1.00) | 10 |"
     assert end[-1] == "| steps | 1.00 | 1.00 | 1.00 | **0.95** [0.85, 1.05] (1.00) | 10 |"
+
+
+def evaluation(folder, tasks, max_turns=10, n=5, **rates):
+    folder.mkdir(exist_ok=True)
+    rate = {"success": 0.4, "success_browsergym": 0.6, "n": n, **rates}
+    summary = {
+        "max_turns": max_turns,
+        "per_task": {name: {"policy": {"sampled": rate}} for name in tasks},
+    }
+    (folder / "evaluation.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_the_protocol_counts_what_was_not_played_as_failures(tmp_path):
+    run = evaluation(tmp_path / "few", ["click-test", "odd-or-even", "a-task-of-ours"])
+    lines = write(tmp_path / "results.md", "--protocol", run)
+    start = lines.index("## BrowserGym's protocol: 125 tasks, 5 seeds")
+    assert "at most 10 actions per episode" in lines[start + 2]
+    ours, paper, *_ = (line for line in lines[start:] if line.startswith(("| few", "| GPT")))
+    # 4 and 6 of 625 episodes, with Wilson's intervals.
+    theirs, whole = "0.010 [0.004, 0.021]", "0.006 [0.002, 0.016]"
+    assert ours == f"| few: policy, sampled | {theirs} | {whole} | 2 |  |"
+    assert paper.startswith("| GPT-4o-mini | 0.566 [0.527, 0.605] | | 125 | [BrowserGym's paper](")
+
+
+def test_every_task_of_the_protocol(tmp_path):
+    config = Config.from_yaml(ROOT / "examples" / "configs" / "miniwob_125.yaml")
+    assert set(config.task) == MINIWOB_TASKS
+    assert (config.eval_episodes, config.max_turns) == (SEEDS, MAX_TURNS)
+    run = evaluation(tmp_path / "all", config.task)
+    assert "| all: policy, sampled | 0.600 [" in protocol_section([run], "2 cores")
+    assert "] | 0.400 [" in protocol_section([run], "2 cores")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_turns": 11}, "expected at most 10 turns per episode, got 11"),
+        ({"n": 4}, "click-test: expected 5 episodes, got 4"),
+        ({"tasks": ["a-task-of-ours"]}, "expected tasks of MiniWoB, got a-task-of-ours"),
+    ],
+)
+def test_what_did_not_keep_to_the_protocol(tmp_path, options, message):
+    run = evaluation(tmp_path, **({"tasks": ["click-test"]} | options))
+    with pytest.raises(ValueError, match=message):
+        protocol_section([run], "2 cores")
+
+
+def test_an_evaluation_without_browsergyms_verdict(tmp_path):
+    run = evaluation(tmp_path, ["click-test"])
+    old = (run / "evaluation.json").read_text().replace("success_browsergym", "other")
+    (run / "evaluation.json").write_text(old)
+    with pytest.raises(ValueError, match="click-test: expected success_browsergym beside success"):
+        protocol_section([run], "2 cores")
+
+
+def test_browsergyms_verdict_has_a_column_where_it_differs(tmp_path):
+    run = make_run(tmp_path / "easy", task="click-link", held_out_tasks="unicode-test")
+    summary = json.loads((run / "summary.json").read_text())
+    summary["per_task"]["click-link"]["trained"]["sampled"]["success_browsergym"] = 0.99
+    (run / "summary.json").write_text(json.dumps(summary))
+    lines = write(tmp_path / "results.md", run)
+    assert (
+        "| task | random | blind | untrained | trained | trained, by BrowserGym | turns |" in lines
+    )
+    (row,) = (line for line in lines if line.startswith("| click-link"))
+    assert row.endswith("**0.95** [0.85, 1.05] (1.00) | 0.99 | 1.2 |")
+    (other,) = (line for line in lines if line.startswith("| unicode-test"))
+    assert other.endswith("(1.00) |  | 1.2 |")

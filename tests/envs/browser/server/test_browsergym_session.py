@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import os
+import re
 import signal
 import socket
 import threading
@@ -294,6 +295,14 @@ async def test_through_the_server(folder):
         assert (done.reward, done.done, done.success) == (1.0, True, True)
         seen = await env.reset(Task("browsergym/miniwob.click-test", 0))
         assert (await env.step(seen.actions[0])).success
+        task = Task("browsergym/miniwob.odd-or-even", 0)
+        numbers = re.findall(r"text '(-?\d+)'", (seen := await env.reset(task)).page)
+        buttons = re.findall(r"button '\w+' \[(\d+)\]", seen.page)  # odd, even, odd, ..., submit
+        for i, number in enumerate(numbers[:2]):
+            await env.step(f"click('{buttons[2 * i + 1 - int(number) % 2]}')")
+        part = await env.step(f"click('{buttons[-1]}')")
+        assert (part.reward, part.done, part.success) == (0.0, True, False)
+        assert part.info == {"raw_reward": pytest.approx(1 / 3), "success_browsergym": True}
         with pytest.raises(TaskError, match="cannot make task 'NoGoal': it has no goal"):
             await env.reset(Task("NoGoal", 0))
         assert (await env.reset(Task("click-test", 0))).goal == "Click the button."
