@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from envs.base import Env, Message, Observation
@@ -71,6 +72,7 @@ async def endpoint_agent(
     max_tokens: int = 24,
     max_prompt_tokens: int = 0,
     regex: str = "",
+    chat_template_kwargs: Mapping[str, Any] = MappingProxyType({}),
     deadline_s: float = 120.0,
 ) -> AsyncIterator[Agent]:
     """Open the agent that asks a server; close its connections at the end of the block.
@@ -84,6 +86,8 @@ async def endpoint_agent(
         max_tokens: limit of a completion's length.
         max_prompt_tokens: see `grpo.rollouts.agents.read_prompt`; needs `chat`.
         regex: completions must match it; vLLM's `structured_outputs`. Empty for none.
+        chat_template_kwargs: options of the chat template, for a server that renders messages with
+            it (vLLM, llama-server); with `chat` they are in the token ids already.
         deadline_s: seconds that a response may take.
 
     Raises:
@@ -94,6 +98,8 @@ async def endpoint_agent(
     options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
     if regex:
         options["structured_outputs"] = {"regex": regex}
+    if chat_template_kwargs and chat is None:
+        options["chat_template_kwargs"] = dict(chat_template_kwargs)
     model = model or await only_model(url, api_key=api_key)
     async with OpenAIServer(url, api_key=api_key, deadline_s=deadline_s) as server:
         options["model"] = model

@@ -79,6 +79,13 @@ async def test_a_server_without_a_key_and_with_a_pattern():
     assert server.bodies(CHAT)[0]["structured_outputs"] == {"regex": "a+"}
 
 
+async def test_options_of_the_servers_template():
+    """They are in the request where the server renders the messages, else in the token ids."""
+    options = {"model": "m", "chat_template_kwargs": {"enable_thinking": False}}
+    _, _, server = await ask({CHAT: said("a")}, **options)
+    assert server.bodies(CHAT)[0]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
