@@ -198,6 +198,35 @@ class Renumberer(Protocol):
         ...
 
 
+@runtime_checkable
+class Formatter(Protocol):
+    """An environment whose completions may say more than their action, such as a thought."""
+
+    def read_action(self, text: str) -> tuple[str, str]:
+        """Return the action of a completion in its plain form, and what is said before it.
+
+        Returns:
+            The action and the thought; two empty texts for what is not a completion.
+        """
+        ...
+
+    def write_action(self, action: str, thought: str = "") -> str:
+        """Return the completion for an action in its plain form, as a demonstration has it.
+
+        Args:
+            action: the action.
+            thought: what to say before it; empty for what the environment makes of the action. A
+                format without thoughts leaves it out.
+
+        Returns:
+            The text to pass to `step`; the action itself if it is none of this environment.
+
+        Raises:
+            TaskError: the thought cannot be said in this format.
+        """
+        ...
+
+
 Refusals = Callable[[str], StepResult | None]
 """`(text) -> result`: what `step` returns for an invalid action, None for a valid one."""
 

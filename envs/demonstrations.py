@@ -22,13 +22,15 @@ class Demonstration:
     Attributes:
         task: its task and seed, with which it can be played again.
         goal: the instruction in words.
-        actions: texts for `Env.step`, one per turn. Where an environment numbers its elements,
-            with the numbers of `task`.
+        actions: plain actions, one per turn: texts for `Env.step`, or, where an environment has
+            other completions, for `Formatter.write_action`. Where it numbers its elements, with the
+            numbers of `task`.
         pages: the page before each action as the model reads it, or none at all; for reference.
         source: where it comes from: "record", "oracle", the name of a model.
         task_file: absolute path of the file of the task; empty for one of BrowserGym's. In a file
             of demonstrations it is relative to that file.
-        thoughts: plain text, what was thought before each action, or none at all.
+        thoughts: what is said before each action in answer formats that have thoughts, or none at
+            all. An empty one is left to the environment; numbers of elements stay as they are.
     """
 
     task: Task

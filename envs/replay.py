@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from envs.base import (
     Demonstrator,
     Env,
+    Formatter,
     Observation,
     Refusals,
     Refuser,
@@ -148,6 +149,13 @@ class CountedEnv:
 
     def renumbered(self, text: str) -> str:
         return self.env.renumbered(text) if isinstance(self.env, Renumberer) else text
+
+    def read_action(self, text: str) -> tuple[str, str]:
+        return self.env.read_action(text) if isinstance(self.env, Formatter) else (text, "")
+
+    def write_action(self, action: str, thought: str = "") -> str:
+        env = self.env
+        return env.write_action(action, thought) if isinstance(env, Formatter) else action
 
     def refusals(self) -> Refusals | None:
         return self.env.refusals() if isinstance(self.env, Refuser) else None

@@ -10,8 +10,9 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from grpo.config import Config, field_extra, unknown_option
 from grpo.errors import ConfigError
+from grpo.files import RUN_FILE
 from grpo.option_values import Names, short
-from grpo.task_options import HeldOutOf, options_of_file, own_config, read_address
+from grpo.task_options import HeldOutOf, absolute, options_of_file, own_config, read_address
 
 
 def read_config(
@@ -60,6 +61,8 @@ def read_config(
     if path is None:
         path = own_config(given)
     base = Config() if path is None else Config.from_yaml(path)
+    if given.get("prompt"):
+        given["prompt"] = absolute(given["prompt"])
     told = given.keys() | base.model_fields_set
     if asked:
         told -= {"task"} - given.keys()
@@ -67,6 +70,8 @@ def read_config(
         told -= {"held_out_tasks"} - given.keys()
         given.setdefault("held_out_tasks", "")
     config = base.replace(**given)
+    if of_run:
+        _check_answer(config)
     if not config.task_file or held_out_of is None:
         return config
     names = config.task if "task" in told else ()
@@ -120,6 +125,26 @@ def run_weights(folder: Path) -> dict[str, str]:
     if (folder / "model").is_dir():  # every weight was trained
         return {"adapter": "", "model": str(folder / "model")}
     raise ConfigError(f"expected adapter/ or model/ in {folder}: has the run finished?")
+
+
+def _check_answer(config: Config) -> None:
+    """Check that a run's policy is asked for the answers that it was trained to give.
+
+    The file of the user's own format may have moved; its class has the same name then.
+    """
+
+    def answer(config: Config) -> str:
+        return "a class " + config.prompt.rpartition(":")[2] if config.prompt else config.answer
+
+    weights = Path(config.adapter or config.model)
+    for run in (weights, weights.parent):
+        is_run = (run / RUN_FILE).is_file() and (run / "config.yaml").is_file()
+        trained = answer(Config.from_yaml(run / "config.yaml")) if is_run else answer(config)
+        if trained != answer(config):
+            raise ConfigError(
+                f"{run} was trained with the answer format {short(trained)}: expected no other, "
+                f"got {short(answer(config))}"
+            )
 
 
 def names_model(argv: Sequence[str]) -> bool:

@@ -314,15 +314,20 @@ def export(argv: Sequence[str]) -> int:
         options = read_options(argv)
         extra = _extra_actions(options.config)
 
-        bind_threads(options.config.device)
-        from envs.browser.grammar import action_gbnf, action_regex
+        from envs.browser.prompt_file import find_prompt
         from envs.browser.recorded import recorded_chats
+
+        prompt = find_prompt(options.config.answer, options.config.prompt)
+        if not (grammars := prompt.grammars(extra)):
+            print(f"no grammar: {one_line(options.config.prompt)} has none")
+
+        bind_threads(options.config.device)
         from grpo.deploy.export import export
 
         export(
             options,
-            grammars={"actions.gbnf": action_gbnf(extra), "actions.regex": action_regex(extra)},
-            recorded=lambda path, count: recorded_chats(path, count, extra),
+            grammars=grammars,
+            recorded=lambda path, count: recorded_chats(path, count, extra, prompt),
         )
 
     return exit_code(program)
@@ -394,9 +399,11 @@ def _live(options: ActOptions) -> tuple[AbstractAsyncContextManager[Env], Task]:
 
     Raises:
         ConfigError: a package or the browser is not installed, or an option cannot be used.
+        TaskError: the user's own answer format cannot be used.
     """
     from envs.base import Task
     from envs.browser.live import check_live, open_live
+    from envs.browser.prompt_file import find_prompt
     from envs.browser.url_task import UrlTask
 
     where: dict[str, Any] = {
@@ -409,6 +416,7 @@ def _live(options: ActOptions) -> tuple[AbstractAsyncContextManager[Env], Task]:
     except (ModuleNotFoundError, FileNotFoundError, ValueError) as error:
         raise ConfigError(str(error)) from error
     config = options.config
+    where["prompt"] = find_prompt(config.answer, config.prompt)
     if not options.url:
         return open_live(config.task_file, **where), Task(config.evaluated_tasks[0], config.seed)
     task = UrlTask(
@@ -427,7 +435,8 @@ def _browser_pool(config: Config) -> BrowserPool:
 
     Raises:
         ConfigError: a package or Chromium is not installed, or torchrun's variables are wrong.
-        TaskError: the server that is started here does not have one of the tasks.
+        TaskError: the server that is started here does not have one of the tasks, or the user's own
+            answer format cannot be used.
     """
     from envs.browser.browsergym_task import is_browsergym_task
     from envs.browser.miniwob.tasks import find_task

@@ -145,8 +145,26 @@ class Config(BaseModel):
     max_turns: int = _rollouts(
         10, "maximum number of completions per episode", ge=1, le=1000, common=True
     )
+    answer: Literal["action", "think"] = _rollouts(
+        "action",
+        "what a completion must be: one action, or one line of thought and an action below it",
+    )
+    prompt: Text = _rollouts(
+        "",
+        "file.py:Class of your own answer format, in place of answer (empty: none); a relative "
+        "path in a configuration starts from the folder of that",
+    )
     max_new_tokens: int = _rollouts(
-        24, "maximum number of tokens per completion", ge=1, le=1_000_000
+        24,
+        "maximum number of tokens per completion, without those for its thought",
+        ge=1,
+        le=1_000_000,
+    )
+    max_thought_tokens: int = _rollouts(
+        40,
+        "tokens that a completion may have besides, for its thought (answer=think)",
+        ge=1,
+        le=1_000_000,
     )
     max_prompt_tokens: int = _rollouts(
         0,
@@ -496,6 +514,11 @@ class Config(BaseModel):
                 f"gap_stop must be 0 or at least gap_warning={self.gap_warning:g}, got "
                 f"{self.gap_stop:g}"
             )
+        if self.prompt and self.answer != "action":
+            raise ValueError(
+                f"prompt names the answer format itself: expected no answer beside it, got "
+                f"prompt={short(self.prompt)} and answer={self.answer}"
+            )
         if self.push_to_hub and not is_hub_id(self.push_to_hub):
             raise ValueError(
                 f"push_to_hub must be a hub id, user/name, got {short(self.push_to_hub)}"
@@ -522,6 +545,11 @@ class Config(BaseModel):
     def evaluated_tasks(self) -> list[str]:
         """The trained tasks, then the held-out ones."""
         return [*self.task, *self.held_out_tasks]
+
+    @property
+    def max_completion_tokens(self) -> int:
+        """Maximum number of tokens of a completion, its thought included."""
+        return self.max_new_tokens + self.max_thought_tokens * (self.answer == "think")
 
     @property
     def importance_level(self) -> Literal["none", "token", "sequence"]:
@@ -605,14 +633,15 @@ class Config(BaseModel):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Config:
-        """Read a YAML file; a `task_file` that is relative starts from the file's folder.
+        """Read a YAML file; a relative `task_file` or `prompt` starts from the file's folder.
 
         Raises:
             ConfigError: there is no such file, or it does not map known options to their values.
         """
         options = read_yaml(path)
-        if (file := options.get("task_file")) and isinstance(file, str):
-            options["task_file"] = os.path.abspath(Path(path).parent / Path(file).expanduser())
+        for name in ("task_file", "prompt"):
+            if (file := options.get(name)) and isinstance(file, str):
+                options[name] = os.path.abspath(Path(path).parent / Path(file).expanduser())
         return cls.from_mapping(options, str(path))
 
 

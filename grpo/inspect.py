@@ -51,7 +51,7 @@ async def run_inspection(
     with writable(config.folder):
         async with shutdown or Shutdown(), pool:
             chat, limit = await asyncio.to_thread(load_chat, config)
-            room = limit - config.max_new_tokens
+            room = limit - config.max_completion_tokens
             max_tokens = min(room, config.max_prompt_tokens or room)
             for name in config.evaluated_tasks:
                 task = Task(name, config.seed)

@@ -89,7 +89,7 @@ async def open_runtime(
             generator = await stack.enter_async_context(
                 open_generator(config, policy, executor, world)
             )
-        room = policy.max_length - config.max_new_tokens
+        room = policy.max_length - config.max_completion_tokens
         max_prompt_tokens = min(room, config.max_prompt_tokens or room)
         decodings = {
             name: model_agent(

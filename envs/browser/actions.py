@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Collection, Container, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -76,15 +76,6 @@ class Action:
             for kind, arg in zip(kinds, self.args, strict=True)
         )
         return Action(self.name, tuple(args))
-
-
-def why_invalid(text: str, ids: Container[str], extra: Collection[str] = ()) -> str:
-    """Return why a text is not an action on a page with these element ids; '' if it is one."""
-    try:
-        missing = [i for i in parse_action(text, extra).ids if i not in ids]
-    except InvalidAction as error:
-        return str(error)
-    return f"there is no element {missing[0]!r} on the page" if missing else ""
 
 
 def parse_action(text: str, extra: Collection[str] = ()) -> Action:

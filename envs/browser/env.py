@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from envs.base import Box, EnvError, Observation, Refusals, StepResult, Task, TaskError
 from envs.browser.actions import (
     EXTRA_ACTIONS,
+    Action,
     InvalidAction,
     format_action,
     parse_action,
     possible_actions,
-    why_invalid,
 )
 from envs.browser.connection import (
     ServerError,
@@ -27,7 +27,7 @@ from envs.browser.connection import (
 from envs.browser.element_ids import page_ids, with_page_ids
 from envs.browser.miniwob.solvers import SOLVERS
 from envs.browser.page_text import Element, format_page, simplify_axtree
-from envs.browser.prompts import page_messages
+from envs.browser.prompts import ACTION, Prompt
 from envs.browser.protocol import Response, read_reset, read_step, unknown_task
 
 CLOSE_DEADLINE_S = 5.0
@@ -51,6 +51,7 @@ class BrowserEnv:
         partial_reward: True to reward MiniWoB's tasks as MiniWoB does, which pays for a part of
             some of them: the raw reward, but 0 for one below 0, so that a wrong answer costs no
             more than none. False for 1 for the whole task, else 0. Other tasks reward themselves.
+        prompt: the answer format: builds the chats, and reads the completions.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class BrowserEnv:
         deadline_s: float = 30.0,
         headers: dict[str, str] | None = None,
         partial_reward: bool = False,
+        prompt: Prompt = ACTION,
     ):
         self.base_url = server_url(base_url)
+        self.prompt = prompt
         self.deadline_s = deadline_s
         self.headers = token_headers(self.base_url) if headers is None else headers
         self._partial_reward = partial_reward
@@ -73,6 +76,7 @@ class BrowserEnv:
         self._bids: dict[str, str] = {}
         self._boxes: dict[str, Box] = {}  # by the server's ids
         self._elements: list[Element] = []  # of the current page, with the ids the model reads
+        self._by_id: dict[str, Element] = {}
         self._observation = Observation(messages=())
         self._extra: tuple[str, ...] = ()  # actions that only some tasks have
         self._demonstration = ""
@@ -120,7 +124,7 @@ class BrowserEnv:
         if refused is not None:
             self._observation = refused.observation
             return refused
-        action = parse_action(text, self._extra)
+        action = self.prompt.parse(text, self._extra)
         boxes = self.boxes
         acted_on = tuple(boxes[each] for each in action.ids if each in boxes)
         command = format_action(action.with_ids(self._bids))
@@ -146,16 +150,17 @@ class BrowserEnv:
         )
 
     def demonstrate(self) -> str:
-        """Return the action of the task's scripted solver; see `Demonstrator`."""
+        """Return the completion of the task's scripted solver; see `Demonstrator`."""
         if self._task is not None and self._demonstration:
-            return self._demonstration
+            return self.write_action(self._demonstration)
         solver = SOLVERS.get(self._task.name.removeprefix("miniwob.")) if self._task else None
         if solver is None:
             return ""
         try:
-            return format_action(solver(self._observation.goal, self._elements, len(self._history)))
+            action = solver(self._observation.goal, self._elements, len(self._history))
         except (LookupError, ValueError):  # a number, say, that is not one
             return ""
+        return self.write_action(format_action(action))
 
     def renumbered(self, text: str) -> str:
         """Return an action of the task's variant 0 with the ids of this page; see `Renumberer`."""
@@ -165,16 +170,40 @@ class BrowserEnv:
         ids = {first[bid]: element_id for element_id, bid in self._bids.items()}
         return self._with_ids(text, ids) or text
 
+    def read_action(self, text: str) -> tuple[str, str]:
+        """Return the action and the thought of a completion; see `Formatter`."""
+        try:
+            return format_action(self.prompt.parse(text, self._extra)), self.prompt.thought(text)
+        except InvalidAction:
+            return "", ""
+
+    def write_action(self, action: str, thought: str = "") -> str:
+        """Return the completion for an action; see `Formatter`.
+
+        Without a thought it is what is done to which element, `Next: click button 'Add'.`
+        """
+        try:
+            parsed = parse_action(action, self._extra)
+        except InvalidAction:
+            return action
+        try:
+            return self.prompt.write(parsed, thought or self._plan(parsed))
+        except ValueError as error:
+            if not thought:  # the page has a text that is not for thoughts
+                return self.prompt.write(parsed)
+            raise TaskError(f"cannot say what a demonstration thinks: {error}") from error
+
     def refusals(self) -> Refusals:
         """Return the function that refuses invalid actions on this page; see `Refuser`."""
         old, bids, history, extra = self._observation, self._bids, self._history, self._extra
         info = self._info | {"raw_reward": 0.0}
+        prompt = self.prompt
 
         def refuse(text: str) -> StepResult | None:
-            error = why_invalid(text, bids, extra)
+            error = prompt.why_invalid(text, bids, extra)
             if not error:
                 return None
-            messages = page_messages(old.goal, old.page, history, error, extra)
+            messages = prompt.messages(old.goal, old.page, history, error, extra)
             page = dataclasses.replace(old, messages=messages, error=error)
             return StepResult(page, 0.0, done=False, valid_action=False, info=info)
 
@@ -259,19 +288,31 @@ class BrowserEnv:
             for element in elements
         ]
         self._elements = elements
+        self._by_id = {element.id: element for element in elements if element.id}
         page = format_page(elements, response.left_out)
         self._demonstration = self._with_ids(response.demonstration, ids)
         error = with_page_ids(task, response.error)
+        actions = tuple(possible_actions(elements, goal))
+        if self.prompt is not ACTION:
+            actions = tuple(map(self.write_action, actions))
         return Observation(
-            messages=page_messages(goal, page, self._history, error, self._extra),
+            messages=self.prompt.messages(goal, page, self._history, error, self._extra),
             goal=goal,
             page=page,
             url=response.url,
             error=error,
-            actions=tuple(possible_actions(elements, goal)),
+            actions=actions,
             screenshot=response.screenshot,
             deterministic=response.deterministic,
         )
+
+    def _named(self, action: Action) -> str:
+        """Return the elements that an action names, as the page describes them: `button 'Add'`."""
+        found = [self._by_id[i] for i in action.ids if i in self._by_id]
+        return ", ".join(str(dataclasses.replace(each, id="", state="")) for each in found)
+
+    def _plan(self, action: Action) -> str:
+        return f"Next: {' '.join(filter(None, (action.name, self._named(action))))}."
 
     def _with_ids(self, text: str, ids: dict[str, str]) -> str:
         """Return an action with other ids; '' if it is not one, or names an id that has none."""

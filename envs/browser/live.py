@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +14,7 @@ from envs.base import EnvError, TaskError
 from envs.browser.actions import EXTRA_ACTIONS, InvalidAction, parse_action
 from envs.browser.connection import ServerError, describe_failure
 from envs.browser.env import BrowserEnv
+from envs.browser.prompts import ACTION, Prompt
 from envs.browser.sending import may_send
 from envs.browser.server.chromium import find_chromium, find_visible_chromium
 from envs.browser.server.errors import BrowserError, SessionError
@@ -40,14 +40,16 @@ class LiveEnv(BrowserEnv):
         session: the session.
     """
 
-    def __init__(self, session: WebSession, *, deadline_s: float):
-        super().__init__("", deadline_s=deadline_s, headers={})
+    def __init__(self, session: WebSession, *, deadline_s: float, prompt: Prompt = ACTION):
+        super().__init__("", deadline_s=deadline_s, headers={}, prompt=prompt)
         self.session = session
 
     def target(self, text: str) -> str:
         """Return the elements that an action names, as the page describes them: `button 'Add'`."""
-        found = [each for i in self._ids(text) for each in self._elements if each.id == i]
-        return ", ".join(str(replace(each, id="", state="")) for each in found)
+        try:
+            return self._named(self.prompt.parse(text, self._extra))
+        except InvalidAction:
+            return ""
 
     def may_send(self, text: str) -> bool:
         """Return True if an action may make the page send something; see `may_send`.
@@ -55,17 +57,11 @@ class LiveEnv(BrowserEnv):
         So may one that gives the page a secret. An invalid action does nothing.
         """
         try:
-            action = parse_action(text, self._extra)
+            action = self.prompt.parse(text, self._extra)
         except InvalidAction:
             return False
         role = next((each.role for each in self._elements if each.id in action.ids[:1]), "")
         return may_send(action, role) or self.session.secrets.revealed(action) != action
-
-    def _ids(self, text: str) -> tuple[str, ...]:
-        try:
-            return parse_action(text, self._extra).ids
-        except InvalidAction:
-            return ()
 
     async def _connect(self) -> Any:
         return _Client(self.session)
@@ -105,6 +101,7 @@ async def open_live(
     connect: str = "",
     secrets: Mapping[str, str] = MappingProxyType({}),
     deadline_s: float = DEADLINE_S,
+    prompt: Prompt = ACTION,
 ) -> AsyncIterator[LiveEnv]:
     """Open a browser window for tasks; at the end of the block it is closed, with their sites.
 
@@ -120,6 +117,7 @@ async def open_live(
         secrets: values by their names. The agent writes `<name>` in the text of a `fill`, the page
             gets the value, and no observation, picture or error shows it.
         deadline_s: seconds that a reset or a step may take.
+        prompt: the answer format.
 
     Raises:
         TaskError: the file or the task cannot be used.
@@ -137,7 +135,7 @@ async def open_live(
     try:
         await _start(browser)
         session = WebSession(browser, file, sites, hidden)
-        env = LiveEnv(session, deadline_s=deadline_s)
+        env = LiveEnv(session, deadline_s=deadline_s, prompt=prompt)
         try:
             yield env
         finally:

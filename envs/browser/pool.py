@@ -9,6 +9,8 @@ from typing import Any, Protocol, Self
 
 from envs.base import Env
 from envs.browser.env import BrowserEnv
+from envs.browser.prompt_file import find_prompt
+from envs.browser.prompts import ACTION
 from envs.browser.server.local import LocalServer
 from envs.pool import EnvPool
 
@@ -23,6 +25,14 @@ class BrowserOptions(Protocol):
     @property
     def task_file(self) -> str:
         """File of the tasks, for a server started here; empty for BrowserGym's."""
+
+    @property
+    def answer(self) -> str:
+        """Name of the answer format, see `envs.browser.prompt_file`."""
+
+    @property
+    def prompt(self) -> str:
+        """`file.py:Class` of the user's own answer format; empty for none."""
 
     @property
     def env_sessions(self) -> int:
@@ -50,9 +60,12 @@ class BrowserPool(EnvPool):
         options: servers, sessions and deadline, for example a `grpo.Config`.
         rank: index of this process among several; each starts its round of the servers at
             another one.
-        env: makes an environment, called as `env(url, deadline_s=seconds)`, and with
-            `partial_reward=True` if that is wanted; a subclass of `BrowserEnv` may change rewards
-            or prompts.
+        env: makes an environment, called as `env(url, deadline_s=seconds)`, with `prompt` where the
+            options name another answer format than the default, and with `partial_reward=True` if
+            that is wanted; a subclass of `BrowserEnv` may change rewards.
+
+    Raises:
+        TaskError: the user's own answer format cannot be used.
     """
 
     def __init__(
@@ -76,6 +89,8 @@ class BrowserPool(EnvPool):
         self._options: dict[str, Any] = {"deadline_s": options.env_deadline}
         if options.reward == "partial":
             self._options["partial_reward"] = True
+        if (prompt := find_prompt(options.answer, options.prompt)) is not ACTION:
+            self._options["prompt"] = prompt
 
     async def __aenter__(self) -> Self:
         """Begin to start the server, if one is needed; the first lease waits for it."""

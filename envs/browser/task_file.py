@@ -42,7 +42,7 @@ class TaskFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser().resolve()
-        module = _load(self.path)
+        module = load_file(self.path, "tasks")
         self.tasks: dict[str, WebTask] = {}
         for variable, value in vars(module).items():
             task = _task_of(variable, value, module)
@@ -78,14 +78,24 @@ class TaskFile:
         return _file_of(type(task)).parent
 
 
-def _load(path: Path) -> ModuleType:
+def load_file(path: str | Path, content: str) -> ModuleType:
+    """Import a Python file of the user's own; its folder is put on `sys.path`.
+
+    Args:
+        path: the file.
+        content: what it is expected to have, for errors.
+
+    Raises:
+        TaskError: it cannot be read or imported; one line that names the file.
+    """
+    path = Path(path).expanduser().resolve()
     if not path.is_file():
         reason = "it is not a file" if path.exists() else "there is no such file"
-        raise TaskError(f"expected a Python file of tasks, got {path}: {reason}")
+        raise TaskError(f"expected a Python file of {content}, got {path}: {reason}")
     name = f"grpo_tasks_{hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise TaskError(f"expected a Python file of tasks, got {path}")
+        raise TaskError(f"expected a Python file of {content}, got {path}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     if str(path.parent) not in sys.path:

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from envs.base import Env, EnvError, Observation, Task
+from envs.base import Env, EnvError, Formatter, Observation, Task
 from envs.demonstrations import Demonstration, append_demonstration
 from envs.pool import EnvPool
 from grpo.blocking import wait_for
@@ -74,6 +75,14 @@ async def run_collection(
     return play.kept
 
 
+class _Said(NamedTuple):
+    """A completion: its action, what it says before, and the page that it was for."""
+
+    action: str
+    thought: str
+    page: str
+
+
 @dataclass
 class _Player:
     """Plays episodes, and writes those that succeed.
@@ -98,11 +107,13 @@ class _Player:
     _in_a_row: int = 0  # failures of the agent
 
     async def __call__(self, task: Task, on_episode: OnEpisode) -> None:
-        config, pages = self.options.config, list[str]()
+        config, said = self.options.config, list[_Said]()
 
         async def act(observation: Observation, seed: int, env: Env) -> tuple[str, Completion]:
-            pages.append(observation.page)
-            return await self.agent(observation, seed, env)
+            text, completion = await self.agent(observation, seed, env)
+            plain = env.read_action(text) if isinstance(env, Formatter) else (text.strip(), "")
+            said.append(_Said(*plain, observation.page))
+            return text, completion
 
         rollouts, episode = Rollouts(self.pool, act, config.max_turns), None
         try:
@@ -120,8 +131,8 @@ class _Player:
             return
         self.played[task.name] += 1
         if episode.success:
-            pages = pages[-len(episode.turns) :]  # without those of a failed attempt
-            found = _demonstration(episode, pages, self.source, config.task_file)
+            said = said[-len(episode.turns) :]  # without those of a failed attempt
+            found = _demonstration(episode, said, self.source, config.task_file)
             append_demonstration(self.options.output, found)
             self.kept[task.name] += 1
 
@@ -143,7 +154,11 @@ async def _open_agent(
         key = api_key_from_environment()
         model = options.teacher_model or await only_model(options.teacher, api_key=key)
         async with endpoint_agent(
-            options.teacher, model, api_key=key, max_tokens=config.max_new_tokens
+            options.teacher,
+            model,
+            api_key=key,
+            max_tokens=config.max_completion_tokens,
+            chat_template_kwargs=config.chat_template_kwargs,
         ) as agent:
             yield agent, model
 
@@ -157,16 +172,20 @@ def _tasks_to_play(options: Collection) -> list[Task]:
 
 
 def _demonstration(
-    episode: Episode, pages: list[str], source: str, task_file: str
+    episode: Episode, said: list[_Said], source: str, task_file: str
 ) -> Demonstration:
     """Return an episode without its refused actions, which changed nothing."""
-    done = [
-        (turn.text.strip(), page)
-        for turn, page in zip(episode.turns, pages, strict=True)
-        if turn.valid_action
-    ]
-    actions, shown = zip(*done, strict=True)
-    return Demonstration(episode.task, episode.goal, actions, shown, source, task_file)
+    done = [each for turn, each in zip(episode.turns, said, strict=True) if turn.valid_action]
+    actions, thoughts, pages = zip(*done, strict=True)
+    return Demonstration(
+        episode.task,
+        episode.goal,
+        actions,
+        pages,
+        source,
+        task_file,
+        thoughts if any(thoughts) else (),
+    )
 
 
 def _share(kept: int, played: int) -> str:

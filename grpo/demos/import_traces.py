@@ -16,7 +16,7 @@ from grpo.distributed import World
 from grpo.errors import ConfigError, one_line_reason
 from grpo.reporting.progress import Bars, count
 from grpo.rollouts.demonstrations import read_existing, replay
-from grpo.rollouts.rollout import gather
+from grpo.rollouts.gather import gather
 from grpo.rollouts.task_sampler import HELD_OUT
 from grpo.safe_output import one_line
 from grpo.shutdown import Shutdown

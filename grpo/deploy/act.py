@@ -125,7 +125,7 @@ async def open_agent(config: Config, *, temperature: float = 0.0) -> AsyncIterat
         loop = asyncio.get_running_loop()
         policy = await loop.run_in_executor(executor, load_policy, config)
         async with open_generator(config, policy, executor) as generator:
-            room = policy.max_length - config.max_new_tokens
+            room = policy.max_length - config.max_completion_tokens
             yield model_agent(
                 generator,
                 policy.chat,

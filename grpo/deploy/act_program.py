@@ -92,14 +92,15 @@ async def _agent(options: ActOptions) -> AbstractAsyncContextManager[Agent]:
     more: dict[str, Any] = {}
     if options.names_model:
         chat, limit = await asyncio.to_thread(load_chat, config)
-        room = limit - config.max_new_tokens
+        room = limit - config.max_completion_tokens
         more = {"chat": chat, "max_prompt_tokens": min(room, config.max_prompt_tokens or room)}
     return endpoint_agent(
         options.endpoint,
         options.endpoint_model,
         api_key=api_key_from_environment(),
         temperature=options.temperature,
-        max_tokens=config.max_new_tokens,
+        max_tokens=config.max_completion_tokens,
+        chat_template_kwargs=config.chat_template_kwargs,
         **more,
     )
 

@@ -61,7 +61,7 @@ def export(
         ConfigError: there is no finished run, or it cannot be written in that format.
         OSError: a file could not be read or written; nothing is left of the new folder.
     """
-    folder, tokens = options.folder, options.config.max_new_tokens
+    folder, tokens = options.folder, options.config.max_completion_tokens
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
         raise ConfigError(f"{folder} is not empty, and no export: choose another folder (-o)")
     try:
@@ -131,7 +131,7 @@ def _write(options: ExportOptions, policy: Policy, folder: Path) -> dict[str, st
     """Write the weights; return the texts that belong beside them, by the files' names."""
     config, model = options.config, policy.model
     if options.to == "merged":
-        write_merged(policy, folder, DTYPES[options.kind], config.max_new_tokens)
+        write_merged(policy, folder, DTYPES[options.kind], config.max_completion_tokens)
         return {}
     if options.to == "gguf":
         base, adapter = "./model.gguf", ""
@@ -147,14 +147,15 @@ def _write(options: ExportOptions, policy: Policy, folder: Path) -> dict[str, st
         assert isinstance(policy, LoRAPolicy)
         base, adapter = "./base.gguf", "./adapter.gguf"
         write_adapter(folder / adapter, model.config, policy.layers(), options.kind)
-    room = config.max_prompt_tokens + config.max_new_tokens if config.max_prompt_tokens else CONTEXT
+    tokens = config.max_completion_tokens
+    room = config.max_prompt_tokens + tokens if config.max_prompt_tokens else CONTEXT
     text = modelfile(
         policy.chat,
         base=base,
         adapter=adapter,
         stop=[policy.tokenizer.decode([i]) for i in sorted(policy.stop_ids)],
         context=min(policy.max_length, room),
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=tokens,
     )
     return {"Modelfile": text}
 
@@ -180,7 +181,8 @@ def _facts(options: ExportOptions, policy: Policy) -> dict[str, Any]:
         "type": options.kind,
         "base": Path(policy.name).name if Path(policy.name).exists() else policy.name,
         "chat_template_kwargs": dict(options.config.chat_template_kwargs),
-        "max_new_tokens": options.config.max_new_tokens,
+        "answer": options.config.prompt.rpartition(":")[2] or options.config.answer,
+        "max_new_tokens": options.config.max_completion_tokens,
     }
 
 

@@ -138,7 +138,7 @@ def _local(context: Context) -> LocalGenerator:
     config = context.config
     return LocalGenerator(
         context.policy,
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=config.max_completion_tokens,
         executor=context.executor,
         cache_tokens=config.cache_tokens,
         threads=sampling_threads(config.sampling_threads),

@@ -67,7 +67,7 @@ async def open_generator(
 
         yield LocalGenerator(
             policy,
-            max_new_tokens=config.max_new_tokens,
+            max_new_tokens=config.max_completion_tokens,
             executor=executor,
             cache_tokens=config.cache_tokens,
             threads=sampling_threads(config.sampling_threads),
@@ -100,7 +100,7 @@ async def _open_vllm(config: Config, policy: Policy, world: World) -> Generator:
         return await asyncio.to_thread(
             VLLMEngine,
             policy,
-            max_new_tokens=config.max_new_tokens,
+            max_new_tokens=config.max_completion_tokens,
             memory=memory,
             weight_sync=config.vllm_sync,
             sleep=config.vllm_sleep,
@@ -111,7 +111,7 @@ async def _open_vllm(config: Config, policy: Policy, world: World) -> Generator:
     return VLLMServers(
         policy,
         config.vllm_url[world.rank :: world.world_size],  # one rank gives a server its policy
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=config.max_completion_tokens,
         weight_sync=config.vllm_sync,
         folder=config.vllm_folder,
         deadline_s=config.vllm_deadline,

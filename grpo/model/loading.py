@@ -53,7 +53,7 @@ def make_policy(config: Config, model: Any, tokenizer: Any) -> Policy:
     adapter = find_adapter(config.adapter) if config.adapter else None
     date = saved_date(*(folder for folder in (adapter, config.model) if folder))
     chat = ChatTemplate(tokenizer, config.chat_template_kwargs, date)
-    chat.warn_about_reasoning(config.max_new_tokens)
+    chat.warn_about_reasoning(config.max_completion_tokens)
     options: dict[str, Any] = {
         "forward": config.forward,
         "activation_checkpointing": config.activation_checkpointing,
@@ -80,10 +80,11 @@ def make_policy(config: Config, model: Any, tokenizer: Any) -> Policy:
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(one_line_reason(error)) from error
     policy.chat = chat
-    if config.max_new_tokens >= policy.max_length:
+    if config.max_completion_tokens >= policy.max_length:
+        thinks = " + max_thought_tokens" * (config.answer == "think")
         raise ConfigError(
-            f"max_new_tokens must be below the {policy.max_length} tokens that the model supports, "
-            f"got {config.max_new_tokens}"
+            f"max_new_tokens{thinks} must be below the {policy.max_length} tokens that the model "
+            f"supports, got {config.max_completion_tokens}"
         )
     if not policy.stop_ids:
         raise ConfigError("the model has no end token: expected eos_token_id in its files")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from envs.base import Env, EnvError, Observation, Renumberer, Task
+from envs.base import Env, EnvError, Formatter, Observation, Renumberer, Task
 from envs.demonstrations import Demonstration, read_demonstrations
 from envs.replay import Pool
 from grpo.errors import ConfigError, one_line_reason
@@ -207,6 +207,10 @@ def _agent(played: Replay, chat: ChatTemplate | None, max_prompt_tokens: int) ->
         text = demonstration.actions[turn]
         if isinstance(env, Renumberer):
             text = env.renumbered(text)
+        if isinstance(env, Formatter):
+            text = env.write_action(
+                text, demonstration.thoughts[turn] if demonstration.thoughts else ""
+            )
         if observation.error and not played.error:
             played.error = f"action {turn}: {observation.error}"
         if demonstration.pages and observation.page != demonstration.pages[turn]:

@@ -243,7 +243,7 @@ class Trainer:
             [group for group, use in zip(played, used, strict=True) if use],
             advantages[episode_used],
             aggregation=config.aggregation,
-            max_completion_length=config.max_turns * config.max_new_tokens,
+            max_completion_length=config.max_turns * config.max_completion_tokens,
             drop_zero_advantages=config.beta == 0,
             own=[g in own for g, use in enumerate(used) if use],
         )

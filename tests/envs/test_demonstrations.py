@@ -50,7 +50,7 @@ def test_a_line_without_its_end_does_not_swallow_the_next_one(tmp_path):
 
 def test_other_keys_and_empty_lines_are_left_out(tmp_path):
     path = tmp_path / "demos.jsonl"
-    path.write_text("\n" + json.dumps(GOOD | {"mood": ["hm"], "reward": 1.0}) + "\n\n")
+    path.write_text("\n" + json.dumps(GOOD | {"remarks": ["hm"], "reward": 1.0}) + "\n\n")
     assert read_demonstrations(path) == [Demonstration(Task("AddTodo", 3), "", ("click('7')",))]
 
 

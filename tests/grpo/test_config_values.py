@@ -43,9 +43,12 @@ ZERO = {
 }
 """Options that may be 0; no number may be negative or huge."""
 
-TEXTS = {"task_file", "model", "adapter", "output", "demonstrations", "vllm_folder", "device"}
+TEXTS = {
+    *("task_file", "model", "adapter", "output", "demonstrations", "vllm_folder", "device"),
+    "prompt",
+}
 NAMES = {"task", "held_out_tasks", "lora_target_modules"}
-EMPTY = {*("task_file", "model", "adapter", "output", "demonstrations", "push_to_hub")}
+EMPTY = {*("task_file", "model", "adapter", "output", "demonstrations", "push_to_hub", "prompt")}
 NONE = {"held_out_tasks", "lora_target_modules", "env_url", "vllm_url"}
 
 

@@ -18,6 +18,8 @@ def make_options(urls=(), sessions=4, task_file="", reward="success"):
         env_deadline=30.0,
         reward=reward,
         task_file=task_file,
+        answer="action",
+        prompt="",
     )
 
 

@@ -3,15 +3,15 @@ import json
 import pytest
 
 from envs.base import Task
-from envs.browser.prompts import page_messages
+from envs.browser.prompts import ACTION
 from envs.browser.recorded import recorded_chats
 from envs.demonstrations import Demonstration, append_demonstration
 
 PAGES = ("searchbox 'Name' [3]", "button 'OK' [57]", "button 'Done' [58]")
 CHATS = [
-    page_messages("Search.", PAGES[0], (), ""),
-    page_messages("Search.", PAGES[1], ("noop()",), ""),
-    page_messages("Search.", PAGES[2], ("noop()", "noop()"), ""),
+    ACTION.messages("Search.", PAGES[0], (), ""),
+    ACTION.messages("Search.", PAGES[1], ("noop()",), ""),
+    ACTION.messages("Search.", PAGES[2], ("noop()", "noop()"), ""),
 ]
 
 

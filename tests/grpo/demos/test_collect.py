@@ -173,7 +173,8 @@ async def test_an_interrupt_loses_nothing(path):
 async def test_a_teachers_solved_episodes_without_its_refused_actions(path, monkeypatch, capsys):
     monkeypatch.setenv(openai_api.API_KEY, "sesame")
     with serving({"/v1/models": MODELS, CHAT: clumsy}) as server:
-        await collect(collection(path, 20, teacher=server.url, max_new_tokens=9))
+        options = {"max_new_tokens": 9, "chat_template_kwargs": {"enable_thinking": False}}
+        await collect(collection(path, 20, teacher=server.url, **options))
     wanted = {seed for seed, goal in (await goals(20)).items() if "apple" not in goal}
     found = read_demonstrations(path)
     assert {each.task.seed for each in found} == wanted
@@ -185,6 +186,7 @@ async def test_a_teachers_solved_episodes_without_its_refused_actions(path, monk
     share = f"kept {len(wanted)} of 20 episodes ({len(wanted) / 20:.2f})"
     assert share in capsys.readouterr().out
     assert {(body["temperature"], body["max_tokens"]) for body in server.bodies(CHAT)} == {(0, 9)}
+    assert all(not body["chat_template_kwargs"]["enable_thinking"] for body in server.bodies(CHAT))
     keys = {headers["Authorization"] for _, headers, _ in server.requests}
     assert keys == {"Bearer sesame"}
 

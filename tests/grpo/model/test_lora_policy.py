@@ -325,7 +325,7 @@ def test_save_and_load(make_policy, batch, tmp_path):
 
 @pytest.mark.model
 def test_bundled_model_in_float32(bundled_path, group_of, batch_of, row_by_row):
-    from envs.browser.prompts import page_messages
+    from envs.browser.prompts import ACTION
     from grpo.model.loading import load_model
 
     model, tokenizer = load_model(str(bundled_path), device="cpu", dtype=torch.float32)
@@ -335,7 +335,7 @@ def test_bundled_model_in_float32(bundled_path, group_of, batch_of, row_by_row):
     assert policy.forward_mode == "tree"
 
     def chat(page):
-        messages = list(page_messages("Click the button.", page, (), ""))
+        messages = list(ACTION.messages("Click the button.", page, (), ""))
         return tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=False
         )
