@@ -48,44 +48,21 @@ Verdict = tuple[str, str, str]
 """One of `VERDICTS`, the reason, the tasks."""
 
 UNSOLVED: tuple[Verdict, ...] = (
-    ("attemptable", "the goal names icons by their text", "click-menu-2"),
-    ("attemptable", "Control+ArrowDown and Control+Space select more", "click-scroll-list"),
-    ("attemptable", "numbers are dragged onto numbers", "drag-sort-numbers"),
-    (
-        "attemptable",
-        "the slider takes focus and arrow keys",
-        "form-sequence use-slider use-slider-2",
-    ),
-    ("attemptable", "a list and a button", "form-sequence-3"),
     ("attemptable", "if a click follows the price within 0.1 s", "stock-market"),
-    ("attemptable", "key by key", "terminal"),
-    ("attemptable", "the field takes the colour's code", "use-colorwheel"),
-    ("in part", "a text and a textarea look alike", "click-widget"),
     ("in part", "the text has letters and digits, not shape, colour, size", "count-shape"),
     ("in part", "the text has letters and digits, not shapes", "identify-shape"),
     ("in part", "drags between sides show 1, 4, 5, 6; unclear for 2 and 3", "drag-cube"),
     ("in part", "dropping works upwards, not downwards", "drag-items"),
     ("in part", "some positions cannot be dragged to", "drag-items-grid"),
     ("in part", "by keys, if the text starts the page", "highlight-text highlight-text-2"),
-    ("in part", "folders and files look alike", "navigate-tree"),
+    ("in part", "its corner is dragged onto elements, which may be too near", "resize-textarea"),
     ("no id", "SVG texts", "ascending-numbers click-pie click-pie-nodelay"),
     ("no id", "SVG points", "grid-coordinate"),
-    ("no name", "cells of a calendar", "daily-calendar"),
-    (
-        "no name",
-        "star, trash and send are icons",
-        "email-inbox email-inbox-delete email-inbox-forward email-inbox-forward-nl "
-        "email-inbox-forward-nl-turk email-inbox-important email-inbox-nl-turk "
-        "email-inbox-noscroll email-inbox-reply email-inbox-star-reply",
-    ),
-    ("no name", "cards with hidden numbers", "find-greatest"),
-    ("no name", "handles", "resize-textarea"),
-    ("no name", "buttons are icons", "social-media social-media-all social-media-some"),
-    ("no name", "the editor; BrowserGym's marks also break its toolbar", "text-editor"),
-    ("no name", "squares of the board", "tic-tac-toe"),
+    ("no name", "the colours, and words to select; marks also break the toolbar", "text-editor"),
     ("no name", "blocks to count", "visual-addition"),
     ("pixels", "an angle", "bisect-angle right-angle"),
     ("pixels", "a position", "circle-center find-midpoint hot-cold"),
+    ("pixels", "where the events are in a calendar", "daily-calendar"),
     ("pixels", "colours", "click-color click-shades"),
     ("pixels", "shapes, which also have no ids", "click-shape"),
     ("pixels", "a drawn shape", "count-sides"),
@@ -102,9 +79,9 @@ HEADER = """# Page sizes, and which tasks can be done by element id
 Written by `benchmarks/pages.py`. Counts are tokens of {model} for the page after the
 reset, medians over {seeds} seeds. *Tree* is BrowserGym's accessibility tree as text, with generic
 nodes, which alone carry some ids, and without the folder of MiniWoB's files. *Page* is the text
-that the model reads, made by `envs.browser.page_text`, with renumbered ids. *Prompt* is the page
-with the goal, the instructions and the worked examples, in the chat template. The last two rows
-summarize all tasks.
+that the model reads, made by `envs.browser.page_text`, with renumbered ids and with the names that
+the server guesses for elements without one. *Prompt* is the page with the goal, the instructions
+and the worked examples, in the chat template. The last two rows summarize all tasks.
 
 Of BrowserGym's {all} MiniWoB tasks, {reached}; {missed}.
 

@@ -277,7 +277,7 @@ class BrowserEnv:
         return response.reward
 
     def _observe(self, task: Task, response: Response, goal: str) -> Observation:
-        elements = simplify_axtree(response.axtree_txt)
+        elements = simplify_axtree(response.axtree_txt, response.names)
         self._boxes = response.boxes
         info = {n: getattr(response, n) for n in ("raw_reward", "success_browsergym")}
         self._info = {name: value for name, value in info.items() if value is not None}

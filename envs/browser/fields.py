@@ -7,12 +7,13 @@ import io
 from typing import Any
 
 from envs.base import Box
-from envs.browser.foreign_text import brief, clean
+from envs.browser.foreign_text import brief, clean, one_line
 from envs.browser.limits import (
     MAX_COORDINATE,
     MAX_ERROR,
     MAX_GOAL,
     MAX_LINES,
+    MAX_NAME,
     MAX_PAGE,
     MAX_PIXELS,
     MAX_URL,
@@ -25,6 +26,8 @@ MAX_TEXT = {
 """Characters that the texts of a response may have."""
 
 MAX_LIST = 100
+
+_NO_BRACKETS = str.maketrans("()[]", "    ")  # in which the page has such a name and the ids
 
 
 def read_png(screenshot: Any) -> bytes | None:
@@ -66,6 +69,17 @@ def read_boxes(boxes: Any) -> dict[str, Box]:
             raise ValueError(f"{name} must be 4 numbers, got {len(box)}")
         x, y, width, height = (read_number(number, name, MAX_COORDINATE) for number in box)
         found[bid] = (x, y, width, height)
+    return found
+
+
+def read_names(names: Any) -> dict[str, str]:
+    """Return names by the ids of their elements, each one line without brackets."""
+    if len(of_type(dict, names, "names")) > MAX_LINES:
+        raise ValueError(f"there may be {MAX_LINES} names, got {len(names)}")
+    found = {}
+    for bid, name in names.items():
+        text = of_type(str, name, f"the name of {bid[:80]}").translate(_NO_BRACKETS)
+        found[bid] = one_line(text, MAX_NAME).strip()
     return found
 
 

@@ -40,6 +40,9 @@ MAX_GOAL = 20_000
 MAX_URL = 20_000
 """Characters of an address: some sites keep a form's state in it."""
 
+MAX_NAME = 80
+"""Characters of a name that the server made for an element without one; the rest is cut."""
+
 MAX_ID = 11
 """Characters of an element's id. Renumbering adds at most one, and an action takes 12."""
 

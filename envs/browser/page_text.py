@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from envs.browser.foreign_text import unquote
 from envs.browser.limits import MAX_LINE, MAX_LINES, MAX_PAGE
@@ -32,13 +33,16 @@ _ATTRIBUTE = re.compile(rf"\b(\w++)=({QUOTED}|[^,]++)")
 class Element:
     """One line of a page: `role 'name' [id], state`; the id of a plain text is empty.
 
-    The id comes after the name because a language model copies what follows a match.
+    The id comes after the name because a language model copies what follows a match. An element
+    without a name may have a guess instead, which the server made from what the page says of it
+    elsewhere: `role (guess) [id]`.
     """
 
     id: str
     role: str
     name: str
     state: str = ""
+    guess: str = ""
 
     def shows(self, text: str) -> bool:
         """Return True if this control already shows the text, as its name or as its value."""
@@ -47,19 +51,23 @@ class Element:
         return self.role in CONTROLS and text.strip() in (self.name, value.strip())
 
     def __str__(self) -> str:
-        name = f" {self.name!r}" if self.name else ""
+        name = f" {self.name!r}" if self.name else f" ({self.guess})" if self.guess else ""
         return f"{self.role}{name}{f' [{self.id}]' if self.id else ''}{self.state}"
 
 
-def simplify_axtree(axtree_txt: str) -> list[Element]:
+def simplify_axtree(
+    axtree_txt: str, names: Mapping[str, str] = MappingProxyType({})
+) -> list[Element]:
     """Parse BrowserGym's accessibility tree and drop what only serves the layout.
 
     Controls and elements with a name stay. A nameless element that contains only texts becomes
-    one `text` with its id; any other nameless element is dropped and its children stay. A text
-    that repeats the control before it is dropped, and so are states that are false.
+    one `text` with its id; any other nameless element stays if the server has a name for it,
+    otherwise it is dropped and its children stay. A text that repeats the control before it is
+    dropped, and so are states that are false.
 
     Args:
         axtree_txt: the tree as BrowserGym flattens it, one node per line, indented by tabs.
+        names: names of elements that have none, by their ids.
 
     Returns:
         The elements in page order.
@@ -84,6 +92,10 @@ def simplify_axtree(axtree_txt: str) -> list[Element]:
             continue
         if node.id:
             ids.add(node.id)
+        if not node.name and (guess := names.get(node.id)):
+            role = "element" if node.role == "generic" else node.role
+            elements.append(replace(node, role=role, guess=guess))
+            continue
         if node.role in CONTROLS or (node.name and node.role != "StaticText"):
             elements.append(node)
             continue

@@ -31,6 +31,7 @@ from envs.browser.fields import (
     of_type,
     read_boxes,
     read_list,
+    read_names,
     read_number,
     read_png,
     read_text,
@@ -84,6 +85,7 @@ class Response:
         left_out: number of lines of the page that are not shown, by where they are.
         demonstration: the right action by the task's script, with the server's ids.
         deterministic: True if equal actions after equal starts lead to equal pages.
+        names: names of elements that have none, by the server's ids.
     """
 
     goal: str
@@ -102,6 +104,7 @@ class Response:
     left_out: dict[str, int] = field(default_factory=dict)
     demonstration: str = ""
     deterministic: bool = False
+    names: dict[str, str] = field(default_factory=dict)
 
 
 def read_reset(payload: Any, task_name: str, *, screenshot: bool) -> Response:
@@ -205,6 +208,7 @@ def _read(payload: Any, task_name: str, reward: float | None, screenshot: bool) 
         },
         demonstration=read_text(metadata.get("demonstration"), "demonstration"),
         deterministic=of_type(bool, metadata.get("deterministic", False), "deterministic"),
+        names=read_names(metadata.get("names", {})),
     )
 
 

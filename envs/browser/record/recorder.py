@@ -228,7 +228,7 @@ class Recorder:
             view = await window.look()
         except BrowserError:
             return
-        page = format_page(simplify_axtree(view.text), view.left_out)
+        page = format_page(simplify_axtree(view.text, view.names), view.left_out)
         here, there = first_difference(page, self._replay.observation.page)
         if self._events.empty() and here != there:
             after = f"after action {len(self._replay.taken)}" if self._steps else "from the start"

@@ -1,5 +1,5 @@
 // Runs in every page before the page's own scripts; the server calls `browserServer`.
-// `BID` is the attribute that holds an element's id. `MARK` and `UNMARK` are BrowserGym's own scripts: they write each element's id where the
+// `BID` is the attribute that holds an element's id. `NAMES` is the function of `names.js`. `MARK` and `UNMARK` are BrowserGym's own scripts: they write each element's id where the
 // accessibility tree shows it, and remove it again.
 (() => {
   const ACTION_MS = 500; // how long BrowserGym lets an action wait for its element
@@ -319,6 +319,8 @@
       element.shadowRoot ? [element, ...everyElement(element.shadowRoot)] : [element],
     );
 
+  const markedElements = () => everyElement().filter((element) => element.hasAttribute(BID));
+
   const overlap = (a, b) => {
     const [left, right] = [Math.max(a.left, b.left), Math.min(a.right, b.right)];
     const [top, bottom] = [Math.max(a.top, b.top), Math.min(a.bottom, b.bottom)];
@@ -345,12 +347,12 @@
 
   // Return where the marked elements of this frame are. `all`: the ids; `boxes`: the visible parts of
   // those in the window, by their ids; `outside`: the `place` of those that are not; `frames`: the
-  // corner of each frame's content. Elements without a size are in none. In pixels of the window, in
+  // corner of each frame's content; `names`: those of `names.js`. Elements without a size are in none. In pixels of the window, in
   // which this frame begins at (x, y).
   const locate = (isFrame, x, y, height) =>
     new Promise((resolve) => {
-      const marked = everyElement().filter((element) => element.hasAttribute(BID));
-      const places = { all: [], boxes: {}, outside: {}, frames: {} };
+      const marked = markedElements();
+      const places = { all: [], boxes: {}, outside: {}, frames: {}, names: NAMES(marked) };
       const report = (entries) => {
         for (const { target, intersectionRect: seen, boundingClientRect: all } of entries) {
           const bid = target.getAttribute(BID);
@@ -419,7 +421,8 @@
         const marked = finalPage || !window.WOB_DONE_GLOBAL;
         if (marked) await (mark ??= load(MARK))(["", BID, "standard_html"]);
         const places = marked && located ? await boxes() : {};
-        return { begun, checked, marked, url: location.href, boxes: places };
+        const names = marked ? NAMES(markedElements()) : {};
+        return { begun, checked, marked, url: location.href, boxes: places, names };
       },
       unmark: () => (unmark ??= load(UNMARK))(),
       settle: settleSite,

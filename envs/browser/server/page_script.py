@@ -1,4 +1,4 @@
-"""`page.js`, the script that runs in every page before the page's own."""
+"""`page.js` and `names.js`, which run in every page before the page's own scripts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCREENSHOT_SCALE = 1.5
 
 @cache
 def page_script(attribute: str = "bid") -> str:
-    """Return `page.js` with BrowserGym's scripts in it.
+    """Return `page.js` with BrowserGym's scripts and `names.js` in it.
 
     Args:
         attribute: the attribute that holds an element's id. A site's pages may have any attribute.
@@ -27,5 +27,7 @@ def page_script(attribute: str = "bid") -> str:
         source = pkgutil.get_data("browsergym.core", f"javascript/{file}")
         assert source is not None
         lines.append(f"const {constant} = {json.dumps(source.decode())};")
-    script = Path(__file__).with_name("page.js").read_text()
+    folder = Path(__file__).parent
+    lines.append(f"const NAMES = {(folder / 'names.js').read_text().strip()};")
+    script = (folder / "page.js").read_text()
     return script.replace("(() => {\n", "\n".join(["(() => {", *lines, ""]), 1)

@@ -93,6 +93,7 @@ class Session:
             "success_browsergym": outcome.success_browsergym,
             "raw_reward": outcome.raw_reward,
             "deterministic": self._deterministic,
+            "names": page["names"],
         }
         if self._screenshot:
             screenshot = await self.page.screenshot()

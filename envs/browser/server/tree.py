@@ -70,7 +70,10 @@ def marked_only(text: str, bids: Collection[str]) -> str:
 
 
 def in_window(
-    text: str, visible: Collection[str], outside: Mapping[str, str]
+    text: str,
+    visible: Collection[str],
+    outside: Mapping[str, str],
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[str, dict[str, int]]:
     """Return the part of a tree that the window shows, and how much it leaves out.
 
@@ -82,6 +85,7 @@ def in_window(
         visible: ids of the elements in the window.
         outside: where each other element with a size is: "above", "below", "clipped" (in a list
             that scrolls) or "unreachable".
+        names: names of elements that have none; see `simplify_axtree`.
 
     Returns:
         The text, and the number of lines that the model does not see by where they are.
@@ -103,8 +107,8 @@ def in_window(
         ancestors.append(i)
     kept = "\n".join(line for line, keep in zip(lines, shown, strict=True) if keep)
     left_out = {"above": 0, "below": 0, "clipped": 0}
-    seen = {element.id for element in simplify_axtree(kept)}
-    for element in simplify_axtree(text) if not all(shown) else ():
+    seen = {element.id for element in simplify_axtree(kept, names)}
+    for element in simplify_axtree(text, names) if not all(shown) else ():
         place = outside.get(element.id, "") if element.id not in seen else ""
         if place in left_out:
             left_out[place] += 1

@@ -193,11 +193,13 @@ class WebSession:
         if not outcome.done or self._final_page or self._screenshot:
             view = await self.window.look()
             view.text = self.secrets.hide_in_tree(view.text)
+            view.names = {bid: self.secrets.hide(name) for bid, name in view.names.items()}
         metadata: dict[str, Any] = {
             "task_name": task.name,
             "success": outcome.success,
             "raw_reward": outcome.reward,
             "left_out": view.left_out,
+            "names": view.names,
             "actions": list(task.actions),
             "deterministic": bool(task.deterministic),
             "demonstration": "" if outcome.done else self._demonstration(task, view),
@@ -223,7 +225,7 @@ class WebSession:
         if type(task).demonstrate is WebTask.demonstrate:
             return ""
         try:
-            return str(task.demonstrate(simplify_axtree(view.text), self._turn))
+            return str(task.demonstrate(simplify_axtree(view.text, view.names), self._turn))
         except (LookupError, StopIteration):
             return ""  # the page lacks what it looks for: the agent went another way
         except Exception as error:

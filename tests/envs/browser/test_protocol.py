@@ -379,6 +379,8 @@ async def fails_and_is_dead(env, call, message):
         ("observation", REMOVED, "observation must be a dict, got 'None'"),
         ("observation.metadata", [1], "metadata must be a dict"),
         ("observation.metadata", {"browsergym_obs": {"last_action_error": SLOW}}, "too slow"),
+        ("observation.metadata", {"names": [1]}, "names must be a dict"),
+        ("observation.metadata", {"names": {"3": 7}}, "the name of 3 must be a str, got '7'"),
         ("observation.metadata", {"boxes": [1]}, "boxes must be a dict"),
         ("observation.metadata", {"boxes": {"3": 7}}, "the box of 3 must be a list, got '7'"),
         ("observation.metadata", {"boxes": {"3": [1, 2, 3]}}, "box of 3 must be 4 numbers, got 3"),

@@ -62,6 +62,18 @@ def shown(elements: Page, name: str, role: str = "text") -> list[Element]:
     return [e for e in elements if e.id and e.role == role and e.name == name]
 
 
+def guessed(elements: Page, words: str, count: int = 0) -> list[Element]:
+    """Return the elements whose name is a guess that begins with these words, in page order.
+
+    Raises:
+        LookupError: there are fewer than `count`.
+    """
+    found = [e for e in elements if e.id and re.match(rf"{re.escape(words)}\b", e.guess)]
+    if len(found) < count:
+        raise LookupError(f"expected {count} of ({words}), got the page {list(map(str, elements))}")
+    return found
+
+
 def after(elements: Page, start: Element, role: str, name: str) -> Element:
     """Return the first element of this role and name after `start` on the page.
 

@@ -32,12 +32,14 @@ class View:
         url: address of the page.
         boxes: the visible parts of the elements by their ids, in pixels of the window.
         left_out: number of lines "above" and "below" the window, and "clipped": in lists.
+        names: names of elements that have none, by their ids; see `names.js`.
     """
 
     text: str
     url: str
     boxes: dict[str, Box] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
 
 
 async def settle(tab: Tab) -> None:
@@ -73,9 +75,10 @@ async def read(tab: Tab, height: int) -> View:
     unmark = asyncio.gather(
         *(_tolerant(tab.run_in(f, "browserServer.unmark()")) for f in tab.frames.values())
     )
-    text, left_out = in_window(_text(recorded, places), places["boxes"], places["outside"])
+    names = places["names"]
+    text, left_out = in_window(_text(recorded, places), places["boxes"], places["outside"], names)
     await unmark
-    return View(text, tab.page.url, places["boxes"], left_out)
+    return View(text, tab.page.url, places["boxes"], left_out, names)
 
 
 async def _mark(

@@ -949,6 +949,23 @@ CONTROLS = {
         ["click({button 'Clear'})"],
         "window.cleared",
     ),
+    "controls/icons": Page(
+        """
+        button (trash) [*]
+        link (open search) [*]
+        link (left arrow) [*]
+        element (star) [*]
+        element (x 99 button 'Pay) [*]
+        element (square, row 1 column 1) [*]
+        element (square, row 1 column 2) [*]
+        element (square, row 2 column 1) [*]
+        element (square marked, row 2 column 2) [*]
+        text 'A text' [*]
+        button 'Save' [*]
+        """,
+        ["click({element (square, row 2 column 1)})", "click({element (star)})"],
+        "window.starred && document.querySelectorAll('.square')[2].textContent === 'o'",
+    ),
     "controls/icon_list": Page(
         """
         text 'Cup' [*]
