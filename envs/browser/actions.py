@@ -9,10 +9,11 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from envs.browser.drawings import DRAWN_ROLES, Drawing
 from envs.browser.limits import MAX_ACTIONS
 from envs.browser.page_text import TEXT_ROLES, Element
 
@@ -31,14 +32,24 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     "scroll": ("number", "number"),
     "noop": (),
 }
-"""Every action with the kinds of its arguments: an element's id, a text, or pixels."""
+"""Every action with the kinds of its arguments: an element's id, a text, or pixels to scroll by."""
 
-EXTRA_ACTIONS: dict[str, tuple[str, ...]] = {
+SITE_ACTIONS: dict[str, tuple[str, ...]] = {
     "goto": ("text",),
     "go_back": (),
     "answer": ("text",),
 }
 """Actions of those tasks alone that allow them."""
+
+POINT_ACTIONS: dict[str, tuple[str, ...]] = {
+    "click_at": ("pixel", "pixel"),
+    "drag": ("pixel", "pixel", "pixel", "pixel"),
+}
+"""Actions on points of the window, (x, y) from its top left corner: on pages with drawings, and of
+those tasks that allow them."""
+
+EXTRA_ACTIONS = SITE_ACTIONS | POINT_ACTIONS
+"""Actions that only some tasks or pages have."""
 
 _KINDS = ACTIONS | EXTRA_ACTIONS
 
@@ -61,6 +72,12 @@ class Action:
 
     name: str
     args: tuple[str | int | float, ...] = ()
+
+    @property
+    def points(self) -> tuple[tuple[float, float], ...]:
+        """Points among the arguments, (x, y) in pixels of the window."""
+        numbers = [float(arg) for arg in self.args] if self.name in POINT_ACTIONS else []
+        return tuple(zip(numbers[::2], numbers[1::2], strict=True))
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -119,13 +136,25 @@ def parse_action(text: str, extra: Collection[str] = ()) -> Action:
     return Action(name, args)
 
 
+def page_actions(allowed: Collection[str], roles: Iterable[str]) -> tuple[str, ...]:
+    """Return the actions of `EXTRA_ACTIONS` on a page.
+
+    Args:
+        allowed: those that the task allows on all its pages.
+        roles: roles of the page's elements.
+    """
+    if DRAWN_ROLES.isdisjoint(roles):
+        return tuple(allowed)
+    return (*allowed, *(name for name in POINT_ACTIONS if name not in allowed))
+
+
 def format_action(action: Action) -> str:
     """Format an action as text: the inverse of `parse_action`."""
     return f"{action.name}({', '.join(repr(arg) for arg in action.args)})"
 
 
 def possible_actions(elements: Sequence[Element], goal: str) -> Iterator[str]:
-    """Yield a click on every element, and for text fields a `fill` with each quote of the goal.
+    """Yield a click on every element and drawing, and into text fields each quote of the goal.
 
     At most `MAX_ACTIONS` of them.
     """
@@ -133,7 +162,11 @@ def possible_actions(elements: Sequence[Element], goal: str) -> Iterator[str]:
 
     def every() -> Iterator[str]:
         for element in elements:
-            if element.id:
+            if not element.id and isinstance(element, Drawing):
+                x, y = element.middle
+                if min(x, y) >= 0 and max(x, y) <= MAX_PIXELS:
+                    yield f"click_at({x}, {y})"
+            elif element.id:
                 yield f"click({element.id!r})"
                 if element.role in TEXT_ROLES:
                     yield from (f"fill({element.id!r}, {quote!r})" for quote in quotes)
@@ -145,9 +178,11 @@ def _argument(node: ast.expr, kind: str) -> str | int | float:
     value: object = None
     if isinstance(node, ast.Constant | ast.UnaryOp):
         value = ast.literal_eval(node)
-    if kind == "number":
+    if kind in ("number", "pixel"):
         # A bool is an int to isinstance, and an infinity is refused by the bound.
         if (type(value) is int or type(value) is float) and abs(value) <= MAX_PIXELS:
+            if kind == "pixel" and value < 0:
+                raise ValueError(value)
             return value
         raise ValueError(value)
     if not isinstance(value, str) or (kind == "id" and not _ID.fullmatch(value)):
@@ -158,6 +193,8 @@ def _argument(node: ast.expr, kind: str) -> str | int | float:
 
 def usage(name: str) -> str:
     """Return an example of an action, such as `goto('text')`."""
+    if name in POINT_ACTIONS:
+        return {"click_at": "click_at(40, 90)", "drag": "drag(40, 90, 120, 90)"}[name]
     examples = {"id": "'12'", "text": "'text'", "number": "200"}
     return f"{name}({', '.join(examples[kind] for kind in _KINDS[name])})"
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from envs.browser.actions import EXTRA_ACTIONS
+from envs.browser.actions import SITE_ACTIONS
 from envs.browser.web_task import WebTask
 
 PREFIX = "browsergym/"
@@ -62,7 +62,7 @@ class BrowserGymTask(WebTask):
         max_turns: int = 10,
         deterministic: bool = False,
         held_out: bool = False,
-        actions: Sequence[str] = tuple(EXTRA_ACTIONS),
+        actions: Sequence[str] = tuple(SITE_ACTIONS),
         whole_page: bool = True,
         options: Mapping[str, Any] = MappingProxyType({}),
         **task_kwargs: Any,

@@ -14,6 +14,7 @@ from envs.browser.actions import (
     Action,
     InvalidAction,
     format_action,
+    page_actions,
     parse_action,
     possible_actions,
 )
@@ -24,6 +25,7 @@ from envs.browser.connection import (
     server_url,
     token_headers,
 )
+from envs.browser.drawings import element_under, with_drawings
 from envs.browser.element_ids import page_ids, with_page_ids
 from envs.browser.miniwob.solvers import SOLVERS
 from envs.browser.page_text import Element, format_page, simplify_axtree
@@ -78,7 +80,8 @@ class BrowserEnv:
         self._elements: list[Element] = []  # of the current page, with the ids the model reads
         self._by_id: dict[str, Element] = {}
         self._observation = Observation(messages=())
-        self._extra: tuple[str, ...] = ()  # actions that only some tasks have
+        self._allowed: tuple[str, ...] = ()  # actions that only some tasks have
+        self._extra: tuple[str, ...] = ()  # those of this page
         self._demonstration = ""
         self._info: dict[str, Any] = {}  # of the newest response
 
@@ -100,7 +103,7 @@ class BrowserEnv:
 
         def read(payload: Any) -> Observation:
             response = read_reset(payload, name, screenshot=screenshot)
-            self._extra = tuple(name for name in response.actions if name in EXTRA_ACTIONS)
+            self._allowed = tuple(name for name in response.actions if name in EXTRA_ACTIONS)
             return self._observe(task, response, response.goal)
 
         self._observation = await self._request(
@@ -126,7 +129,8 @@ class BrowserEnv:
             return refused
         action = self.prompt.parse(text, self._extra)
         boxes = self.boxes
-        acted_on = tuple(boxes[each] for each in action.ids if each in boxes)
+        under = (element_under(boxes, *point) for point in action.points)
+        acted_on = tuple(boxes[each] for each in (*action.ids, *under) if each in boxes)
         command = format_action(action.with_ids(self._bids))
         history = [*self._history, format_action(action)]
 
@@ -278,6 +282,8 @@ class BrowserEnv:
 
     def _observe(self, task: Task, response: Response, goal: str) -> Observation:
         elements = simplify_axtree(response.axtree_txt, response.names)
+        elements = with_drawings(elements, response.drawings, response.places)
+        self._extra = page_actions(self._allowed, (element.role for element in elements))
         self._boxes = response.boxes
         info = {n: getattr(response, n) for n in ("raw_reward", "success_browsergym")}
         self._info = {name: value for name, value in info.items() if value is not None}
@@ -307,8 +313,9 @@ class BrowserEnv:
         )
 
     def _named(self, action: Action) -> str:
-        """Return the elements that an action names, as the page describes them: `button 'Add'`."""
-        found = [self._by_id[i] for i in action.ids if i in self._by_id]
+        """Return the elements that an action names or points at, as in `button 'Add'`."""
+        under = (element_under(self.boxes, *point) for point in action.points)
+        found = [self._by_id[i] for i in (*action.ids, *under) if i in self._by_id]
         return ", ".join(str(dataclasses.replace(each, id="", state="")) for each in found)
 
     def _plan(self, action: Action) -> str:

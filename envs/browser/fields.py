@@ -64,11 +64,7 @@ def read_boxes(boxes: Any) -> dict[str, Box]:
     if len(of_type(dict, boxes, "boxes")) > MAX_LINES:
         raise ValueError(f"there may be {MAX_LINES} boxes, got {len(boxes)}")
     for bid, box in boxes.items():
-        name = f"the box of {bid[:80]}"
-        if len(of_type(list, box, name)) != 4:
-            raise ValueError(f"{name} must be 4 numbers, got {len(box)}")
-        x, y, width, height = (read_number(number, name, MAX_COORDINATE) for number in box)
-        found[bid] = (x, y, width, height)
+        found[bid] = read_box(box, f"the box of {bid[:80]}")
     return found
 
 
@@ -81,6 +77,14 @@ def read_names(names: Any) -> dict[str, str]:
         text = of_type(str, name, f"the name of {bid[:80]}").translate(_NO_BRACKETS)
         found[bid] = one_line(text, MAX_NAME).strip()
     return found
+
+
+def read_box(box: Any, name: str) -> Box:
+    """Return a rectangle."""
+    if len(of_type(list, box, name)) != 4:
+        raise ValueError(f"{name} must be 4 numbers, got {len(box)}")
+    x, y, width, height = (read_number(number, name, MAX_COORDINATE) for number in box)
+    return x, y, width, height
 
 
 def read_list(value: Any, name: str) -> list[Any]:

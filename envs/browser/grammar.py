@@ -37,6 +37,7 @@ def action_regex(extra: Collection[str] = ()) -> str:
         "id": "'[A-Za-z0-9]{1,12}'",
         "text": "(" + "|".join(_text_regex(quote) for quote in "'\"") + ")",
         "number": rf"-?(0|[1-9][0-9]{{0,{_DIGITS - 1}}})(\.[0-9]{{1,3}})?",
+        "pixel": rf"(0|[1-9][0-9]{{0,{_DIGITS - 1}}})(\.[0-9]{{1,3}})?",
     }
     calls = (
         rf"{name}\({', '.join(kinds[kind] for kind in arguments)}\)"
@@ -59,7 +60,8 @@ def action_gbnf(extra: Collection[str] = ()) -> str:
         "root": " | ".join(calls),
         "id": '"\'" [A-Za-z0-9]{1,12} "\'"',
         "text": " | ".join(_text_gbnf(quote) for quote in ("'", '"')),
-        "number": f'"-"? ("0" | [1-9] [0-9]{{0,{_DIGITS - 1}}}) ("." [0-9]{{1,3}})?',
+        "number": '"-"? pixel',
+        "pixel": f'("0" | [1-9] [0-9]{{0,{_DIGITS - 1}}}) ("." [0-9]{{1,3}})?',
     }
     return "".join(f"{name} ::= {rule}\n" for name, rule in rules.items())
 

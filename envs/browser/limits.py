@@ -59,6 +59,12 @@ MAX_COORDINATE = 1e7
 MAX_PIXELS = 20_000_000
 """Pixels of a screenshot: a 4K screen has eight million, and each takes four bytes when decoded."""
 
+MAX_DRAWINGS = 60
+"""Drawings of a page, each a line of about twenty tokens: a chart can have thousands."""
+
+MAX_DRAWN_TEXT = 100
+"""Characters of a text in a drawing."""
+
 MAX_ACTIONS = 10_000
 """Actions listed for the random agent: a goal with many quotes times a page with many fields."""
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from envs.base import EnvError, TaskError
-from envs.browser.actions import EXTRA_ACTIONS, InvalidAction, parse_action
+from envs.browser.actions import EXTRA_ACTIONS, Action, InvalidAction, parse_action
 from envs.browser.connection import ServerError, describe_failure
 from envs.browser.env import BrowserEnv
 from envs.browser.prompts import ACTION, Prompt
@@ -45,23 +45,28 @@ class LiveEnv(BrowserEnv):
         self.session = session
 
     def target(self, text: str) -> str:
-        """Return the elements that an action names, as the page describes them: `button 'Add'`."""
-        try:
-            return self._named(self.prompt.parse(text, self._extra))
-        except InvalidAction:
+        """Return the elements that an action names or points at: `button 'Add'`."""
+        action = self._parsed(text)
+        if action is None:
             return ""
+        return self._named(action)
 
     def may_send(self, text: str) -> bool:
         """Return True if an action may make the page send something; see `may_send`.
 
         So may one that gives the page a secret. An invalid action does nothing.
         """
-        try:
-            action = self.prompt.parse(text, self._extra)
-        except InvalidAction:
+        action = self._parsed(text)
+        if action is None:
             return False
         role = next((each.role for each in self._elements if each.id in action.ids[:1]), "")
         return may_send(action, role) or self.session.secrets.revealed(action) != action
+
+    def _parsed(self, text: str) -> Action | None:
+        try:
+            return self.prompt.parse(text, self._extra)
+        except InvalidAction:
+            return None
 
     async def _connect(self) -> Any:
         return _Client(self.session)

@@ -112,8 +112,8 @@ def format_page(elements: Iterable[Element], left_out: Mapping[str, int]) -> str
 
     Args:
         elements: the elements.
-        left_out: number of lines that are not shown, "above" and "below" the window, and "clipped":
-            in lists that scroll.
+        left_out: number of lines that are not shown, "above" and "below" the window, "clipped": in
+            lists that scroll, and "drawn": drawings.
     """
     lines = [str(element) for element in elements]
     if count := left_out.get("above"):
@@ -122,6 +122,8 @@ def format_page(elements: Iterable[Element], left_out: Mapping[str, int]) -> str
         lines.append(f"({count} more lines in lists: hover and scroll)")
     if count := left_out.get("below"):
         lines.append(f"({count} more lines below the window: scroll(0, 400))")
+    if count := left_out.get("drawn"):
+        lines.append(f"({count} more drawings)")
     return "\n".join(lines)
 
 

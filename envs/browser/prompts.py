@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Container, Mapping, Sequence
 
 from envs.base import Message
-from envs.browser.actions import Action, InvalidAction, format_action, parse_action, usage
+from envs.browser.actions import (
+    Action,
+    InvalidAction,
+    format_action,
+    page_actions,
+    parse_action,
+    usage,
+)
 from envs.browser.grammar import action_gbnf, action_regex
 from envs.browser.page_text import TEXT_ROLES
 
@@ -162,7 +169,8 @@ class Prompt:
         return f"there is no element {missing[0]!r} on the page" if missing else ""
 
     def _chat(self, content: str, page: str, extra: Collection[str]) -> tuple[Message, ...]:
-        has_field = any(line.split(" ", 1)[0] in TEXT_ROLES for line in page.splitlines())
+        roles = [line.split(" ", 1)[0] for line in page.splitlines()]
+        has_field, extra = not TEXT_ROLES.isdisjoint(roles), page_actions(extra, roles)
         messages = [
             {"role": "system", "content": "\n".join([self.system, *(usage(n) for n in extra)])}
         ]

@@ -27,6 +27,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from envs.base import Box, TaskError
+from envs.browser.drawings import Drawing, read_drawings
 from envs.browser.fields import (
     of_type,
     read_boxes,
@@ -82,6 +83,8 @@ class Response:
         success_browsergym: BrowserGym's verdict on a task of MiniWoB; None for other tasks.
         task_name: the task, if it is one of the user's own.
         actions: the task's actions of `EXTRA_ACTIONS`.
+        drawings: what is drawn on the page.
+        places: rectangles of its elements by the server's ids, if the task has actions on points.
         left_out: number of lines of the page that are not shown, by where they are.
         demonstration: the right action by the task's script, with the server's ids.
         deterministic: True if equal actions after equal starts lead to equal pages.
@@ -101,6 +104,8 @@ class Response:
     success_browsergym: bool | None = None
     task_name: str = ""
     actions: tuple[str, ...] = ()
+    drawings: tuple[Drawing, ...] = ()
+    places: dict[str, Box] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     demonstration: str = ""
     deterministic: bool = False
@@ -202,9 +207,11 @@ def _read(payload: Any, task_name: str, reward: float | None, screenshot: bool) 
         actions=tuple(
             read_text(a, "actions") for a in read_list(metadata.get("actions", []), "actions")
         ),
+        drawings=read_drawings(metadata.get("drawings", [])),
+        places=read_boxes(metadata.get("places", {})),
         left_out={
             name: int(read_number(left_out.get(name, 0), "left_out", MAX_LINES))
-            for name in ("above", "below", "clipped")
+            for name in ("above", "below", "clipped", "drawn")
         },
         demonstration=read_text(metadata.get("demonstration"), "demonstration"),
         deterministic=of_type(bool, metadata.get("deterministic", False), "deterministic"),

@@ -15,6 +15,8 @@ MOVING = {"End", "Escape", "Home", "PageDown", "PageUp", "Shift+Tab", "Tab"}
 def may_send(action: Action, role: str) -> bool:
     """Return True unless an action only types, points or looks.
 
+    Nobody can tell what a page does at a point, so a click or a drag there may send.
+
     Args:
         action: the action.
         role: role of its element; empty if it has none.

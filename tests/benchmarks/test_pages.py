@@ -38,7 +38,7 @@ class Words:
         return ["<chat>", *" ".join(message["content"] for message in messages).split()]
 
 
-WORDS = {"click-test": (1, 5, 2), "click-color": (3, 4, 8)}
+WORDS = {"click-test": (1, 5, 2), "hot-cold": (3, 4, 8)}
 
 
 class Stub:
@@ -51,10 +51,10 @@ class Stub:
 
 
 async def test_the_table():
-    rows = await measure(Stub(), ["click-test", "click-color"], 3, Words())
+    rows = await measure(Stub(), ["click-test", "hot-cold"], 3, Words())
     assert rows == [
         {"task": "click-test", "tree": 5, "page": 2, "prompt": 4, "ids": "solved"},
-        {"task": "click-color", "tree": 9, "page": 4, "prompt": 6, "ids": "pixels: colours"},
+        {"task": "hot-cold", "tree": 9, "page": 4, "prompt": 6, "ids": "pixels: a position"},
     ]
     assert [(row["task"], row["tree"], row["page"]) for row in summary(rows)] == [
         ("median", 7, 3),
@@ -63,8 +63,8 @@ async def test_the_table():
     assert {kind: n for kind, n in totals(rows).items() if n} == {"solved": 1, "pixels": 1}
     text = markdown(rows, 3)
     assert "Of BrowserGym's 2 MiniWoB tasks, 1 are solved, 0 more are attemptable" in text
-    assert "| click-color | 9 | 4 | 6 | pixels: colours |\n| median | 7 | 3 | 5 |  |\n" in text
-    assert verdicts()["click-color"] == "pixels: colours"
+    assert "| hot-cold | 9 | 4 | 6 | pixels: a position |\n| median | 7 | 3 | 5 |  |\n" in text
+    assert verdicts()["hot-cold"] == "pixels: a position"
 
 
 def test_the_page_says_what_a_success_is_now():

@@ -26,5 +26,8 @@ use-spinner visual-addition
 
 MINIWOB_TASKS = frozenset(_NAMES.split())
 
+POINT_TASKS = frozenset({"drag-items", "drag-items-grid", "highlight-text", "highlight-text-2"})
+"""Those whose elements have to be clicked or dragged at points: their pages have places."""
+
 TIMED_TASKS = frozenset({"stock-market"})
 """Those whose pages change with the time: equal actions may lead to unequal pages."""

@@ -399,7 +399,14 @@
     return values;
   };
 
-  const functions = { point, under, fill, choose, focus, checked };
+  // Refuse a point that is outside of the window.
+  const inside = (x, y) => {
+    if (x >= innerWidth || y >= innerHeight)
+      throw new Refusal(`the window has ${innerWidth} x ${innerHeight} pixels`);
+    return {};
+  };
+
+  const functions = { inside, point, under, fill, choose, focus, checked };
 
   Object.defineProperty(window, "browserServer", {
     value: {
@@ -422,7 +429,8 @@
         if (marked) await (mark ??= load(MARK))(["", BID, "standard_html"]);
         const places = marked && located ? await boxes() : {};
         const names = marked ? NAMES(markedElements()) : {};
-        return { begun, checked, marked, url: location.href, boxes: places, names };
+        const drawn = marked ? findDrawings(everyElement(), 0, 0) : {};
+        return { begun, checked, marked, url: location.href, boxes: places, names, drawn };
       },
       unmark: () => (unmark ??= load(UNMARK))(),
       settle: settleSite,
@@ -433,7 +441,8 @@
       // Mark the elements of a site's frame for the tree; the ids begin with `prefix`.
       async mark(prefix, x, y, height) {
         await (mark ??= load(MARK))([prefix, BID, "all"]);
-        return locate(prefix !== "", x, y, height);
+        const drawn = findDrawings(everyElement(), x, y);
+        return { ...(await locate(prefix !== "", x, y, height)), drawn };
       },
     },
   });

@@ -1,4 +1,4 @@
-"""`page.js` and `names.js`, which run in every page before the page's own scripts."""
+"""`page.js`, which runs in every page before the page's own scripts, and the scripts in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCREENSHOT_SCALE = 1.5
 
 @cache
 def page_script(attribute: str = "bid") -> str:
-    """Return `page.js` with BrowserGym's scripts and `names.js` in it.
+    """Return `page.js` with `names.js`, `drawings.js` and BrowserGym's scripts in it.
 
     Args:
         attribute: the attribute that holds an element's id. A site's pages may have any attribute.
@@ -29,5 +29,6 @@ def page_script(attribute: str = "bid") -> str:
         lines.append(f"const {constant} = {json.dumps(source.decode())};")
     folder = Path(__file__).parent
     lines.append(f"const NAMES = {(folder / 'names.js').read_text().strip()};")
+    lines.append((folder / "drawings.js").read_text())
     script = (folder / "page.js").read_text()
     return script.replace("(() => {\n", "\n".join(["(() => {", *lines, ""]), 1)

@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from envs.browser.actions import EXTRA_ACTIONS, Action
-from envs.browser.miniwob.names import TIMED_TASKS
+from envs.browser.actions import EXTRA_ACTIONS, POINT_ACTIONS, Action
+from envs.browser.miniwob.names import POINT_TASKS, TIMED_TASKS
 from envs.browser.miniwob.tasks import Episode, Outcome, Script, find_task
 from envs.browser.server.cdp.page import Page
+from envs.browser.server.drawn import drawn_metadata
 from envs.browser.server.errors import ActionRefused, NavigatedAway, SessionError
 from envs.browser.server.playwright.page import Page as PlaywrightPage
 from envs.browser.server.tree import tree_text
@@ -25,6 +26,7 @@ class Session:
         self._episode: Episode | None = None  # None: no episode is running
         self._goal = ""
         self._screenshot = self._final_page = self._deterministic = False
+        self._points = self._drawn = False
 
     async def open(self) -> None:
         """Open the page."""
@@ -53,7 +55,9 @@ class Session:
         self._episode = None
         episode = Episode(find_task(task_name), seed)
         self._screenshot, self._final_page = screenshot, final_page
-        self._deterministic = task_name.removeprefix("miniwob.") not in TIMED_TASKS
+        name = task_name.removeprefix("miniwob.")
+        self._deterministic = name not in TIMED_TASKS
+        self._points = name in POINT_TASKS
         await self.page.goto(episode.url)
         page, tree = await self._look(episode, episode.setup)
         self._goal = episode.goal(page["begun"])
@@ -73,8 +77,9 @@ class Session:
             raise SessionError("no episode is running: reset first")
         episode, error = self._episode, ""
         try:
-            if action.name in EXTRA_ACTIONS:
-                raise ActionRefused(f"MiniWoB's tasks have no action {action.name}")
+            points = action.name in POINT_ACTIONS and (self._points or self._drawn)
+            if action.name in EXTRA_ACTIONS and not points:
+                raise ActionRefused(f"this page has no action {action.name}")
             await self.page.perform(action)
         except ActionRefused as refusal:
             error = f"{action.name} failed: {refusal}"
@@ -88,13 +93,17 @@ class Session:
         self, outcome: Outcome, page: dict[str, Any], tree: str, error: str = ""
     ) -> dict[str, Any]:
         screenshot = None
-        metadata = {
+        metadata: dict[str, Any] = {
             "success": outcome.success,
             "success_browsergym": outcome.success_browsergym,
             "raw_reward": outcome.raw_reward,
             "deterministic": self._deterministic,
             "names": page["names"],
         }
+        if self._points:
+            metadata |= {"actions": list(POINT_ACTIONS), "places": page["boxes"]}
+        metadata |= drawn_metadata(page["drawn"])
+        self._drawn = "drawings" in metadata
         if self._screenshot:
             screenshot = await self.page.screenshot()
             metadata["boxes"] = page["boxes"]
@@ -114,7 +123,8 @@ class Session:
         self, episode: Episode, setup: Sequence[Script] = ()
     ) -> tuple[dict[str, Any], str]:
         """Let the page settle, run the scripts, and read its tree ("" if it is not wanted)."""
-        arguments = [setup, episode.check, episode.url, self._final_page, self._screenshot]
+        located = self._screenshot or self._points
+        arguments = [setup, episode.check, episode.url, self._final_page, located]
         look = f"browserServer.look({json.dumps(arguments)[1:-1]})"
         for attempt in range(1, ATTEMPTS + 1):
             try:

@@ -9,9 +9,10 @@ import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from envs.browser.actions import Action, format_action
+from envs.browser.actions import EXTRA_ACTIONS, POINT_ACTIONS, Action, format_action
 from envs.browser.limits import MAX_GOAL
 from envs.browser.page_text import simplify_axtree
+from envs.browser.server.drawn import drawn_metadata
 from envs.browser.server.errors import ActionRefused, BrowserError, SessionError
 from envs.browser.server.playwright.browser import PlaywrightChromium
 from envs.browser.server.playwright.covered import covered_screenshot
@@ -57,7 +58,7 @@ class WebSession:
         self._task: WebTask | None = None  # None: no episode is running
         self.window: Window | None = None
         self._goal, self._turn = "", 0
-        self._screenshot = self._final_page = False
+        self._screenshot = self._final_page = self._drawn = False
         self._picture: str | None = None
 
     async def open(self) -> None:
@@ -117,7 +118,7 @@ class WebSession:
             raise SessionError("no episode is running: reset first")
         error = ""
         try:
-            _check_allowed(task, action)
+            _check_allowed(task, action, self._drawn)
             if action.name == "answer":
                 task.answer = str(action.args[0])
             else:
@@ -204,6 +205,12 @@ class WebSession:
             "deterministic": bool(task.deterministic),
             "demonstration": "" if outcome.done else self._demonstration(task, view),
         }
+        drawn = drawn_metadata(view.drawn, self.secrets.hide)
+        metadata["left_out"] |= drawn.pop("left_out", {})
+        metadata |= drawn
+        self._drawn = "drawings" in metadata
+        if not POINT_ACTIONS.keys().isdisjoint(task.actions):
+            metadata["places"] = view.boxes
         if self._screenshot:
             if self.window.dialogs.waiting is None:  # a page with a dialog cannot be drawn
                 tab = await self.window.tabs.front()
@@ -232,8 +239,9 @@ class WebSession:
             raise code_error(task, "demonstrate", error) from error
 
 
-def _check_allowed(task: WebTask, action: Action) -> None:
-    if action.name in ("goto", "go_back", "answer") and action.name not in task.actions:
+def _check_allowed(task: WebTask, action: Action, drawn: bool) -> None:
+    points = drawn and action.name in POINT_ACTIONS
+    if action.name in EXTRA_ACTIONS and action.name not in task.actions and not points:
         raise ActionRefused(f"this task has no action {format_action(action):.80}")
 
 

@@ -162,6 +162,11 @@ async def test_acted_on_holds_the_elements_boxes(env):
     boxes = (await env.step(f"drag_and_drop({small!r}, {large!r})")).acted_on
     assert [box[2:] for box in boxes] == [(28, 28), (58, 58)]
 
+    observation = await env.reset(Task("click-color", 0), screenshot=True)
+    box, point = re.search(r"box \[(\d+)\] at (\d+,\d+)", observation.page).groups()
+    expected = env.boxes[box]
+    assert (await env.step(f"click_at({point})")).acted_on == (expected,)
+
     observation = await env.reset(Task("choose-list", 0), screenshot=True)
     result = await env.step(f"select_option({ids(observation.page, 'combobox')[0]!r}, 'Atlantis')")
     assert result.observation.error

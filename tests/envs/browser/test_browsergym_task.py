@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from envs.base import TaskError
-from envs.browser.actions import EXTRA_ACTIONS
+from envs.browser.actions import SITE_ACTIONS
 from envs.browser.browsergym_task import BrowserGymTask, is_browsergym_task
 from envs.browser.task_file import TaskFile
 
@@ -68,7 +68,7 @@ def test_a_task_file_may_hold_browsergyms_tasks(tmp_path):
         "BuyTea",
     ]  # not what is imported or abstract
     opened, four, tea = tasks.values()
-    assert (opened.task, opened.max_turns, opened.actions) == ("openended", 3, tuple(EXTRA_ACTIONS))
+    assert (opened.task, opened.max_turns, opened.actions) == ("openended", 3, tuple(SITE_ACTIONS))
     assert opened.task_kwargs == {"start_url": "http://x", "goal": "Look."}
     assert (four.task, four.held_out, four.options) == ("webarena.4", True, {"slow_mo": 0})
     assert isinstance(tea, BrowserGymTask)

@@ -79,7 +79,9 @@ def with_ids(action, page):
 
 def difference(expected, page):
     """Return the differing lines as a list of one text, or of none."""
-    lines = [re.sub(r" \[\w+\](?=$|, \w)", " [*]", line) for line in page.splitlines()]
+    lines = [
+        re.sub(r" \[\w+\](?=$|, \w| at | with | from )", " [*]", line) for line in page.splitlines()
+    ]
     wanted = [line.strip() for line in expected.strip().splitlines()]
     changes = difflib.ndiff(wanted, lines)
     if wanted == lines:

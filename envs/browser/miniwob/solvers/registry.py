@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from envs.browser.miniwob.solvers import clicks, fields, icons, keys, lookups, tic_tac_toe
+from envs.browser.miniwob.solvers import (
+    clicks,
+    drags,
+    drawn,
+    fields,
+    icons,
+    keys,
+    lookups,
+    marks,
+    tic_tac_toe,
+)
 from envs.browser.miniwob.solvers.helpers import Solver
 
 SOLVERS: dict[str, Solver] = {
-    **clicks.SOLVERS,
-    **fields.SOLVERS,
-    **icons.SOLVERS,
-    **keys.SOLVERS,
-    **lookups.SOLVERS,
-    **tic_tac_toe.SOLVERS,
+    name: solver
+    for module in (clicks, drags, drawn, fields, icons, keys, lookups, marks, tic_tac_toe)
+    for name, solver in module.SOLVERS.items()
 }
 """A solver by the task's name, without `miniwob.`."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from envs.browser.actions import Action
 from envs.browser.server.cdp import keyboard
+from envs.browser.server.dragging import between
 from envs.browser.server.errors import ActionRefused
 from envs.browser.server.page_script import SCREENSHOT_SCALE
 
@@ -55,6 +56,8 @@ async def perform(page: Page, action: Action) -> None:
     elif name == "scroll":
         x, y = (float(pixels) / SCREENSHOT_SCALE for pixels in args)
         await page.mouse_events({"type": "mouseWheel", "deltaX": x, "deltaY": y})
+    elif name in ("click_at", "drag"):
+        await _at_points(page, action)
     elif name != "noop":
         raise AssertionError(f"no such action: {name}")
 
@@ -82,6 +85,23 @@ async def _drag(page: Page, source: Any, destination: Any) -> None:
     await page.mouse_events(_PRESS)
     try:
         await _move_to(page, destination, enabled=False, button="left", buttons=1)
+    finally:
+        await page.mouse_events(_RELEASE)
+
+
+async def _at_points(page: Page, action: Action) -> None:
+    for x, y in action.points:
+        await page.call("inside", x, y)
+    (x, y), *further = action.points
+    page.mouse = (x, y)
+    await page.mouse_events({"type": "mouseMoved"})
+    if not further:
+        return await _click(page)
+    await page.mouse_events(_PRESS)
+    try:
+        for page.mouse in between((x, y), further[0]):
+            # One after another: the page takes events that wait together as one.
+            await page.mouse_events({"type": "mouseMoved", "button": "left", "buttons": 1})
     finally:
         await page.mouse_events(_RELEASE)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from envs.browser.actions import Action
+from envs.browser.server.dragging import between
 from envs.browser.server.errors import ActionRefused, BrowserError
 from envs.browser.server.playwright.browser import PlaywrightChromium
 
@@ -57,6 +58,10 @@ class Host(Protocol):
     known: Collection[str]
     """Ids of the elements as the page was read last."""
 
+    async def run(self, expression: str) -> Any:
+        """Evaluate JavaScript in the main frame and return its value."""
+        ...
+
 
 async def perform(tab: Host, action: Action, *, scroll_scale: float = 1.0) -> None:
     """Execute an action.
@@ -70,6 +75,10 @@ async def perform(tab: Host, action: Action, *, scroll_scale: float = 1.0) -> No
         ActionRefused: the page does not allow it.
         BrowserError: the infrastructure failed.
     """
+    if action.points:
+        width, height = await tab.run("[innerWidth, innerHeight]")
+        if any(x >= width or y >= height for x, y in action.points):
+            raise ActionRefused(f"the window has {width} x {height} pixels")
     located = {bid: _locate(tab, bid) for bid in action.ids}
     impatient = action.name not in ("focus", "press")
     for bid, locator in located.items():
@@ -151,8 +160,22 @@ async def _start(
     elif name == "scroll":
         x, y = (float(pixels) / scroll_scale for pixels in args)
         await page.mouse.wheel(x, y)
+    elif name in ("click_at", "drag"):
+        await _at_points(page, action)
     elif name != "noop":
         raise AssertionError(f"no such action: {name}")
+
+
+async def _at_points(page: Any, action: Action) -> None:
+    start, *further = action.points
+    await page.mouse.move(*start)
+    await page.mouse.down()
+    try:
+        for end in further:
+            for point in between(start, end):
+                await page.mouse.move(*point)
+    finally:
+        await page.mouse.up()
 
 
 def _locate(tab: Host, bid: str) -> Any:

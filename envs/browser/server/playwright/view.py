@@ -40,6 +40,7 @@ class View:
     boxes: dict[str, Box] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    drawn: dict[str, Any] = field(default_factory=dict)
 
 
 async def settle(tab: Tab) -> None:
@@ -78,7 +79,7 @@ async def read(tab: Tab, height: int) -> View:
     names = places["names"]
     text, left_out = in_window(_text(recorded, places), places["boxes"], places["outside"], names)
     await unmark
-    return View(text, tab.page.url, places["boxes"], left_out, names)
+    return View(text, tab.page.url, places["boxes"], left_out, names, places["drawn"])
 
 
 async def _mark(
@@ -102,6 +103,9 @@ async def _mark_frames(tab: Tab, parent: Any, places: dict[str, Any], height: in
         own = await _mark(tab, frame, bid, x, y, height)
         tab.frames[bid] = frame
         places["all"] += own.pop("all")
+        drawn = own.pop("drawn")
+        places["drawn"]["drawings"] += drawn["drawings"]
+        places["drawn"]["more"] += drawn["more"]
         for kind, found in own.items():
             places[kind].update(found)
         await _mark_frames(tab, frame, places, height)

@@ -6,6 +6,7 @@ import pytest
 
 from envs.base import Task
 from envs.browser.actions import Action, format_action
+from envs.browser.drawings import Drawing
 from envs.browser.env import BrowserEnv
 from envs.browser.miniwob.solvers import SOLVERS
 from envs.browser.miniwob.solvers.helpers import (
@@ -210,6 +211,46 @@ def test_choose_date_turns_to_the_month():
         act("choose-date", goal, page(field(7, "03/17/2016"), "[9] button 'Submit'"))
         == "click('9')"
     )
+
+
+def shape(role, x, y, fill="", size=20, name="", **more):
+    return Drawing("", role, name, box=(x - size / 2, y - size / 2, size, size), fill=fill, **more)
+
+
+def test_descriptions_of_shapes():
+    elements = [
+        shape("lettering", 20, 90, "black", 11, "8"),
+        shape("lettering", 40, 90, "black", 24, "8"),
+        shape("lettering", 60, 90, "cyan", 11, "a"),
+        shape("triangle", 80, 90, "cyan"),
+    ]
+    for text, x in [("large black 8", 40), ("small digit", 20), ("aqua a", 60), ("triangle", 80)]:
+        assert act("click-shape", f"Click on a {text}", elements) == f"click_at({x}, 90)"
+    page_ = [*elements, *page("[2] button '2'", "[4] button '4'", "[0] button '0'")]
+    for text, bid in [("aqua item", 2), ("item", 4), ("digit", 2), ("red shape", 0)]:
+        goal = f"How many {text}s are there?"
+        assert act("count-shape", goal, page_) == f"click('{bid}')"
+
+
+def test_a_mark_is_corrected_by_where_it_appears():
+    buttons = page("[5] button 'Submit'")
+    circle = shape("circle", 60, 100, "white", 50)
+    marked = [circle, shape("circle", 63, 104, "blue", 7), *buttons]
+    assert act("circle-center", "", [circle, *buttons], 0) == "click_at(60, 100)"
+    assert act("circle-center", "", marked, 1) == "click_at(57, 96)"
+    assert act("circle-center", "", marked, 2) == "click('5')"
+
+
+def test_shapes_are_dragged_until_all_are_in_place():
+    left, right = (shape("rectangle", x, 80, size=60, outline="black") for x in (40, 120))
+    goal = "Drag all circles into the left box, and everything else into the right box."
+    elements = [shape("circle", 60, 150, "red"), shape("rectangle", 90, 150, "blue"), left, right]
+    elements += page("[5] button 'Submit'")
+    assert act("drag-shapes-2", goal, elements) == "drag(60, 150, 40, 80)"
+    elements[0] = shape("circle", 45, 85, "red")
+    assert act("drag-shapes-2", goal, elements) == "drag(90, 150, 120, 80)"
+    elements.remove(right)
+    assert act("drag-shapes", "Drag all circles into the black box.", elements) == "click('5')"
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -945,6 +945,7 @@ CONTROLS = {
         """
         heading 'Drawing' [*]
         button 'Clear' [*]
+        canvas [*] at 58,200 size 100x100
         """,
         ["click({button 'Clear'})"],
         "window.cleared",
@@ -1043,4 +1044,73 @@ TEXT = {
     ),
 }
 
-PAGES = FRAMES | SHADOW | DIALOGS | TABS | NAVIGATION | LATE | SCROLL | CONTROLS | TEXT
+SHAPES = """
+    button 'Save' [*]
+    text 'Sketch here' [*]
+    circle [*] at 40,100 size 40x40, yellow
+    triangle [*] at 120,120 size 40x40, black outline
+    polygon [*] with 5 sides at 160,95 size 40x30, blue
+    line [*] from 10,150 to 60,155, red
+    box [*] at 25,35 size 30x30, red
+    box [*] at 75,35 size 30x30, light green
+    box [*] at 125,35 size 30x30, red
+    canvas [*] at 340,120 size 80x40
+    """
+
+DRAWINGS = {
+    "drawings/click": Page(
+        SHAPES, ["click_at(40, 100)"], "window.at && window.at.join() === '40,100,sun'"
+    ),
+    "drawings/click_box": Page(SHAPES, ["click_at(125.5, 35)"], "window.clicked"),
+    "drawings/drag": Page(
+        SHAPES,
+        ["drag(310, 210, 390, 290)"],
+        # A move to the start, ten with the button held, and the end.
+        "window.done && JSON.stringify([window.done[0], window.done[1], window.done.at(-2)]) === "
+        "'[[310,210],[318,218,1],[390,290,1]]' && window.done.length === 12",
+    ),
+    "drawings/outside": Page(
+        SHAPES,
+        [
+            "click_at(800, 20) -> click_at failed: the window has 800 x 600 pixels",
+            "drag(310, 210, 390, 600) -> drag failed: the window has 800 x 600 pixels",
+            "click_at(40, 100)",
+        ],
+        "window.at && !window.moves",
+    ),
+    "drawings/none": Page(
+        "button 'Go' [*]",
+        [
+            "click_at(20, 20) -> there is no action click_at; actions: click, dblclick, hover, "
+            "focus, clear, check, uncheck, fill, select_option, press, drag_and_drop, scroll, noop",
+            "click({button 'Go'})",
+        ],
+        "window.went",
+    ),
+    "drawings/allowed": Page(
+        "button 'Go' [*] at 50,30 size 100x40",
+        ["click_at(50, 30)"],
+        "window.went",
+        attributes={"actions": ("click_at",)},
+    ),
+    "drawings/framed": Page(
+        """
+        Iframe 'Sketch' [*]
+        circle [*] at 130,160 size 40x40, yellow
+        """,
+        ["click_at(130, 160)"],
+        "window.heard === 'sun'",
+    ),
+    "drawings/many": Page(
+        "\n".join(
+            [
+                *(f"circle [*] at {10 * i + 5},15 size 8x8, red" for i in range(60)),
+                "(5 more drawings)",
+            ]
+        ),
+        ["click_at(5, 15)"],
+        "window.hit",
+    ),
+}
+
+PAGES = FRAMES | SHADOW | DIALOGS | TABS | NAVIGATION | LATE | SCROLL | CONTROLS | TEXT | DRAWINGS

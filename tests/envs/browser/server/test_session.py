@@ -12,7 +12,7 @@ import signal
 import pytest
 import pytest_asyncio
 
-from envs.browser.actions import ACTIONS, parse_action
+from envs.browser.actions import ACTIONS, POINT_ACTIONS, parse_action
 from envs.browser.miniwob.files import miniwob_url
 from envs.browser.server import chromium_pool, pooled_session
 from envs.browser.server import slot as slots
@@ -142,6 +142,29 @@ async def test_a_hanging_page_hits_the_deadline_and_the_other_pages_go_on(browse
     assert (await other.call("step", parse_action(CLICK)))["reward"] == 1.0
     assert pool.slots[0].sessions == {other}
     running.cancel()
+
+
+async def test_actions_on_points(session):
+    (circle,) = (await session.reset("drag-circle", 0))["metadata"]["drawings"]
+    x, y, width, height = circle["box"]
+    middle = f"{x + width / 2}, {y + height / 2}"
+
+    async def step(text):
+        seen = await session.step(parse_action(text, POINT_ACTIONS))
+        return seen["error"], [each["box"] for each in seen["metadata"].get("drawings", ())]
+
+    outside = "the window has 332 x 214 pixels"
+    assert await step(f"click_at({middle})") == ("", [[x, y, width, height]])
+    assert await step("click_at(332, 0)") == (f"click_at failed: {outside}", [circle["box"]])
+    assert (await step("drag(0, 0, 0, 214)"))[0] == f"drag failed: {outside}"
+    # MiniWoB puts a tenth of the circle's width before the pointer, whatever it was dragged by.
+    error, ((moved, *_),) = await step(f"drag({middle}, {x + width / 2 + 30}, {y})")
+    assert not error
+    assert moved == pytest.approx(x + 30 - 0.1 * width, abs=3)
+    assert "drawings" not in (await session.reset("click-test", 0))["metadata"]
+    assert await step("click_at(20, 70)") == (
+        *("click_at failed: this page has no action click_at", []),
+    )
 
 
 async def test_idle_sessions_are_closed(browser, driver):
