@@ -10,7 +10,6 @@ from contextlib import suppress
 from envs.base import EnvError, Task
 from envs.browser.foreign_text import one_line
 from envs.browser.live import LiveEnv
-from envs.browser.page_text import format_page, simplify_axtree
 from envs.browser.record.bar import Bar, State
 from envs.browser.record.capture import Capture
 from envs.browser.record.events import HOLD_S, Actions, Event, Ignored, Step
@@ -228,8 +227,7 @@ class Recorder:
             view = await window.look()
         except BrowserError:
             return
-        page = format_page(simplify_axtree(view.text, view.names), view.left_out)
-        here, there = first_difference(page, self._replay.observation.page)
+        here, there = first_difference(view.page(), self._replay.observation.page)
         if self._events.empty() and here != there:
             after = f"after action {len(self._replay.taken)}" if self._steps else "from the start"
             self._difference = f"; {after} your page has {here}, and the other one {there}"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from envs.browser.actions import EXTRA_ACTIONS, POINT_ACTIONS, Action
+from envs.browser.actions import POINT_ACTIONS, SITE_ACTIONS, Action
 from envs.browser.miniwob.names import POINT_TASKS, TIMED_TASKS
 from envs.browser.miniwob.tasks import Episode, Outcome, Script, find_task
 from envs.browser.server.cdp.page import Page
@@ -77,8 +77,9 @@ class Session:
             raise SessionError("no episode is running: reset first")
         episode, error = self._episode, ""
         try:
-            points = action.name in POINT_ACTIONS and (self._points or self._drawn)
-            if action.name in EXTRA_ACTIONS and not points:
+            if action.name in SITE_ACTIONS:
+                raise ActionRefused(f"MiniWoB's tasks have no action {action.name}")
+            if action.name in POINT_ACTIONS and not (self._points or self._drawn):
                 raise ActionRefused(f"this page has no action {action.name}")
             await self.page.perform(action)
         except ActionRefused as refusal:

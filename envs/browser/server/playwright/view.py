@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from envs.base import Box
+from envs.browser.drawings import read_drawings, with_drawings
+from envs.browser.page_text import format_page, simplify_axtree
 from envs.browser.server.errors import BrowserError, BrowserGone, NavigatedAway
 from envs.browser.server.playwright.tab import Tab
 from envs.browser.server.tree import in_window, marked_only, tree_text
@@ -33,6 +35,7 @@ class View:
         boxes: the visible parts of the elements by their ids, in pixels of the window.
         left_out: number of lines "above" and "below" the window, and "clipped": in lists.
         names: names of elements that have none, by their ids; see `names.js`.
+        drawn: its `drawings`, and how many `more` there are; see `drawings.js`.
     """
 
     text: str
@@ -41,6 +44,12 @@ class View:
     left_out: dict[str, int] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     drawn: dict[str, Any] = field(default_factory=dict)
+
+    def page(self) -> str:
+        """Return the page as a model reads it, but with the server's ids."""
+        drawings = read_drawings(self.drawn.get("drawings", []))
+        elements = with_drawings(simplify_axtree(self.text, self.names), drawings, {})
+        return format_page(elements, {**self.left_out, "drawn": self.drawn.get("more", 0)})
 
 
 async def settle(tab: Tab) -> None:
