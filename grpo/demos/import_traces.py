@@ -40,7 +40,7 @@ def import_traces(options: Import, read: ReadTrace, open_pool: OpenPool) -> Coun
         How many demonstrations were added, by task.
 
     Raises:
-        ConfigError: there are no traces, or none can be read.
+        ConfigError: there are no traces, or the file cannot be read.
         TaskError: the environment does not have one of the tasks.
         EnvError, OSError: the infrastructure failed; what was kept is in the file.
         Stopped: a signal ended the program; what was kept is in the file.
