@@ -30,7 +30,7 @@ class Rule(NamedTuple):
 
 _BOXES = Rule("(right boxes - wrong boxes) / boxes: nothing ticked pays if few are asked for")
 _MARK = "a click is on a whole pixel, so that the exact point is mostly out of reach"
-_PICKER = "the nearest colour that the picker's pixels have is up to 1.1 % off: twice that, nearly"
+_PICKER = "the nearest colour of the picker's pixels is up to 1.1 % off: 2 % are allowed"
 
 PARTIAL = {
     "ascending-numbers": Rule("numbers clicked / numbers, at the first wrong one"),
