@@ -11,7 +11,6 @@ from envs.browser.miniwob.solvers.helpers import (
     click,
     fill,
     find,
-    find_all,
     groups,
     guessed,
     quoted,
@@ -69,7 +68,10 @@ def email_inbox(goal: str, elements: Page, step: int) -> Action:
             text = goal[goal.index('"') : goal.rindex('"')].strip('" ')
         else:
             writer = _names(_WRITERS, goal)[:1]
-            text = next(name for name in _names(_DESTINATIONS, goal) if name not in writer)
+            others = [name for name in _names(_DESTINATIONS, goal) if name not in writer]
+            if not others:
+                raise LookupError(f"expected a goal with a destination, got {goal!r}")
+            text = others[0]
         field = find(elements, "textbox")
         return click(send) if value(field) == text else fill(field, text)
     if opened := shown(elements, task):
@@ -126,20 +128,7 @@ def navigate_tree(goal: str, elements: Page, step: int) -> Action:
     return click(guessed(elements, "hitarea expandable", count=1)[0])
 
 
-def click_widget(goal: str, elements: Page, step: int) -> Action:
-    """Click on a "textarea" widget."""
-    kind = quoted(goal)[0]
-    if kind not in ("text", "textarea"):
-        return click(find(elements, kind))
-    fields = find_all(elements, "textbox")
-    areas = guessed(elements, "textarea")
-    return click(
-        (areas or fields)[0] if kind == "textarea" else next(f for f in fields if f not in areas)
-    )
-
-
 SOLVERS: dict[str, Solver] = {
-    "click-widget": click_widget,
     **dict.fromkeys(
         (
             *("email-inbox", "email-inbox-delete", "email-inbox-forward"),

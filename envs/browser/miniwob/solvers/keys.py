@@ -142,8 +142,8 @@ def terminal(goal: str, elements: Page, step: int) -> Action:
     ending = goal.rpartition(" .")[2] if " ." in goal else ""
     names = [e.name for e in elements if e.role == "text"]
     files = names[names.index("ls") + 1].split() if "ls" in names else []
-    fitting = [f for f in files if (f.endswith(f".{ending}") if ending else "." not in f)]
-    keys = [*f"rm {fitting[0]}", "Enter"] if fitting else []
+    matching = [f for f in files if (f.endswith(f".{ending}") if ending else "." not in f)]
+    keys = [*f"rm {matching[0]}", "Enter"] if matching else []
     if step - len(_LIST) >= len(keys):
         raise LookupError(f"expected a file to delete, got the page {[*map(str, elements)]}")
     return _press(field, keys[step - len(_LIST)])
