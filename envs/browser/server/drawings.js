@@ -1,7 +1,9 @@
 // Part of `page.js`, which runs it first: what a person sees of SVG shapes and texts, of boxes that only
 // their colours tell apart, and where canvases are. Icons of controls are left out.
 const MAX_DRAWINGS = 60; // as in `envs.browser.limits`
-const MAX_DRAWN_TEXT = 100;
+const MAX_DRAWN_TEXT = 5000; // the server cuts it further, once secrets are hidden
+const MAX_SIDES = 1000;
+const FAR = 1e6; // pixels
 const ICON = 32; // pixels: an SVG as small as this is an icon
 const SPECK = 3; // pixels: nobody sees what is smaller
 const SHAPES = "circle, ellipse, rect, line, polygon, polyline, path, text";
@@ -52,7 +54,7 @@ const findDrawings = (elements, left, top) => {
     if (kind === "text" && !more.text) return null;
     if (kind === "polygon") {
       const corners = [...element.points].map(({ x, y }) => `${x},${y}`);
-      more.sides = new Set(corners).size;
+      more.sides = Math.min(new Set(corners).size, MAX_SIDES);
     }
     if (kind === "line") {
       const [x1, y1, x2, y2] = ["x1", "y1", "x2", "y2"].map((name) => element[name].baseVal.value);
@@ -94,7 +96,8 @@ const findDrawings = (elements, left, top) => {
       if (!svg || isIcon(svg) || element.closest(UNSEEN)) continue;
       one = shape(element);
     }
-    if (one && seen(element)) found.push(one);
+    const near = (number) => Math.abs(number) < FAR;
+    if (one && seen(element) && [...one.box, ...(one.ends ?? [])].every(near)) found.push(one);
   }
   return { drawings: found.slice(0, MAX_DRAWINGS), more: Math.max(found.length - MAX_DRAWINGS, 0) };
 };

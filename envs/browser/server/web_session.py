@@ -205,7 +205,7 @@ class WebSession:
             "deterministic": bool(task.deterministic),
             "demonstration": "" if outcome.done else self._demonstration(task, view),
         }
-        drawn = drawn_metadata(view.drawn, self.secrets.hide)
+        drawn = drawn_metadata(view.drawn, self.secrets)
         metadata["left_out"] |= drawn.pop("left_out", {})
         metadata |= drawn
         self._drawn = "drawings" in metadata

@@ -16,6 +16,8 @@ from envs.browser.drawings import Drawing, element_under, read_drawings, with_dr
 from envs.browser.page_text import Element
 from envs.browser.prompts import SYSTEM, page_messages
 from envs.browser.sending import may_send
+from envs.browser.server.drawn import drawn_metadata
+from envs.browser.server.secrets import Secrets
 
 CIRCLE = {"kind": "circle", "id": "", "box": [30.2, 77.9, 20, 20.4], "fill": [255, 0, 0]}
 BLACK = [0, 0, 0]
@@ -146,3 +148,17 @@ def test_points_are_parsed_strictly():
 def test_nobody_knows_what_a_click_at_a_point_does():
     assert all(may_send(parse_action(text, ("click_at", "drag")), "textbox")
                for text in ("click_at(1, 2)", "drag(1, 2, 3, 4)"))  # fmt: skip
+
+
+def test_what_the_server_sends_is_within_the_limits_and_shows_no_secret():
+    secrets = Secrets({"password": "hunter22"})
+    texts = ["my HUNTER22", "hun", "ter22", "x" * 500]
+    found = [{**CIRCLE, "kind": "text", "text": text} for text in texts] + [CIRCLE] * 70
+    sent = drawn_metadata({"drawings": found, "more": 2}, secrets)
+    assert sent["left_out"] == {"drawn": 16}
+    read = read_drawings(sent["drawings"])
+    assert len(read) == 60
+    assert [each.name for each in read[:4]] == [
+        *("my <password>", "<password>", "<password>", "x" * 100),
+    ]
+    assert drawn_metadata({}) == {}

@@ -10,6 +10,7 @@ from typing import Any
 from envs.base import Box
 from envs.browser.drawings import read_drawings, with_drawings
 from envs.browser.page_text import format_page, simplify_axtree
+from envs.browser.server.drawn import drawn_metadata
 from envs.browser.server.errors import BrowserError, BrowserGone, NavigatedAway
 from envs.browser.server.playwright.tab import Tab
 from envs.browser.server.tree import in_window, marked_only, tree_text
@@ -47,9 +48,10 @@ class View:
 
     def page(self) -> str:
         """Return the page as a model reads it, but with the server's ids."""
-        drawings = read_drawings(self.drawn.get("drawings", []))
+        drawn = drawn_metadata(self.drawn)
+        drawings = read_drawings(drawn.get("drawings", []))
         elements = with_drawings(simplify_axtree(self.text, self.names), drawings, {})
-        return format_page(elements, {**self.left_out, "drawn": self.drawn.get("more", 0)})
+        return format_page(elements, {**self.left_out, **drawn.get("left_out", {})})
 
 
 async def settle(tab: Tab) -> None:
