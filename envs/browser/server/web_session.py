@@ -48,15 +48,14 @@ class WebSession:
         sites: Sites,
         secrets: Secrets = NO_SECRETS,
     ):
-        self.browser = browser
+        self.browser, self.secrets = browser, secrets
         self.on_window: Callable[[Window], Awaitable[None]] | None = None
         self._file = file
         self._sites = sites
-        self.secrets = secrets
         self._own_sites: dict[str, RunningSite] = {}
         self._site: RunningSite | None = None
-        self._task: WebTask | None = None  # None: no episode is running
         self.window: Window | None = None
+        self._task: WebTask | None = None  # None: no episode is running
         self._goal, self._turn = "", 0
         self._screenshot = self._final_page = self._drawn = False
         self._picture: str | None = None
@@ -195,21 +194,20 @@ class WebSession:
             view = await self.window.look()
             view.text = self.secrets.hide_in_tree(view.text)
             view.names = {bid: self.secrets.hide(name) for bid, name in view.names.items()}
+        drawn = drawn_metadata(view.drawn, self.secrets)
         metadata: dict[str, Any] = {
             "task_name": task.name,
             "success": outcome.success,
             "raw_reward": outcome.reward,
-            "left_out": view.left_out,
+            "left_out": view.left_out | drawn.pop("left_out", {}),
             "names": view.names,
             "actions": list(task.actions),
             "deterministic": bool(task.deterministic),
             "demonstration": "" if outcome.done else self._demonstration(task, view),
+            **drawn,
         }
-        drawn = drawn_metadata(view.drawn, self.secrets)
-        metadata["left_out"] |= drawn.pop("left_out", {})
-        metadata |= drawn
         self._drawn = "drawings" in metadata
-        if not POINT_ACTIONS.keys().isdisjoint(task.actions):
+        if POINT_ACTIONS.keys() & set(task.actions):
             metadata["places"] = view.boxes
         if self._screenshot:
             if self.window.dialogs.waiting is None:  # a page with a dialog cannot be drawn
@@ -240,8 +238,8 @@ class WebSession:
 
 
 def _check_allowed(task: WebTask, action: Action, drawn: bool) -> None:
-    points = drawn and action.name in POINT_ACTIONS
-    if action.name in EXTRA_ACTIONS and action.name not in task.actions and not points:
+    allowed = {*task.actions, *(POINT_ACTIONS if drawn else ())}
+    if action.name in EXTRA_ACTIONS.keys() - allowed:
         raise ActionRefused(f"this task has no action {format_action(action):.80}")
 
 
