@@ -314,11 +314,13 @@ def export(argv: Sequence[str]) -> int:
         options = read_options(argv)
         extra = _extra_actions(options.config)
 
+        from envs.browser.actions import POINT_ACTIONS
         from envs.browser.prompt_file import find_prompt
         from envs.browser.recorded import recorded_chats
 
         prompt = find_prompt(options.config.answer, options.config.prompt)
-        if not (grammars := prompt.grammars(extra)):
+        # Any page may turn out to have a drawing.
+        if not (grammars := prompt.grammars([*dict.fromkeys([*extra, *POINT_ACTIONS])])):
             print(f"no grammar: {one_line(options.config.prompt)} has none")
 
         bind_threads(options.config.device)
