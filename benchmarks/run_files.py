@@ -29,7 +29,7 @@ OTHERS = (EARLIER, "tensorboard")
 
 
 def metrics(path: Path) -> list[dict[str, float]]:
-    """Read a `metrics.jsonl` without what varies."""
+    """Read a `metrics.jsonl` or `imitation.jsonl` without what varies."""
     lines = read_metrics(path)
     return [{k: v for k, v in line.items() if not k.startswith(VARYING)} for line in lines]
 
@@ -59,7 +59,7 @@ def _content(path: Path) -> Any:
     """Return what two files of equal runs have in common."""
     if path.is_dir() or path.name in APART:
         return path.is_dir()
-    if path.name == "metrics.jsonl":
+    if path.name in ("metrics.jsonl", "imitation.jsonl"):
         return metrics(path)
     if path.name == STATE_FILE:
         return _without(_plain(torch.load(path, weights_only=True)), "seconds")

@@ -41,7 +41,8 @@ def test_killed_and_resumed_runs_equal_undisturbed_ones():
     result = measure("kills", "--kills", str(len(PARTS) + 2), "--steps", "30")
     assert [row["different"] for row in result["rows"]] == [[], []]
     assert [row["part"] for row in result["rows"]] == ["random moment", "every part"]
-    assert result["rows"][1]["kills"] == len(PARTS)
+    # A resumed warm start passes fewer points: of two kills in it the second may find no point.
+    assert result["rows"][1]["kills"] >= len(PARTS) - 1
     assert result["equal"]
 
 

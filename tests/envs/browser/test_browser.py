@@ -55,7 +55,7 @@ async def test_the_solver_is_asked_for_each_step(env):
         assert env.demonstrate() == action
         done.append((action, await env.step(action)))
     assert [result.success for _, result in done] == [False, False, True]
-    await env.reset(Task("bisect-angle", 0))  # has no solver
+    await env.reset(Task("hot-cold", 0))  # has no solver
     assert env.demonstrate() == ""
 
 

@@ -14,7 +14,7 @@ from envs.browser.actions import (
 from envs.browser.colours import colour_name
 from envs.browser.drawings import Drawing, element_under, read_drawings, with_drawings
 from envs.browser.page_text import Element
-from envs.browser.prompts import SYSTEM, page_messages
+from envs.browser.prompts import ACTION, SYSTEM
 from envs.browser.sending import may_send
 from envs.browser.server.drawn import drawn_metadata
 from envs.browser.server.secrets import Secrets
@@ -119,7 +119,7 @@ def test_points_are_actions_where_something_is_drawn():
     assert page_actions((), ["text", "circle"]) == ("click_at", "drag")
     assert page_actions(("goto", "drag"), ["box"]) == ("goto", "drag", "click_at")
     plain, drawn = (
-        page_messages("Go.", page, (), "")[0]["content"]
+        ACTION.messages("Go.", page, (), "")[0]["content"]
         for page in ("text 'circle at 1,2'", "button 'Go' [1]\ncircle at 40,88 size 20x20")
     )
     assert plain == SYSTEM

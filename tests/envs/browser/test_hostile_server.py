@@ -35,6 +35,7 @@ from envs.browser.limits import (
 )
 from envs.browser.miniwob.solvers import SOLVERS
 from envs.browser.page_text import simplify_axtree
+from envs.browser.prompts import ActionPrompt
 
 CLICK = Task("click-test", 0)
 ROLES = ("button", "text", "textbox", "link", "radio", "option", "checkbox", "cell", "spinbutton")
@@ -414,8 +415,9 @@ async def test_foreign_text_is_read_in_another_thread(monkeypatch):
 
         monkeypatch.setattr(module, name, note)
 
-    for name in ("read_reset", "read_step", "simplify_axtree", "page_ids", "page_messages"):
+    for name in ("read_reset", "read_step", "simplify_axtree", "page_ids"):
         noting(envs.browser.env, name)
+    noting(ActionPrompt, "messages")
     noting(envs.browser.connection, "read_message")
     await play(monkeypatch, text_of(GOOD), text_of(GOOD))
     assert len(threads) == 6

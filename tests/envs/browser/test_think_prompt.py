@@ -106,7 +106,7 @@ def test_both_grammars_are_one_language() -> None:
     gbnf, regex = grammars["actions.gbnf"], grammars["actions.regex"]
     assert set(re.findall(classes, gbnf)) == set(re.findall(classes, regex))
     names = [line.split(" ::= ")[0] for line in gbnf.splitlines()]
-    assert names == ["root", "thought", "action", "id", "text", "number"]
+    assert names == ["root", "thought", "action", "id", "text", "number", "pixel"]
     for *_, completion in (*THINK.examples, *THINK.field_examples):
         assert REGEX.fullmatch(completion)
     assert not REGEX.fullmatch(f"{'x' * (MAX_THOUGHT + 1)}\nnoop()")

@@ -1045,6 +1045,8 @@ TEXT = {
 }
 
 SHAPES = """
+    SvgRoot (sun) [*]
+    element (swatch) [*]
     button 'Save' [*]
     text 'Sketch here' [*]
     circle [*] at 40,100 size 40x40, yellow
@@ -1096,6 +1098,7 @@ DRAWINGS = {
     "drawings/framed": Page(
         """
         Iframe 'Sketch' [*]
+        SvgRoot (sun) [*]
         circle [*] at 130,160 size 40x40, yellow
         """,
         ["click_at(130, 160)"],
