@@ -71,6 +71,7 @@ def test_copies_are_empty():
 
 @pytest.fixture
 def layer():
+    torch.manual_seed(0)
     base = nn.Linear(48, 24, dtype=torch.bfloat16)
     model = nn.Sequential(base)
     apply_lora(model, r=4, alpha=8, generator=torch.Generator().manual_seed(0))
