@@ -151,7 +151,8 @@ async def _run_training(
                     await report.evaluate(name, {"sampled": agent})
                 await report.evaluate("untrained", decodings)
                 await report.record_episodes("untrained", "before")
-        # A checkpoint of step 0 without its state is older than version 0.3, and after it.
+        # Before version 0.3 a checkpoint of step 0 was written after the warm start, without its
+        # state.
         if config.imitation_length and not trainer.step:
             if trainer.warm_start or not trainer.resumed:
                 await _warm_start(runtime, trainer, report, demonstrations)

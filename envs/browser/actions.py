@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 
 from envs.browser.drawings import DRAWN_ROLES, Drawing
 from envs.browser.limits import MAX_ACTIONS
@@ -58,6 +58,9 @@ MAX_LENGTH = 2_000
 
 MAX_PIXELS = 100_000
 """Maximum absolute value of a number."""
+
+EXAMPLE_POINTS = ("40", "90", "120", "90")
+"""x and y of one point and another, for the example of an action on points."""
 
 _ID = re.compile(r"[A-Za-z0-9]{1,12}")
 
@@ -193,10 +196,9 @@ def _argument(node: ast.expr, kind: str) -> str | int | float:
 
 def usage(name: str) -> str:
     """Return an example of an action, such as `goto('text')`."""
-    if name in POINT_ACTIONS:
-        return {"click_at": "click_at(40, 90)", "drag": "drag(40, 90, 120, 90)"}[name]
-    examples = {"id": "'12'", "text": "'text'", "number": "200"}
-    return f"{name}({', '.join(examples[kind] for kind in _KINDS[name])})"
+    examples, pixels = {"id": "'12'", "text": "'text'", "number": "200"}, cycle(EXAMPLE_POINTS)
+    arguments = (next(pixels) if kind == "pixel" else examples[kind] for kind in _KINDS[name])
+    return f"{name}({', '.join(arguments)})"
 
 
 def _wrong_arguments(name: str, text: str) -> InvalidAction:

@@ -17,7 +17,7 @@ from envs.browser.element_ids import page_id
 from envs.browser.inert_pickle import attributes_of, read_pickle
 from envs.demonstrations import Demonstration
 
-MAX_STEPS = 1000
+MAX_TURNS = 1000
 
 PREFIX = "miniwob."
 
@@ -151,8 +151,8 @@ def _read_steps(folder: Path) -> list[dict[str, Any]]:
         for path in folder.glob("step_*.pkl.gz")
         if (match := re.fullmatch(r"step_([0-9]{1,6})\.pkl\.gz", path.name))
     }
-    if not found or sorted(found) != list(range(len(found))) or len(found) > MAX_STEPS:
+    if not found or sorted(found) != list(range(len(found))) or len(found) > MAX_TURNS:
         raise ValueError(
-            f"expected step_0.pkl.gz and those after it, at most {MAX_STEPS}, got {len(found)}"
+            f"expected step_0.pkl.gz and those after it, at most {MAX_TURNS}, got {len(found)}"
         )
     return [attributes_of(read_pickle(found[n], packed=True)) for n in range(len(found))]

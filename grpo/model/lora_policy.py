@@ -104,7 +104,7 @@ class LoRAPolicy(Policy):
             activation_checkpointing=activation_checkpointing,
         )
         super().__init__(model, tokenizer, plan, activation_checkpointing=activation_checkpointing)
-        if self.device.type == "cpu" and _memory() > 4 * self._linear_bytes():
+        if self.device.type == "cpu" and _memory() > 4 * self._packed_bytes():
             pack_weights(model)
         on_cuda = self.device.type == "cuda" and self.forward_mode == "tree"
         if cuda_graphs and on_cuda and not activation_checkpointing:
@@ -114,8 +114,10 @@ class LoRAPolicy(Policy):
         """Yield the adapter's parameters, float32."""
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
 
-    def _linear_bytes(self) -> int:
-        return sum(layer.weight.nbytes for layer in lora_modules(self.model).values())
+    def _packed_bytes(self) -> int:
+        """Return the size of the layers' second copies, in bfloat16; see `pack_weights`."""
+        layers = lora_modules(self.model).values()
+        return sum(2 * layer.in_features * layer.out_features for layer in layers)
 
     def copy_masters_to_model(self) -> None:
         """Do nothing: the model computes with the parameters themselves."""

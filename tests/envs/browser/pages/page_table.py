@@ -1059,17 +1059,22 @@ SHAPES = """
     canvas [*] at 340,120 size 80x40
     """
 
+ON_SHAPES = {"path": "drawings/click.html"}
+
 DRAWINGS = {
     "drawings/click": Page(
         SHAPES, ["click_at(40, 100)"], "window.at && window.at.join() === '40,100,sun'"
     ),
-    "drawings/click_box": Page(SHAPES, ["click_at(125.5, 35)"], "window.clicked"),
+    "drawings/click_box": Page(
+        SHAPES, ["click_at(125.5, 35)"], "window.clicked", attributes=ON_SHAPES
+    ),
     "drawings/drag": Page(
         SHAPES,
         ["drag(310, 210, 390, 290)"],
         # A move to the start, ten with the button held, and the end.
         "window.done && JSON.stringify([window.done[0], window.done[1], window.done.at(-2)]) === "
         "'[[310,210],[318,218,1],[390,290,1]]' && window.done.length === 12",
+        attributes=ON_SHAPES,
     ),
     "drawings/outside": Page(
         SHAPES,
@@ -1079,6 +1084,7 @@ DRAWINGS = {
             "click_at(40, 100)",
         ],
         "window.at && !window.moves",
+        attributes=ON_SHAPES,
     ),
     "drawings/none": Page(
         "button 'Go' [*]",
@@ -1093,7 +1099,7 @@ DRAWINGS = {
         "button 'Go' [*] at 50,30 size 100x40",
         ["click_at(50, 30)"],
         "window.went",
-        attributes={"actions": ("click_at",)},
+        attributes={"path": "drawings/none.html", "actions": ("click_at",)},
     ),
     "drawings/framed": Page(
         """
