@@ -29,8 +29,9 @@ from rich.table import Table
 
 from benchmarks.update import BUDGET, Implementation
 from benchmarks.worker import WorkerEnded
-from grpo.doctor.rates import name_of, seconds_per_call
+from grpo.doctor.rates import seconds_per_call
 from grpo.model.bundled import bundled_model_path
+from grpo.model.device import dtype_name
 from tests.support.workloads import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +47,7 @@ def machine() -> dict[str, Any]:
     for dtype in (torch.bfloat16, torch.float32):
         x = torch.randn(4096, 4096, device="cuda", dtype=dtype)
         rate = 2 * 4096**3 / seconds_per_call(partial(torch.matmul, x, x), "cuda")
-        result[f"tflops_{name_of(dtype)}"] = rate / 1e12
+        result[f"tflops_{dtype_name(dtype)}"] = rate / 1e12
     source = torch.randn(GIB // 4, device="cuda")
     target = torch.empty_like(source)
     copied = seconds_per_call(partial(target.copy_, source), "cuda")

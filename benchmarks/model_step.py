@@ -35,7 +35,7 @@ from grpo.config import Config
 from grpo.distributed import World
 from grpo.generators.local import LocalGenerator
 from grpo.model.bundled import bundled_model_path
-from grpo.model.device import choose_device
+from grpo.model.device import choose_device, choose_dtype, dtype_name
 from grpo.model.loading import load_model, make_policy
 from grpo.training.updater import Updater
 from grpo.types import Episode, Group, Turn
@@ -69,7 +69,8 @@ def load(model: str, tokenizer: str, config: Config) -> tuple[Any, Any]:
     """Load a model and its tokenizer, or make LFM2-350M's shape with another model's tokenizer."""
     from transformers import AutoTokenizer
 
-    device, dtype = choose_device(config.device), getattr(torch, config.dtype)
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
     if model:
         return load_model(model, device=device, dtype=dtype)
     read = AutoTokenizer.from_pretrained(tokenizer or bundled_model_path())
@@ -101,7 +102,7 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "train": config.train,
-        "dtype": config.dtype,
+        "dtype": dtype_name(policy.model.dtype),
         "steps": arguments.steps,
         "rows": rows,
         "tokens_sampled": generator.tokens_sampled - before,

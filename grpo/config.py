@@ -408,8 +408,10 @@ class Config(BaseModel):
     device: RequiredText = _hardware(
         "auto", "auto (cuda or ROCm, else mps, else cpu), cpu, cuda:1, mps, ...", resumable=True
     )
-    dtype: Literal["bfloat16", "float32", "float16"] = _hardware(
-        "bfloat16", "dtype of the model's weights"
+    dtype: Literal["auto", "bfloat16", "float32", "float16"] = _hardware(
+        "auto",
+        "dtype of the model's weights (auto: bfloat16 where the device computes in it, else "
+        "float32)",
     )
     forward: Literal["auto", "tree", "padded"] = _hardware(
         "auto", "forward pass of the update: over the token tree, or over padded rows"

@@ -18,6 +18,7 @@ from grpo.blocking import wait_for
 from grpo.distributed import World
 from grpo.errors import ConfigError
 from grpo.files import locked, set_aside, writable
+from grpo.model.device import choose_device, choose_dtype, dtype_name
 from grpo.reporting.gallery import ending
 from grpo.rollouts.agents import Agent, blind_agent, random_agent
 from grpo.rollouts.demonstrations import load_demonstrations
@@ -124,6 +125,7 @@ async def _run_training(
     from grpo.reporting.report import TrainingReport
 
     started = time.monotonic()
+    config = _with_dtype(config, world)
     demonstrations = load_demonstrations(config) if config.demonstrations else ()
     bars = Bars.for_world(world)
     loading = bars.status(f"{', '.join(config.task)}  {_loading(config)}")
@@ -261,6 +263,17 @@ async def run_evaluation(
                 await report.record_episodes("policy", "evaluation")
     report.finish()
     return RunResult(report.summary, config.folder)
+
+
+def _with_dtype(config: Config, world: World) -> Config:
+    """Replace dtype "auto" by a resumed run's dtype, or by what the device is fastest in."""
+    if config.dtype != "auto":
+        return config
+    saved = config.folder / "config.yaml"
+    if config.resume and saved.is_file():
+        return config.replace(dtype=type(config).from_yaml(saved).dtype)
+    name = dtype_name(choose_dtype("auto", choose_device(config.device)))
+    return config.replace(dtype=world.all_gather(name)[0])
 
 
 def _loading(config: Config) -> str:

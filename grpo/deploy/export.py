@@ -26,7 +26,7 @@ from grpo.deploy.export_options import ExportOptions
 from grpo.deploy.gguf_model import write_adapter, write_model
 from grpo.errors import ConfigError
 from grpo.files import read_json, replacing, write_text
-from grpo.model.device import check_dtype, choose_device
+from grpo.model.device import check_dtype, choose_device, choose_dtype
 from grpo.model.loading import load_model, make_policy
 from grpo.model.lora_policy import LoRAPolicy
 from grpo.model.policy import Policy
@@ -119,7 +119,8 @@ def load_float32(options: ExportOptions) -> Policy:
 
 def _load_base(options: ExportOptions) -> tuple[Any, Any]:
     config = options.config
-    device, dtype = choose_device(config.device), getattr(torch, config.dtype)
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
     check_dtype(device, dtype)
     model, tokenizer = load_model(
         config.model, device=device, dtype=dtype, quantize=config.quantize

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from grpo.doctor.context import Context, Failed
-from grpo.doctor.rates import name_of
 from grpo.errors import one_line_reason
-from grpo.model.device import choose_device
+from grpo.model.device import choose_device, choose_dtype, dtype_name
 
 DISTRIBUTION = "grpo-browser"
 OPTIONAL = (
@@ -162,7 +161,7 @@ def dtypes(context: Context) -> str:
     """Multiply matrices in each dtype and compare the products with float64's on the CPU."""
     right, lacking, wrong = [], {}, []
     for dtype, tolerance in TOLERANCES.items():
-        name = name_of(dtype)
+        name = dtype_name(dtype)
         random = torch.Generator().manual_seed(0)
         a, b = (torch.randn(256, 256, generator=random).to(dtype) for _ in range(2))
         truth = a.double() @ b.double()
@@ -182,7 +181,8 @@ def dtypes(context: Context) -> str:
             f"(it is {torch.get_float32_matmul_precision()!r}); if it is, the device or its driver "
             "computes wrongly"
         )
-    needed = dict.fromkeys(("float32", context.config.dtype))
+    chosen = dtype_name(choose_dtype(context.config.dtype, context.device))
+    needed = dict.fromkeys(("float32", chosen))
     if missing := [f"{name} ({lacking[name]})" for name in needed if name in lacking]:
         advice = "" if "float32" in lacking else ": give --dtype float32"
         raise Failed(f"{context.device} lacks {', '.join(missing)}{advice}")

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from grpo.doctor.context import Context
+from grpo.model.device import choose_dtype, dtype_name
 
 MEASURED = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -29,7 +30,7 @@ def rates(context: Context) -> str:
             raise
         except (RuntimeError, TypeError):  # the check "dtypes" says why
             continue
-        name = name_of(dtype)
+        name = dtype_name(dtype)
         rate[name] = 2 * size**3 / seconds / 1e9
         context.measured[f"{name}_gflop_per_s"] = rate[name]
         large = rate[name] >= 1000
@@ -43,7 +44,7 @@ def rates(context: Context) -> str:
     bandwidth = 2 * source.numel() / seconds / 1e9  # read and written
     context.measured["memory_gb_per_s"] = bandwidth
     parts.append(f"memory {bandwidth:.3g} GB/s")
-    chosen = context.config.dtype
+    chosen = dtype_name(choose_dtype(context.config.dtype, context.device))
     if chosen in rate and rate[chosen] < rate.get("float32", 0.0):
         parts.append(f"{chosen} is slower than float32 here: dtype=float32 saves time")
     return ", ".join(parts)
@@ -72,8 +73,3 @@ def synchronize(device: str) -> None:
     """Wait until the device has done all work that was given to it."""
     if torch.device(device).type != "cpu":
         torch.accelerator.synchronize(torch.device(device))
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """Return the name of a dtype as the options spell it."""
-    return str(dtype).removeprefix("torch.")

@@ -13,7 +13,7 @@ from grpo.errors import ConfigError, one_line_reason
 from grpo.model.bundled import bundled_model_path
 from grpo.model.chat import ChatTemplate
 from grpo.model.chat_date import DATE_FILE, saved_date
-from grpo.model.device import check_dtype, choose_device
+from grpo.model.device import check_dtype, choose_device, choose_dtype
 from grpo.model.full_policy import FullPolicy
 from grpo.model.limits import named_limit
 from grpo.model.lora_policy import LoRAPolicy, quantize_base
@@ -35,7 +35,8 @@ def load_policy(config: Config) -> Policy:
         ConfigError: the model is not there, has no chat template, or has no layers of the names
             given for the adapter.
     """
-    device, dtype = choose_device(config.device), getattr(torch, config.dtype)
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
     check_dtype(device, dtype)
     model, tokenizer = load_model(
         config.model, device=device, dtype=dtype, quantize=config.quantize

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from grpo.model.device import dtype_name
 from grpo.model.head import OutputHead, find_decoder
 from grpo.model.limits import probe_length, shorten_windows, special_ids
 from grpo.tree.token_tree import build_tree
@@ -81,7 +82,7 @@ class Probe:
         distance, bound = self._distance(_logprobs(logits), tokens), ROUNDING * self.noise
         if distance <= bound:
             return ""
-        dtype = str(self.model.dtype).removeprefix("torch.")
+        dtype = dtype_name(self.model.dtype)
         return (
             f"does not give the model's own log-probabilities ({distance:.2g} nats apart in "
             f"{dtype}, where rounding explains {bound:.2g})"

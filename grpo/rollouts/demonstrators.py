@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from statistics import median
+from typing import TYPE_CHECKING, Any, Protocol
 
 from envs.base import Task
 from envs.demonstrations import Demonstration
@@ -26,6 +27,9 @@ Played = tuple[list[Episode | None], str]
 Shown = tuple[str, int, tuple[str, ...]]
 """Task, seed and actions of a demonstration."""
 
+Size = tuple[str, int]
+"""Task and distinct tokens of a demonstration."""
+
 MOST_HELD_OUT = 64
 """Episodes of a scripted solver that are not imitated."""
 
@@ -46,6 +50,15 @@ class Demonstrator(Protocol):
 
     async def play_held_out(self, mine: slice) -> Played:
         """Play the demonstrations that no step has."""
+
+    def observe(self, episodes: Iterable[Size]) -> None:
+        """Note the sizes of what all ranks have played in a step."""
+
+    def state(self) -> Any:
+        """Return what later draws depend on."""
+
+    def load_state(self, state: Any) -> None:
+        """Restore what `state` returned."""
 
 
 class Recorded:
@@ -85,6 +98,15 @@ class Recorded:
         """Play those that are held out."""
         return await self._play((each, each.task) for each in self._held_out[mine])
 
+    def observe(self, episodes: Iterable[Size]) -> None:
+        """Note nothing: an epoch has them all."""
+
+    def state(self) -> None:
+        """Return nothing: a step determines its draws."""
+
+    def load_state(self, state: None) -> None:
+        """Restore nothing."""
+
     async def _play(self, drawn: Iterable[tuple[Demonstration, Task]]) -> Played:
         replays = await gather(
             replay(self._pool, demonstration, task, self._chat, self._max_prompt_tokens)
@@ -102,7 +124,9 @@ class Recorded:
 class Scripted:
     """Plays the environment's scripted solver (see `envs.base.Demonstrator`).
 
-    On training seeds drawn uniformly, and held out on seeds of evaluations.
+    On training seeds, and held out on seeds of evaluations. The probability of a task falls with
+    the square root of its demonstrations' tokens, by what was played so far: otherwise the few
+    tasks with long pages, or many turns, would take most of the time of all tasks together.
     """
 
     def __init__(
@@ -125,6 +149,7 @@ class Scripted:
         self.imitated: list[Shown] = []  # whatever the seed draws
         self._rollouts = Rollouts(pool, oracle_agent(chat, max_prompt_tokens), config.max_turns)
         self._sampler = TaskSampler(config.task)
+        self._sizes: dict[str, list[int]] = {}  # tokens and demonstrations of each task
         part = config.imitation_held_out if count >= ENOUGH else 0.0
         held_out = min(MOST_HELD_OUT, round(part * count))
         every = [Task(name, HELD_OUT + i) for i in range(held_out) for name in config.task]
@@ -132,11 +157,31 @@ class Scripted:
 
     async def play(self, step: int, count: int, mine: slice) -> Played:
         """Play the episodes of a step."""
-        return await self._play(self._sampler.draw(step, count)[mine])
+        return await self._play(self._sampler.draw(step, count, weights=self._weights())[mine])
 
     async def play_held_out(self, mine: slice) -> Played:
         """Play the episodes that are held out."""
         return await self._play(self._held_out[mine])
+
+    def observe(self, episodes: Iterable[Size]) -> None:
+        """Note how long the demonstrations of each task are."""
+        for name, tokens in episodes:
+            total, count = self._sizes.get(name, (0, 0))
+            self._sizes[name] = [total + tokens, count + 1]
+
+    def state(self) -> dict[str, list[int]]:
+        """Return tokens and number of each task's demonstrations."""
+        return self._sizes
+
+    def load_state(self, state: dict[str, list[int]]) -> None:
+        """Restore what `state` returned."""
+        self._sizes = {name: [int(total), int(count)] for name, (total, count) in state.items()}
+
+    def _weights(self) -> list[float]:
+        """Return 1 / sqrt(tokens) of each task; those that were never played count as usual."""
+        means = {name: total / count for name, (total, count) in self._sizes.items()}
+        usual = median(means.values()) if means else 1.0
+        return [means.get(name, usual) ** -0.5 for name in self._sampler.names]
 
     async def _play(self, tasks: Sequence[Task]) -> Played:
         episodes = await gather(self._rollouts.episode(task, [0]) for task in tasks)

@@ -50,13 +50,16 @@ class TaskSampler:
         self._success: dict[Task, float] = {}  # the learnability ones, in the order of their play
         self._rates = dict.fromkeys(self.names, (0.0, 0))  # success rate, groups seen
 
-    def draw(self, step: int, count: int, attempt: int = 0) -> list[Task]:
+    def draw(
+        self, step: int, count: int, attempt: int = 0, weights: Sequence[float] = ()
+    ) -> list[Task]:
         """Draw the tasks of a step, one per group.
 
         Args:
             step: number of the step.
             count: number of groups, of all ranks.
             attempt: 1, 2, ... for further draws of the same step.
+            weights: of the tasks, in the order of their names, in place of those of the kind.
 
         Returns:
             Tasks of distinct seeds, all below `HELD_OUT`.
@@ -65,13 +68,16 @@ class TaskSampler:
         seeds = random.choice(HELD_OUT, count, replace=False)
         names = [self.names[0]] * count
         if len(self.names) > 1:
-            names = random.choice(self.names, count, p=self._weights()).tolist()
+            chances = np.array(weights or self._weights())
+            names = random.choice(self.names, count, p=chances / chances.sum()).tolist()
         tasks = [Task(name, int(seed)) for name, seed in zip(names, seeds, strict=True)]
         if self.kind == "learnability" and self._success:
             known, success = list(self._success), np.array([*self._success.values()])
             replayed = min(int(count * REPLAYED), len(known))
-            weights = success * (1 - success)
-            chosen = random.choice(len(known), replayed, replace=False, p=weights / weights.sum())
+            variances = success * (1 - success)
+            chosen = random.choice(
+                len(known), replayed, replace=False, p=variances / variances.sum()
+            )
             tasks[:replayed] = [known[i] for i in chosen]
         return tasks
 
@@ -106,7 +112,7 @@ class TaskSampler:
         self._rates = {name: (float(rate), int(seen)) for name, (rate, seen) in rates.items()}
 
     def _weights(self) -> Any:
-        """Return the probability of each task, in the order of the names."""
+        """Return the weight of each task, in the order of the names."""
         rates = [self._rates[name] for name in self.names]
         weights = np.ones(len(rates))
         if self.kind == "learnability":
@@ -117,4 +123,4 @@ class TaskSampler:
             newest = mastered.index(False) if False in mastered else len(rates) - 1
             weights = np.where(np.arange(len(rates)) <= newest, 1.0, 0.0) / (newest + 1)
             weights[newest] += 1.0
-        return weights / weights.sum()
+        return weights

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from grpo.algorithm.batch import sort_batch, split_batch
 from grpo.algorithm.losses import importance_weights, policy_loss
 from grpo.distributed import World
-from grpo.model.device import out_of_memory
+from grpo.model.device import dtype_name, out_of_memory
 from grpo.model.forward import SharedPrefix
 from grpo.model.policy import Policy
 from grpo.training.gap import GapMonitor, mean_gap, means_and_gap, rank_metrics
@@ -229,11 +229,12 @@ class Updater:
         named = self.policy.named_parameters()
         bad = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
         where = f"{len(bad)} tensors, the first {bad[0]}" if bad else "none"
+        dtype = dtype_name(self.policy.model.dtype)
         return (
             f"{self.bad_updates} updates in a row were not finite: loss {loss:g}, gradients that "
             f"are not finite: {where}. They were left out, so the policy is as it was before. "
-            f"Usual causes: a dtype without headroom ({self.config.dtype}), a learning rate too "
-            f"high ({self.config.learning_rate:g})"
+            f"Usual causes: a dtype without headroom ({dtype}), a learning rate too high "
+            f"({self.config.learning_rate:g})"
         )
 
     def state(self) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from grpo.algorithm.batch import rows_from_completions
 from grpo.distributed import World
 from grpo.errors import ConfigError, one_line_reason
 from grpo.model.policy import Policy
-from grpo.rollouts.demonstrators import Demonstrator, Recorded, Scripted
+from grpo.rollouts.demonstrators import Demonstrator, Recorded, Scripted, Size
 from grpo.shutdown import Shutdown
 from grpo.training.held_out_loss import HeldOutLoss
 from grpo.training.updater import Updater
+from grpo.tree.token_tree import count_distinct
 from grpo.types import Episode, TokenBatch
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class WarmStart:
             world: the processes that train together; None for this one alone.
             shutdown: when to stop after the running update; None for never.
             demonstrations: what to imitate, see `DemonstrationSampler`; none for the environment's
-                scripted solver (see `envs.base.Demonstrator`), on training seeds drawn uniformly.
+                scripted solver (see `envs.base.Demonstrator`), on training seeds, see `Scripted`.
             max_prompt_tokens: see `grpo.rollouts.agents.read_prompt`.
 
         Raises:
@@ -171,6 +172,7 @@ class WarmStart:
             "step": self.step,
             "imitated": self.imitated,
             "held_out": self._held_out.state(),
+            "demonstrator": self._demonstrator.state(),
             **(self._updater.state() if self.step < self.steps else {}),  # it is not needed again
         }
 
@@ -188,6 +190,7 @@ class WarmStart:
         try:
             self.step, self.imitated = int(state["step"]), int(state["imitated"])
             self._held_out.load_state(state["held_out"])
+            self._demonstrator.load_state(state["demonstrator"])
             if self.step < self.steps:
                 self._updater.load_state(state)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -206,6 +209,8 @@ class WarmStart:
             names = ", ".join(sorted({episode.task.name for episode in episodes}))
             why = f": {error}" if error else ""
             raise TaskError(f"nothing to imitate: no demonstration of {names} succeeded{why}")
+        sizes = await self._in_executor(self.world.all_gather, [_size(each) for each in solved])
+        self._demonstrator.observe([size for of_rank in sizes for size in of_rank])
         return solved
 
     async def _is_stopped(self) -> bool:
@@ -215,6 +220,12 @@ class WarmStart:
 
     async def _in_executor(self, function: Callable[..., Result], *args: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self.executor, function, *args)
+
+
+def _size(episode: Episode) -> Size:
+    completions = [turn.completion for turn in episode.turns]
+    rows = [[*each.prompt_ids, *each.completion_ids] for each in completions]
+    return episode.task.name, count_distinct(rows)
 
 
 def _solved(played: Sequence[Episode | None]) -> list[Episode]:

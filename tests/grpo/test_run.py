@@ -82,7 +82,9 @@ def test_train_returns_what_a_run_leaves(config, capsys):
     assert result.summary["oracle"]["sampled"]["solved"] == 2
     assert [metrics["step"] for metrics in result.metrics] == [1, 2]
     assert all(metrics["seconds/update"] > 0 for metrics in result.metrics)
-    assert Config.from_yaml(config.folder / "config.yaml") == config
+    saved_config = Config.from_yaml(config.folder / "config.yaml")
+    assert saved_config == config.replace(dtype=saved_config.dtype)
+    assert saved_config.dtype in ("bfloat16", "float32")
     assert saved(config) == ["step-000002"]
     for name in ("curves.png", "completions.txt", "media/index.html"):
         assert (config.folder / name).is_file()
@@ -111,6 +113,19 @@ def test_weights_of_a_run_that_trains_all_of_them(config, base_model, tokenizer,
     result = grpo.train(config, ScriptedEnv)
     assert result.weights == config.folder / "model"
     assert (result.weights / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_resumed_run_keeps_the_dtype_that_its_device_chose(config, monkeypatch, native):
+    monkeypatch.setattr("grpo.model.device._cpu_has_bfloat16", lambda: native)
+    config = config.replace(dtype="auto", steps=1, eval_episodes=0)
+    grpo.train(config, ScriptedEnv)
+    name = "bfloat16" if native else "float32"
+    assert Config.from_yaml(config.folder / "config.yaml").dtype == name
+    monkeypatch.setattr("grpo.model.device._cpu_has_bfloat16", lambda: not native)
+    again = config.replace(steps=2, resume=True)
+    grpo.train(again, ScriptedEnv)
+    assert Config.from_yaml(config.folder / "config.yaml").dtype == name
 
 
 def test_a_resumed_run_keeps_the_evaluation_before_it(config):

@@ -50,7 +50,9 @@ SETTINGS: dict[str, Any] = {
 class OnePage(TaskSampler):
     """Draws the one page whose words the tokenizer knows."""
 
-    def draw(self, step: int, count: int, attempt: int = 0) -> list[Task]:
+    def draw(
+        self, step: int, count: int, attempt: int = 0, weights: Sequence[float] = ()
+    ) -> list[Task]:
         """Return the page `count` times."""
         return [TASK] * count
 

@@ -24,6 +24,7 @@ from grpo.generators.vllm.options import (
     require_vllm,
     set_environment,
 )
+from grpo.model.device import dtype_name
 from grpo.types import Completion
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class VLLMEngine(Generator):
             options = engine_options(
                 policy.name,
                 model_config=policy.model.config,
-                dtype=str(policy.model.dtype).removeprefix("torch."),
+                dtype=dtype_name(policy.model.dtype),
                 device=policy.device.type,
                 memory=memory,
                 lora_r=adapter.get("r", 0),

@@ -18,6 +18,7 @@ from grpo.generators.vllm.options import (
     set_environment,
 )
 from grpo.model.bundled import bundled_model_path
+from grpo.model.device import choose_dtype, dtype_name
 
 if TYPE_CHECKING:
     from grpo.config import Config
@@ -63,7 +64,7 @@ def server_command(config: Config, *, device: str, model: str, model_config: Any
     options = engine_options(
         model,
         model_config=model_config,
-        dtype=config.dtype,
+        dtype=dtype_name(choose_dtype(config.dtype, device)),
         device=device,
         memory=server_memory(device, config.vllm_memory),
         lora_r=config.lora_r,

@@ -12,7 +12,13 @@ from grpo.config import Config
 from grpo.distributed import World
 from grpo.errors import ConfigError
 from grpo.model import device
-from grpo.model.device import best_device, check_dtype, choose_device, out_of_memory
+from grpo.model.device import (
+    best_device,
+    check_dtype,
+    choose_device,
+    choose_dtype,
+    out_of_memory,
+)
 from grpo.training.updater import Updater
 
 
@@ -43,7 +49,7 @@ def test_a_dtype_that_the_device_lacks_is_one_line(monkeypatch):
     def ones(*shape, device, dtype):
         raise TypeError("BFloat16 is not supported on MPS")  # torch's words
 
-    check_dtype("cpu", torch.bfloat16)
+    check_dtype("cpu", torch.float16)
     monkeypatch.setattr(device.torch, "ones", ones)
     with pytest.raises(ConfigError) as error:
         check_dtype("mps", torch.bfloat16)
@@ -51,6 +57,34 @@ def test_a_dtype_that_the_device_lacks_is_one_line(monkeypatch):
         "dtype bfloat16 cannot be used on device 'mps': expected another one, such as float32; "
         "got: TypeError: BFloat16 is not supported on MPS"
     )
+
+
+@pytest.mark.parametrize(("native", "chosen"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_takes_bfloat16_where_the_device_has_instructions_for_it(monkeypatch, native, chosen):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(device.platform, "machine", lambda: "x86_64")
+    assert choose_dtype("auto", "cpu") == chosen
+    assert choose_dtype("bfloat16", "cpu") == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: native)
+    assert choose_dtype("auto", "cuda:1") == chosen
+
+
+def test_auto_on_a_mac_is_what_its_gpu_has(monkeypatch):
+    def ones(*shape, device, dtype):
+        if dtype == torch.bfloat16:
+            raise TypeError("BFloat16 is not supported on MPS")
+
+    monkeypatch.setattr(device, "_refusal", lambda *_: None)
+    assert choose_dtype("auto", "mps") == torch.bfloat16
+    monkeypatch.undo()
+    monkeypatch.setattr(device.torch, "ones", ones)
+    assert choose_dtype("auto", "mps") == torch.float32
+
+
+def test_emulated_instructions_are_said(monkeypatch):
+    monkeypatch.setattr(device, "_cpu_has_bfloat16", lambda: False)
+    with pytest.warns(UserWarning, match="emulates them: dtype=float32 is many times faster here"):
+        check_dtype("cpu", torch.bfloat16)
 
 
 def test_what_a_mac_lacks_is_said_once_at_the_start(monkeypatch):

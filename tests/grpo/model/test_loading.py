@@ -34,9 +34,11 @@ def test_a_folder(folder, make_policy, batch):
     torch.testing.assert_close(policy.logprobs(batch).logprobs, expected, rtol=0, atol=1e-4)
 
 
-def test_the_default_is_bfloat16(folder):
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_default_is_bfloat16_where_the_device_has_it(folder, monkeypatch, native, dtype):
+    monkeypatch.setattr("grpo.model.device._cpu_has_bfloat16", lambda: native)
     policy = load_policy(Config(model=str(folder), device="cpu"))
-    assert policy.model.dtype == torch.bfloat16
+    assert policy.model.dtype == dtype
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
 
 

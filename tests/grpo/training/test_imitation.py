@@ -20,6 +20,7 @@ from grpo.errors import ConfigError
 from grpo.model.policy import Policy
 from grpo.reporting.loggers import read_metrics
 from grpo.rollouts.demonstrations import ENOUGH, SEVERAL, split_held_out
+from grpo.rollouts.demonstrators import Scripted
 from grpo.rollouts.rollout import gather
 from grpo.rollouts.task_sampler import HELD_OUT
 from grpo.shutdown import Stopped
@@ -335,3 +336,28 @@ def test_epochs_stand_in_place_of_updates(tmp_path):
     for wrong in ({}, {"demonstrations": path, "warm_start_steps": 3}):
         with pytest.raises(ConfigError, match="imitation_epochs needs demonstrations"):
             Config(imitation_epochs=2, **wrong)
+
+
+def test_tasks_with_long_demonstrations_are_drawn_less_often(make_policy, tmp_path):
+    """By the square root of their tokens; those without a demonstration count as the median."""
+    config = Config(task=["short", "long", "new", "usual"], warm_start_steps=1)
+    scripted = Scripted(1, config, EnvPool(ScriptedEnv, 1), make_policy().chat)
+    assert scripted._weights() == [1.0] * 4
+    scripted.observe([("short", 50), ("long", 6400), ("short", 150), ("usual", 400)])
+    assert scripted._weights() == [1 / 10, 1 / 80, 1 / 20, 1 / 20]
+    again = Scripted(1, config, EnvPool(ScriptedEnv, 1), make_policy().chat)
+    again.load_state(json.loads(json.dumps(scripted.state())))
+    assert again._weights() == scripted._weights()
+
+
+async def test_a_warm_start_notes_the_tokens_of_what_it_imitates(start):
+    warm_start = start(warm_start_steps=1)
+    batches = []
+
+    def noted(episodes):
+        batches.extend(episodes)
+
+    warm_start._demonstrator.observe = noted
+    await warm_start.run()
+    assert [name for name, _ in batches] == [NAME] * 2
+    assert all(tokens > 10 for _, tokens in batches)

@@ -115,7 +115,7 @@ async def test_each_rank_plays_its_own_tasks(make_policy, executor, monkeypatch)
     played, drawn = [], []
 
     class Sampler(OnePage):
-        def draw(self, step, count, attempt=0):
+        def draw(self, step, count, attempt=0, weights=()):
             drawn.append(count)
             return [Task(TASK.name, seed) for seed in range(count)]
 
