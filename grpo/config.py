@@ -549,6 +549,13 @@ class Config(BaseModel):
         return [*self.task, *self.held_out_tasks]
 
     @property
+    def task_in_words(self) -> str:
+        """The trained tasks for a line of text: their names, of many the first three."""
+        names = list(self.task)
+        more = len(names) - 3
+        return ", ".join(names if more <= 1 else [*names[:3], f"and {more} more"])
+
+    @property
     def max_completion_tokens(self) -> int:
         """Maximum number of tokens of a completion, its thought included."""
         return self.max_new_tokens + self.max_thought_tokens * (self.answer == "think")

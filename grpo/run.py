@@ -128,7 +128,7 @@ async def _run_training(
     config = _with_dtype(config, world)
     demonstrations = load_demonstrations(config) if config.demonstrations else ()
     bars = Bars.for_world(world)
-    loading = bars.status(f"{', '.join(config.task)}  {_loading(config)}")
+    loading = bars.status(f"{config.task_in_words}  {_loading(config)}")
     async with open_runtime(config, env, world, shutdown, loading) as runtime:
         policy, decodings = runtime.policy, runtime.decodings
         if config.imitation_length:
@@ -246,7 +246,7 @@ async def run_evaluation(
         raise ConfigError("eval_episodes must be at least 1 to evaluate, got 0")
     started, world = time.monotonic(), world or World.single()
     bars = Bars.for_world(world)
-    loading = bars.status(f"{', '.join(config.task)}  {_loading(config)}")
+    loading = bars.status(f"{config.task_in_words}  {_loading(config)}")
     with writable(config.folder) if world.is_main else nullcontext(), ending(config.folder, world):
         async with open_runtime(config, env, world, shutdown, loading) as runtime:
             report = EvaluationReport(runtime, bars)

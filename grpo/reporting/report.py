@@ -245,7 +245,7 @@ class TrainingReport(Report):
                     log.close()
         if log is not None:
             with self.part("drawing imitation.png"), suppress(ModuleNotFoundError):
-                log.draw(f"{', '.join(config.task)}: {config.imitation_length} of imitation")
+                log.draw(f"{config.task_in_words}: {config.imitation_length} of imitation")
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -293,7 +293,7 @@ class TrainingReport(Report):
     def _draw_curves(self, trainer: Trainer) -> None:
         config, path = self.runtime.config, self.runtime.config.folder / "curves.png"
         title = (
-            f"{', '.join(config.task)}: {count(trainer.step, 'step')}, "
+            f"{config.task_in_words}: {count(trainer.step, 'step')}, "
             f"{count(trainer.episodes, 'episode')}"
         )
         try:

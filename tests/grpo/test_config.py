@@ -246,3 +246,16 @@ def test_reading_a_configuration_loads_neither_torch_nor_transformers():
     program = "import sys, grpo.config; print({'torch', 'transformers'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (1, "t0"),
+        (4, "t0, t1, t2, t3"),
+        (5, "t0, t1, t2, and 2 more"),
+        (112, "t0, t1, t2, and 109 more"),
+    ],
+)
+def test_many_tasks_are_three_names_and_a_number(count, words):
+    assert Config(task=[f"t{i}" for i in range(count)]).task_in_words == words
