@@ -29,6 +29,6 @@ MINIWOB_TASKS = frozenset(_NAMES.split())
 POINT_TASKS = frozenset({"drag-items", "drag-items-grid", "highlight-text", "highlight-text-2"})
 """Those whose elements have to be clicked or dragged at points: their pages have places."""
 
-TIMED_TASKS = frozenset({"click-pie", "stock-market"})
-"""Those whose pages change with the time (a price, drawings that move): equal actions may lead to
-unequal pages."""
+TIMED_TASKS = frozenset({"click-pie", "stock-market", "terminal"})
+"""Those whose pages change with the time (drawings that move, a price, a caret that blinks): equal
+actions may lead to unequal pages."""
