@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from grpo.training.checkpoint import MANIFEST, STATE_FILE
 VARYING = ("time", "seconds/", "env/episodes_executed", "env/steps_")
 """Prefixes of the metrics that differ between equal runs: times, and what depends on them, such as
 which episode was first to act."""
+
+SAMPLED = ("entropy", "sampling/")
+"""Prefixes of the metrics that are read off the generator's log-probabilities. Their last digits
+depend on which requests it computed together, and so on times."""
+
+ROUNDING = 1e-6
 
 APART = (
     *("run.json", "config.yaml", "README.md", "curves.png", "points-0.json", "points-1.json"),
@@ -43,9 +50,8 @@ def differences(one: Path, other: Path, but: Collection[str] = ()) -> list[str]:
         but: names to leave out.
     """
     left, right = _names(one) - set(but), _names(other) - set(but)
-    different = [
-        name for name in sorted(left & right) if _content(one / name) != _content(other / name)
-    ]
+    both = sorted(left & right)
+    different = [name for name in both if not _equal(_content(one / name), _content(other / name))]
     missing, more = sorted(left - right), sorted(right - left)
     return [*different, *(f"{n} missing" for n in missing), *(f"{n} left over" for n in more)]
 
@@ -70,6 +76,17 @@ def _content(path: Path) -> Any:
     if path.name == "summary.json":
         return _without(json.loads(path.read_text(encoding="utf-8")), "run", "seconds", "command")
     return path.read_bytes()
+
+
+def _equal(one: Any, other: Any, name: str = "") -> bool:
+    """Compare contents; metrics of what was sampled may differ by rounding."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[k], other[k], k) for k in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if name.startswith(SAMPLED):
+        return math.isclose(one, other, rel_tol=0, abs_tol=ROUNDING)
+    return bool(one == other)
 
 
 def _without(values: dict[str, Any], *names: str) -> dict[str, Any]:

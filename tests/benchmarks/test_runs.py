@@ -80,7 +80,17 @@ def test_what_is_called_equal(tmp_path):
     ]
     assert "adapter.tmp missing" in differences(other, one)
     shutil.rmtree(other)
-    write_run(other, loss=0.25)
+    write_run(other, loss=0.2 + 1e-8)
+    assert differences(one, other) == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["entropy", "sampling/logp_difference"])
+def test_what_was_sampled_may_differ_by_rounding(tmp_path, name):
+    folders = [tmp_path / part for part in ("one", "rounded", "other")]
+    for folder, value in zip(folders, (0.5, 0.5 + 1e-8, 0.5 + 1e-5), strict=True):
+        write_run(folder, **{name: value})
+    one, rounded, other = folders
+    assert differences(one, rounded) == []
     assert differences(one, other) == ["metrics.jsonl"]
 
 
