@@ -131,7 +131,7 @@ def rows(*table):
     ("train --Steps 3", 2, "unknown option --Steps; did you mean --steps?"),
     ("train --help=3", 2, "ignored explicit argument '3'"),
     ("train --task a b", 2, "expected 'b' or --task, got both"),
-    ("train --dtype bf16", 2, "dtype must be one of bfloat16, float32, float16, got 'bf16'"),
+    ("train --dtype bf16", 2, "dtype must be one of auto, bfloat16, float32, float16, got 'bf16'"),
     ("train --backend vLLM", 2, "backend must be one of local, vllm, vllm-server, got 'vLLM'"),
     ("train --seed -1", 2, "seed must be at least 0, got -1"),
     ("train --chat-template-kwargs '[1]'", 2, "chat_template_kwargs must be a JSON object"),

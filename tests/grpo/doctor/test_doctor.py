@@ -267,7 +267,7 @@ def test_a_dtype_that_the_device_lacks(monkeypatch):
         return a @ b
 
     monkeypatch.setattr(machine, "product", product)
-    found = findings("device", "dtypes")["dtypes"]
+    found = findings("device", "dtypes", dtype="bfloat16")["dtypes"]
     assert found.status == "fail"
     assert found.detail.endswith("does not have torch.bfloat16): give --dtype float32")
     found = findings("device", "dtypes", dtype="float32")["dtypes"]

@@ -164,7 +164,7 @@ def test_a_saved_policy_is_a_model(make_full, tokenizer, batch, perturb, tmp_pat
         assert len(file.keys()) == len(policy.parameters())  # tied weights once
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float32}  # noqa: SIM118
 
-    config = Config(model=str(tmp_path), train="full", device="cpu")
+    config = Config(model=str(tmp_path), train="full", device="cpu", dtype="bfloat16")
     again = load_policy(config)
     assert torch.equal(again.logprobs(batch).logprobs, policy.logprobs(batch).logprobs)
     assert equal(parameters(again), [p.bfloat16().float() for p in parameters(policy)])

@@ -219,6 +219,7 @@ def folder(tokenizer, tmp_path):
 @pytest.mark.parametrize(("quantize", "bits"), [("8bit", 8), ("4bit", 4)])
 def test_loading(folder, batch, quantize, bits):
     options = {"model": str(folder), "device": "cpu", "lora_target_modules": "q_proj,v_proj"}
+    options |= {"dtype": "bfloat16"}
     policy = load_policy(Config(quantize=quantize, **options))
     assert policy.model.dtype == torch.bfloat16
     weights = [m for m in policy.model.modules() if isinstance(m, QuantizedWeight)]
