@@ -46,7 +46,7 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
     """Return the dtype that an option names; for "auto" what the device is fastest in.
 
     That is bfloat16 if the device has instructions for it. Where torch emulates them a product
-    takes many times longer than in float32: on a CPU with AVX2 alone 3 times forward, 30 backward.
+    takes longer than in float32: on a CPU with AVX2 alone 2 to 3 times forward, 15 to 40 backward.
 
     Args:
         dtype: "auto", or the name of a dtype.

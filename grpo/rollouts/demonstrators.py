@@ -178,7 +178,7 @@ class Scripted:
         self._sizes = {name: [int(total), int(count)] for name, (total, count) in state.items()}
 
     def _weights(self) -> list[float]:
-        """Return 1 / sqrt(tokens) of each task; those that were never played count as usual."""
+        """Return 1 / sqrt(tokens) of each task; one that was never played counts as the median."""
         means = {name: total / count for name, (total, count) in self._sizes.items()}
         usual = median(means.values()) if means else 1.0
         return [means.get(name, usual) ** -0.5 for name in self._sampler.names]

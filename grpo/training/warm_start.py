@@ -223,6 +223,7 @@ class WarmStart:
 
 
 def _size(episode: Episode) -> Size:
+    """Return what an update computes for an episode: its distinct tokens."""
     completions = [turn.completion for turn in episode.turns]
     rows = [[*each.prompt_ids, *each.completion_ids] for each in completions]
     return episode.task.name, count_distinct(rows)

@@ -338,7 +338,7 @@ def test_epochs_stand_in_place_of_updates(tmp_path):
             Config(imitation_epochs=2, **wrong)
 
 
-def test_tasks_with_long_demonstrations_are_drawn_less_often(make_policy, tmp_path):
+def test_tasks_with_long_demonstrations_are_drawn_less_often(make_policy):
     """By the square root of their tokens; those without a demonstration count as the median."""
     config = Config(task=["short", "long", "new", "usual"], warm_start_steps=1)
     scripted = Scripted(1, config, EnvPool(ScriptedEnv, 1), make_policy().chat)
