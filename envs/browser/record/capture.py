@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from collections.abc import Callable
@@ -19,6 +20,12 @@ REPORT = f"report_{secrets.token_hex(4)}"  # that no page has
 
 TYPED = {"typed", "address_bar", "generated", "keyword", "keyword_generated", "auto_bookmark"}
 """How Chromium names arrivals by the address bar."""
+
+HISTORY_S = 2.0
+"""How long the history may take to have a page that has arrived."""
+
+PAUSE_S = 0.02
+"""Between two looks at it."""
 
 
 @cache
@@ -95,21 +102,40 @@ class Capture:
         await window.browser.call(session.send("Page.enable"))
         session.on("Page.javascriptDialogClosed", lambda answer: self._on_answer(window, answer))
         run = window.browser.run
-        session.on("Page.frameNavigated", lambda _: run(self._on_arrival(session, self.on)))
+        session.on(
+            "Page.frameNavigated",
+            lambda event: run(self._on_arrival(session, event["frame"], self.on)),
+        )
 
-    async def _on_arrival(self, session: Any, counts: bool) -> None:
-        with suppress(BrowserError):  # the page is gone again
-            history = await self._call(session.send("Page.getNavigationHistory"))
-            index, entries = history["currentIndex"], history["entries"]
-            entry, before = entries[index], entries[max(index - 1, 0)]
-            if counts and entry["transitionType"] in TYPED and entry["id"] not in self._arrived:
-                self._put(Event("goto", value=_relative(entry["url"], before["url"])))
-            self._arrived.add(entry["id"])
+    async def _on_arrival(self, session: Any, frame: dict[str, Any], counts: bool) -> None:
+        """Report an address that was typed.
+
+        The renderer sends the event, and the browser process, which has the history, may learn of
+        the new page a little later.
+        """
+        url = _without_fragment(frame.get("unreachableUrl") or frame["url"])
+        for _ in range(round(HISTORY_S / PAUSE_S)):
+            with suppress(BrowserError):  # it has no history while one page follows another
+                history = await self._call(session.send("Page.getNavigationHistory"))
+                index, entries = history["currentIndex"], history["entries"]
+                entry, before = entries[index], entries[max(index - 1, 0)]
+                if _without_fragment(entry["url"]) == url:
+                    break
+            await asyncio.sleep(PAUSE_S)
+        else:
+            return  # the page is gone again
+        if counts and entry["transitionType"] in TYPED and entry["id"] not in self._arrived:
+            self._put(Event("goto", value=_relative(entry["url"], before["url"])))
+        self._arrived.add(entry["id"])
 
     def _on_answer(self, window: Window, answer: dict[str, Any]) -> None:
         if self.on and window.dialogs.forget():
             text = answer.get("userInput", "")
             self._put(Event("dialog", value=text, accepted=answer["result"]))
+
+
+def _without_fragment(url: str) -> str:
+    return url.partition("#")[0]
 
 
 def _relative(url: str, before: str) -> str:
