@@ -149,9 +149,10 @@ async def _run_training(
             bars.console.print(f"resuming from step {trainer.step}")
         else:
             with report.timed("eval"):
-                for name, agent in {"random": random_agent, **baselines}.items():
-                    await report.evaluate(name, {"sampled": agent})
-                await report.evaluate("untrained", decodings)
+                others = {"random": random_agent, **baselines}
+                agents = {name: {"sampled": agent} for name, agent in others.items()}
+                # Side by side: browsers are busy with the others, the model with its completions.
+                await report.evaluate(agents | {"untrained": decodings})
                 await report.record_episodes("untrained", "before")
         # Before version 0.3 a checkpoint of step 0 was written after the warm start, without its
         # state.
@@ -160,7 +161,7 @@ async def _run_training(
                 await _warm_start(runtime, trainer, report, demonstrations)
             if "warm_started" not in report.summary:
                 with report.timed("eval"):
-                    await report.evaluate("warm_started", decodings)
+                    await report.evaluate({"warm_started": decodings})
         report.seconds["setup"] = time.monotonic() - started - report.seconds["eval"]
 
         per_step = config.groups_per_step * config.group_size
@@ -186,9 +187,9 @@ async def _run_training(
             if config.blind:
                 blind = {name: blind_agent(agent) for name, agent in decodings.items()}
                 with report.part("the blind evaluation"):
-                    await report.evaluate("blind", blind)
+                    await report.evaluate({"blind": blind})
             with report.part("the evaluation"):
-                await report.evaluate("trained", decodings)
+                await report.evaluate({"trained": decodings})
                 await report.record_episodes("trained", "after")
     report.finish(trainer)
     return RunResult(report.summary, config.folder, config.folder / policy.weights_dirname)
@@ -258,7 +259,7 @@ async def run_evaluation(
             agents["policy"] = runtime.decodings
             for name, decodings in agents.items():
                 with report.timed(name):
-                    await report.evaluate(name, decodings)
+                    await report.evaluate({name: decodings})
             with report.timed("media"):
                 await report.record_episodes("policy", "evaluation")
     report.finish()

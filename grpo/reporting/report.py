@@ -94,40 +94,42 @@ class Report:
         yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - started
 
-    async def evaluate(self, agent_name: str, decodings: Mapping[str, Agent]) -> None:
-        """Evaluate an agent, and add its success over the trained tasks and per task.
+    async def evaluate(self, agents: Mapping[str, Mapping[str, Agent]]) -> None:
+        """Evaluate agents side by side; add their success over the trained tasks and per task.
 
         Args:
-            agent_name: its name in the summary.
-            decodings: the agent by its way of decoding, "sampled" and perhaps "greedy".
+            agents: by their names in the summary, and each by its ways of decoding, "sampled" and
+                perhaps "greedy".
         """
         if not self.held_out:
             return
-        self.watch.begin(f"evaluating {agent_name}", self.summary)
+        names = ", ".join(agents)
+        self.watch.begin(f"evaluating {names}", self.summary)
         config, world = self.runtime.config, self.runtime.world
         tasks = self.held_out[world.rank :: world.world_size]
         rollouts = {
-            decoding: Rollouts(self.runtime.pool, agent, config.max_turns)
+            (name, decoding): Rollouts(self.runtime.pool, agent, config.max_turns)
+            for name, decodings in agents.items()
             for decoding, agent in decodings.items()
         }
         loop = asyncio.get_running_loop()
-        with self.bars.bar(f"evaluate {agent_name}", len(tasks) * len(decodings)) as on_episode:
+        with self.bars.bar(f"evaluate {names}", len(tasks) * len(rollouts)) as on_episode:
             try:
                 own = await evaluate(rollouts, tasks, seed=config.seed, on_episode=on_episode)
             except Exception as error:
                 await loop.run_in_executor(self.runtime.executor, world.tell, error)
                 raise
         per_rank = await loop.run_in_executor(self.runtime.executor, world.all_gather, own)
-        for decoding in decodings:
-            outcomes = [outcome for of_rank in per_rank for outcome in of_rank[decoding]]
-            self._outcomes[agent_name, decoding] = outcomes
+        for name, decoding in rollouts:
+            outcomes = [outcome for of_rank in per_rank for outcome in of_rank[name, decoding]]
+            self._outcomes[name, decoding] = outcomes
             rate = Success.of(each for each in outcomes if each.task.name in config.task)
-            self.summary.setdefault(agent_name, {})[decoding] = rate.to_dict()
-            for name in config.evaluated_tasks:
-                of_task = Success.of(each for each in outcomes if each.task.name == name)
-                rates = self.summary.setdefault("per_task", {}).setdefault(name, {})
-                rates.setdefault(agent_name, {})[decoding] = of_task.to_dict()
-            title = f"{agent_name}, {decoding}"
+            self.summary.setdefault(name, {})[decoding] = rate.to_dict()
+            for task in config.evaluated_tasks:
+                of_task = Success.of(each for each in outcomes if each.task.name == task)
+                rates = self.summary.setdefault("per_task", {}).setdefault(task, {})
+                rates.setdefault(name, {})[decoding] = of_task.to_dict()
+            title = f"{name}, {decoding}"
             self.console.print(f"{title:<20} success {rate.success:.2f} of {rate.n}")
         self.write()
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import sqrt
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from envs.base import EnvError, Task
 from grpo.rollouts.gather import gather
 from grpo.rollouts.rollout import OnEpisode, Rollouts, ignore_episode
 from grpo.types import Episode
+
+Name = TypeVar("Name")
 
 
 class Outcome(NamedTuple):
@@ -92,42 +94,42 @@ def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float,
 
 
 async def evaluate(
-    decodings: Mapping[str, Rollouts],
+    agents: Mapping[Name, Rollouts],
     tasks: Sequence[Task],
     *,
     seed: int = 0,
     on_episode: OnEpisode = ignore_episode,
-) -> dict[str, list[Outcome]]:
-    """Play one episode per task and decoding, all side by side: they read the same pages.
+) -> dict[Name, list[Outcome]]:
+    """Play one episode per task and agent, all side by side: they read the same pages.
 
-    What they do is kept, so that the evaluation of another agent executes only what is new.
+    What they do is kept, so that a later evaluation executes only what is new.
 
     Args:
-        decodings: rollouts by their name, e.g. "sampled" and "greedy", over one pool.
+        agents: rollouts by their name, e.g. "sampled" and "greedy", over one pool.
         tasks: held-out tasks.
         seed: determines what is sampled.
         on_episode: called after each episode.
 
     Returns:
-        The outcomes by decoding, without the episodes that the infrastructure lost.
+        The outcomes by agent, without the episodes that the infrastructure lost.
 
     Raises:
-        EnvError: not one episode of a decoding could be played.
+        EnvError: not one episode of an agent could be played.
     """
 
     async def play(task: Task) -> list[Episode | None]:
-        pool = next(iter(decodings.values())).pool
+        pool = next(iter(agents.values())).pool
         async with pool.share(task, keep=True) as lender:
             return await gather(
                 rollouts.episode(task, [seed, task.seed], on_episode=on_episode, lender=lender)
-                for rollouts in decodings.values()
+                for rollouts in agents.values()
             )
 
     episodes = await gather(play(task) for task in tasks)
-    outcomes: dict[str, list[Outcome]] = {}
-    for i, (decoding, rollouts) in enumerate(decodings.items()):
+    outcomes: dict[Name, list[Outcome]] = {}
+    for i, (name, rollouts) in enumerate(agents.items()):
         played = [episode for of_task in episodes if (episode := of_task[i]) is not None]
         if tasks and not played:
             raise EnvError(f"no episode could be played; the last error: {rollouts.last_error}")
-        outcomes[decoding] = [Outcome.of(episode) for episode in played]
+        outcomes[name] = [Outcome.of(episode) for episode in played]
     return outcomes

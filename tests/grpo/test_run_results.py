@@ -54,10 +54,11 @@ def has_adapter(config):
 def broken_evaluation(monkeypatch, *names, error=EnvError):
     evaluate = Report.evaluate
 
-    async def fail(self, agent_name, decodings):
-        if agent_name in names:
-            raise error(f"of {agent_name}")
-        await evaluate(self, agent_name, decodings)
+    async def fail(self, agents):
+        for name in agents:
+            if name in names:
+                raise error(f"of {name}")
+        await evaluate(self, agents)
 
     monkeypatch.setattr(Report, "evaluate", fail)
 

@@ -1,5 +1,6 @@
 """Which episodes are recorded, and what a report keeps of a program's evaluations."""
 
+import asyncio
 import io
 import json
 import os
@@ -92,7 +93,7 @@ def make_report(make_policy, executor, tmp_path):
 async def test_success_is_averaged_over_the_trained_tasks(make_report, tmp_path):
     options = {"task": "click-word", "held_out_tasks": "click-two-words"}
     report = make_report(Report, tmp_path / "a.json", **options)
-    await report.evaluate("oracle", {"sampled": oracle_agent()})
+    await report.evaluate({"oracle": {"sampled": oracle_agent()}})
     summary = json.loads((tmp_path / "a.json").read_text())
     assert summary == report.summary
     assert list(summary["per_task"]) == ["click-word", "click-two-words"]
@@ -102,6 +103,24 @@ async def test_success_is_averaged_over_the_trained_tasks(make_report, tmp_path)
     assert "oracle, sampled      success 1.00 of 6" in report.console.file.getvalue()
 
 
+async def test_agents_are_evaluated_side_by_side(make_report, tmp_path):
+    begun = [asyncio.Event(), asyncio.Event()]
+
+    def waiting(number, demonstrates):
+        async def act(observation, seed, env):
+            begun[number].set()
+            await asyncio.wait_for(begun[1 - number].wait(), 10)
+            return await oracle_agent()(observation, seed, env if demonstrates else None)
+
+        return act
+
+    report = make_report(Report, tmp_path / "a.json", task="click-word")
+    oracle, idle = waiting(0, demonstrates=True), waiting(1, demonstrates=False)
+    await report.evaluate({"oracle": {"sampled": oracle}, "idle": {"greedy": idle}})
+    rates = report.summary["oracle"]["sampled"], report.summary["idle"]["greedy"]
+    assert [(rate["solved"], rate["n"]) for rate in rates] == [(6, 6), (0, 6)]
+
+
 async def test_a_benchmarks_own_verdict_is_in_the_summary(make_report, tmp_path):
     class Generous(ScriptedEnv):
         async def step(self, text):
@@ -109,7 +128,7 @@ async def test_a_benchmarks_own_verdict_is_in_the_summary(make_report, tmp_path)
 
     options = {"task": "click-word", "held_out_tasks": "click-two-words", "env": Generous}
     report = make_report(Report, tmp_path / "a.json", **options)
-    await report.evaluate("oracle", {"sampled": oracle_agent()})
+    await report.evaluate({"oracle": {"sampled": oracle_agent()}})
     summary = json.loads((tmp_path / "a.json").read_text())
     rates = [summary["oracle"], summary["per_task"]["click-two-words"]["oracle"]]
     for rate in rates:
@@ -119,7 +138,7 @@ async def test_a_benchmarks_own_verdict_is_in_the_summary(make_report, tmp_path)
 async def test_without_episodes_nothing_is_evaluated_or_recorded(make_report, tmp_path):
     report = make_report(Report, tmp_path / "a.json", task="click-word")
     report.held_out = []
-    await report.evaluate("oracle", {"sampled": oracle_agent()})
+    await report.evaluate({"oracle": {"sampled": oracle_agent()}})
     await report.record_episodes("oracle", "before")
     assert list(tmp_path.iterdir()) == []
 
@@ -134,7 +153,7 @@ async def test_a_resumed_report_keeps_what_the_file_holds(make_report, tmp_path)
 
 async def test_ranks_share_the_episodes_and_the_main_rank_writes(make_report, tmp_path):
     held_out = [Task("click-word", HELD_OUT + i) for i in range(6)]
-    others = {"sampled": [Outcome(task, False, 3) for task in held_out[::2]]}
+    others = {("oracle", "sampled"): [Outcome(task, False, 3) for task in held_out[::2]]}
     played = []
 
     class Env(ScriptedEnv):
@@ -144,7 +163,7 @@ async def test_ranks_share_the_episodes_and_the_main_rank_writes(make_report, tm
 
     options = {"world": SecondRank(others), "env": Env, "task": "click-word"}
     report = make_report(Report, tmp_path / "a.json", **options)
-    await report.evaluate("oracle", {"sampled": oracle_agent()})
+    await report.evaluate({"oracle": {"sampled": oracle_agent()}})
     assert sorted(played) == held_out[1::2]
     rate = report.summary["oracle"]["sampled"]
     assert (rate["solved"], rate["n"], rate["turns"]) == (3, 6, 2)
@@ -157,7 +176,7 @@ async def test_recorded_episodes_replace_those_of_an_earlier_program(make_report
     stale.mkdir(parents=True)
     (stale / "episode.json").write_text("{}")
     report = make_report(Report, tmp_path / "a.json", task="click-word")
-    await report.evaluate("policy", {"sampled": oracle_agent()})
+    await report.evaluate({"policy": {"sampled": oracle_agent()}})
     await report.record_episodes("policy", "before")
     seeds = [HELD_OUT + i for i in range(RECORDED)]
     folder = tmp_path / "media" / "before" / "click-word"
@@ -168,7 +187,7 @@ async def test_recorded_episodes_replace_those_of_an_earlier_program(make_report
 async def test_an_evaluations_report(make_report, tmp_path):
     report = make_report(EvaluationReport, task="click-word", seed=3, temperature=0.5)
     with report.timed("oracle"):
-        await report.evaluate("oracle", {"sampled": oracle_agent()})
+        await report.evaluate({"oracle": {"sampled": oracle_agent()}})
     report.finish()
     summary = json.loads((tmp_path / "evaluation.json").read_text())
     names = ("task", "adapter", "seed", "max_turns", "max_new_tokens", "temperature")
@@ -196,8 +215,8 @@ async def test_an_evaluations_page(make_report, tmp_path):
             return await super().reset(task, **options)
 
     report = make_report(EvaluationReport, task="click-word,click-two-words", env=Env)
-    await report.evaluate("random", {"sampled": oracle_agent()})
-    await report.evaluate("policy", {"sampled": oracle_agent()})
+    await report.evaluate({"random": {"sampled": oracle_agent()}})
+    await report.evaluate({"policy": {"sampled": oracle_agent()}})
     await report.record_episodes("policy", "evaluation")
     doing = ["evaluating policy", "recording episodes of policy"]
     assert list(dict.fromkeys(state["doing"] for state in seen)) == doing
