@@ -149,10 +149,8 @@ async def _run_training(
             bars.console.print(f"resuming from step {trainer.step}")
         else:
             with report.timed("eval"):
-                others = {"random": random_agent, **baselines}
-                agents = {name: {"sampled": agent} for name, agent in others.items()}
-                # Side by side: browsers are busy with the others, the model with its completions.
-                await report.evaluate(agents | {"untrained": decodings})
+                # Side by side: while the model samples, the browsers serve the others.
+                await report.evaluate(_references(baselines) | {"untrained": decodings})
                 await report.record_episodes("untrained", "before")
         # Before version 0.3 a checkpoint of step 0 was written after the warm start, without its
         # state.
@@ -252,8 +250,7 @@ async def run_evaluation(
         async with open_runtime(config, env, world, shutdown, loading) as runtime:
             report = EvaluationReport(runtime, bars)
             report.seconds["setup"] = time.monotonic() - started
-            agents: dict[str, Mapping[str, Agent]] = {"random": {"sampled": random_agent}}
-            agents |= {name: {"sampled": agent} for name, agent in (baselines or {}).items()}
+            agents = _references(baselines or {})
             if config.blind:
                 agents["blind"] = {name: blind_agent(a) for name, a in runtime.decodings.items()}
             agents["policy"] = runtime.decodings
@@ -264,6 +261,12 @@ async def run_evaluation(
                 await report.record_episodes("policy", "evaluation")
     report.finish()
     return RunResult(report.summary, config.folder)
+
+
+def _references(baselines: Mapping[str, Agent]) -> dict[str, Mapping[str, Agent]]:
+    """Return the random agent and the baselines as `Report.evaluate` takes them."""
+    agents = {"random": random_agent, **baselines}
+    return {name: {"sampled": agent} for name, agent in agents.items()}
 
 
 def _with_dtype(config: Config, world: World) -> Config:

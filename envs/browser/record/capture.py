@@ -110,9 +110,11 @@ class Capture:
     async def _on_arrival(self, session: Any, frame: dict[str, Any], counts: bool) -> None:
         """Report an address that was typed.
 
-        The renderer sends the event, and the browser process, which has the history, may learn of
+        The renderer sends the event; the browser process, which keeps the history, may learn of
         the new page a little later.
         """
+        if "parentId" in frame:
+            return  # addresses are typed for the whole page
         url = _without_fragment(frame.get("unreachableUrl") or frame["url"])
         for _ in range(round(HISTORY_S / PAUSE_S)):
             with suppress(BrowserError):  # it has no history while one page follows another

@@ -71,6 +71,12 @@ def test_a_typed_address_is_reported_once_the_history_has_it(typed, expected):
     assert reported(SETUP, typed) == expected
 
 
+def test_a_frame_of_the_page_does_not_ask_for_the_history():
+    unasked = AssertionError("asked")
+    frame = {"url": "http://s/frame", "parentId": "7"}
+    assert reported((frame, True, unasked)) == []
+
+
 def test_a_page_of_the_setup_that_is_looked_at_late_does_not_hide_what_is_typed_meanwhile():
     late = ({"url": "http://s/here"}, False, [HERE, THERE])
     assert reported(late, (TYPED, True, [HERE, THERE])) == ["/there#part"]
