@@ -221,7 +221,7 @@ def install(watch: Watch) -> None:
     phases(reporting.Watch, "step", lambda self, step, *_: ("training", f"page {step.step}"))
     phases(saver, "save_checkpoint", lambda config, step, *_: ("save", f"step {step}"))
     phases(saver, "save_weights", lambda *_: ("results", "weights"))
-    phases(reporting.Report, "evaluate", lambda self, name, _: ("evaluation", name))
+    phases(reporting.Report, "evaluate", lambda self, agents: ("evaluation", ", ".join(agents)))
     phases(reporting.Report, "record_episodes", lambda *a: ("evaluation", f"pictures {a[-1]}"))
     phases(reporting.TrainingReport, "finish", lambda *_: ("results", "report"))
     phases(reporting, "push_to_hub", lambda *_: ("upload", "run"))
