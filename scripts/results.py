@@ -1,4 +1,7 @@
-"""Write docs/results.md from the files of finished runs.
+"""Write sections of docs/results.md from the files of finished runs.
+
+A section takes the place of the one with its title, else it is added; the others stay. What cannot
+be told from a run's files, such as the runs before it, is said in its `notes.md`.
 
 python -m scripts.results runs/easy runs/login-user --hardware "2 cores, no GPU"
 python -m scripts.results runs/easy --compare runs/episode runs/steps --hardware ...
@@ -63,8 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     pages = PAGES.read_text().splitlines()
     (ceiling,) = (line for line in pages if line.startswith("Of BrowserGym's"))
-    parts = [HEAD.format(ceiling=ceiling)]
-    parts += [section(run, arguments.hardware) for run in arguments.runs]
+    parts = [section(run, arguments.hardware) for run in arguments.runs]
     if arguments.compare:
         parts.append(comparison(arguments.compare, arguments.hardware))
     if arguments.protocol:
@@ -72,8 +74,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             parts.append(protocol_section(arguments.protocol, arguments.hardware))
         except (OSError, ValueError) as error:
             parser.error(str(error))
-    arguments.write.write_text("\n".join(parts))
+    old = arguments.write.read_text() if arguments.write.exists() else ""
+    arguments.write.write_text(
+        "\n".join([HEAD.format(ceiling=ceiling), *with_sections(old, parts)])
+    )
     return 0
+
+
+def with_sections(page: str, new: Sequence[str]) -> list[str]:
+    """Return the sections of a page, with new ones in the place of those with their titles."""
+    old = [f"## {part}".rstrip() + "\n" for part in f"\n{page}".split("\n## ")[1:]]
+    sections = {part.partition("\n")[0]: part for part in [*old, *new]}
+    return list(sections.values())
 
 
 def section(run: Path, hardware: str) -> str:
@@ -97,6 +109,7 @@ def section(run: Path, hardware: str) -> str:
     turns = f"{config.max_turns} turn{'s' * (config.max_turns > 1)}"
     steps = f"{summary['steps']} step{'s' * (summary['steps'] > 1)}"
     theirs = any(by_browsergym(rates) for rates in summary["per_task"].values())
+    notes = run / "notes.md"
     lines = [
         f"## {run.name}",
         "",
@@ -104,6 +117,7 @@ def section(run: Path, hardware: str) -> str:
         f"{minutes(summary):.0f} minutes of training on {hardware}; at most {turns} per episode; "
         f"{n} held-out seeds per task. Adapter: sha256 `{digest[:16]}`.",
         "",
+        *([notes.read_text().strip(), ""] if notes.exists() else []),
         f"```sh\n{summary['command']}\n```",
         "",
         f"| task | {' | '.join(agents)} | {'trained, by BrowserGym | ' * theirs}turns |",

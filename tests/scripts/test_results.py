@@ -76,6 +76,18 @@ def test_the_page(tmp_path):
     assert "The ceiling: Of BrowserGym's 125 MiniWoB tasks, " in page.read_text()
 
 
+def test_sections_of_other_runs_stay(tmp_path):
+    page, easy = tmp_path / "results.md", make_run(tmp_path / "easy", task="click-link")
+    first = write(page, easy, make_run(tmp_path / "forms", task="enter-text"))
+    assert write(page) == first
+    (easy / "notes.md").write_text("Two runs came before it.\n")
+    before, _, after = "\n".join(first).partition("\n```sh")
+    assert write(page, easy) == f"{before}\nTwo runs came before it.\n\n```sh{after}".split("\n")
+    assert write(page, make_run(tmp_path / "logins", task="login-user"))[-3:] == first[-3:]
+    titles = [line for line in page.read_text().splitlines() if line.startswith("## ")]
+    assert titles == ["## easy", "## forms", "## logins"]
+
+
 def test_the_start_of_a_run_and_a_comparison(tmp_path):
     # Thirds of seven steps are steps 1-2, 3-4 and 5-7.
     episode = make_run(
