@@ -1,6 +1,7 @@
 // Runs in every page before the page's own scripts; the server calls `browserServer`.
-// `BID` is the attribute that holds an element's id. `NAMES` is the function of `names.js`. `MARK` and `UNMARK` are BrowserGym's own scripts: they write each element's id where the
-// accessibility tree shows it, and remove it again.
+// `BID` is the attribute that holds an element's id. `NAMES` is the function of `names.js`. `MARK`
+// and `UNMARK` are BrowserGym's own scripts: they write each element's id where the accessibility
+// tree shows it, and remove it again.
 (() => {
   const ACTION_MS = 500; // how long BrowserGym lets an action wait for its element
   const DELAY_MS = 500; // how long BrowserGym sleeps before it reads the page
