@@ -32,9 +32,9 @@ async def fill(person, name, text):
 
 
 async def choose(person, name, keys):
-    """Type into a field of the keyboard's own kind, again if it shows nothing.
+    """Choose by the keyboard in a date field or a list, again while it shows nothing.
 
-    On a busy machine Chromium has lost all keys of a date in a page that had just come.
+    On a busy machine all keys of a date were lost once, in a page that had just come.
     """
     for _ in range(5):
         await person.run(f"{named(name)}.focus()")
