@@ -37,7 +37,7 @@ brackets and the rate of greedy completions in parentheses. `random` picks any a
 allows, `blind` is the trained policy with the page hidden, `oracle` a scripted solver. Training and
 evaluation seeds never overlap. Training time covers rollouts and updates, not evaluations. `turns`
 is the mean number of turns per episode of the trained policy. Written by `scripts/results.py` from
-the runs' `summary.json`.
+the runs' `summary.json` and `notes.md`.
 
 A success is the whole task ([pages.md](pages.md#success)). Older runs counted any raw reward of
 MiniWoB above 0, as BrowserGym does; that is the same for every task that is not in the table there.
@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, default=ROOT / "docs" / "results.md",
                         help="file to write")  # fmt: skip
     arguments = parser.parse_args(argv)
+    names = [run.name for run in arguments.runs]
+    if len(set(names)) < len(names):
+        parser.error(f"the runs' folders must have different names, got {', '.join(names)}")
     pages = PAGES.read_text().splitlines()
     (ceiling,) = (line for line in pages if line.startswith("Of BrowserGym's"))
     parts = [section(run, arguments.hardware) for run in arguments.runs]
@@ -83,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def with_sections(page: str, new: Sequence[str]) -> list[str]:
     """Return the sections of a page, with new ones in the place of those with their titles."""
-    old = [f"## {part}".rstrip() + "\n" for part in f"\n{page}".split("\n## ")[1:]]
+    old = [f"## {part}".rstrip() + "\n" for part in page.split("\n## ")[1:]]
     sections = {part.partition("\n")[0]: part for part in [*old, *new]}
     return list(sections.values())
 

@@ -11,6 +11,7 @@ import pytest
 from envs.browser.miniwob.names import MINIWOB_TASKS
 from grpo.config import Config
 from scripts.protocol import MAX_TURNS, SEEDS, protocol_section
+from scripts.results import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,6 +87,14 @@ def test_sections_of_other_runs_stay(tmp_path):
     assert write(page, make_run(tmp_path / "logins", task="login-user"))[-3:] == first[-3:]
     titles = [line for line in page.read_text().splitlines() if line.startswith("## ")]
     assert titles == ["## easy", "## forms", "## logins"]
+
+
+def test_two_runs_of_one_name_are_refused(tmp_path, capsys):
+    runs = [str(tmp_path / folder / "easy") for folder in ("one", "other")]
+    with pytest.raises(SystemExit, match="2"):
+        main([*runs, "--hardware", "2 cores", "--write", str(tmp_path / "results.md")])
+    assert "must have different names, got easy, easy" in capsys.readouterr().err
+    assert not (tmp_path / "results.md").exists()
 
 
 def test_the_start_of_a_run_and_a_comparison(tmp_path):
