@@ -23,11 +23,13 @@ from lora.inject import (
     unmerge,
 )
 from lora.layers import LoRALinear
+from lora.packed import PackedWeight
 from lora.quantized_model import quantize_linears
 from lora.state import adapter_state, load_adapter_state, merged_state
 
 __all__ = [
     "LoRALinear",
+    "PackedWeight",
     "adapter_state",
     "apply_lora",
     "disabled_adapters",

@@ -172,6 +172,7 @@ def pack_weights(model: nn.Module) -> None:
     """Let LoRA layers hold a second copy of their weight, for products without gradients.
 
     It is made at a layer's first such product, of weights that can be packed; see `lora.packed`.
+    In float32 it contains the correction, and is made again when that has changed.
     """
     for module in lora_modules(model).values():
         if type(module) is LoRALinear:  # a quantised base has no matrix to copy

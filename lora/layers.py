@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora.packed import PackedWeight
+from lora.packed import PackedWeight, can_pack
 from lora.product import add_correction, corrected_product
 
 
@@ -112,10 +112,17 @@ class LoRALinear(nn.Module):
         elif torch.is_grad_enabled():
             y = corrected_product(rows, self._base_in, self.bias, a, b, self.scaling)
         else:
-            multiply = F.linear if self.packed is None else self.packed.product
-            y = multiply(rows, self._base_in(x.dtype), self.bias)
-            y = add_correction(y, rows, a, b, self.scaling)
+            y = self._product(rows)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def _product(self, rows: Tensor) -> Tensor:
+        """Map rows: [N, in] to [N, out] without gradients."""
+        a, b, weight = self.lora_A, self.lora_B, self._base_in(rows.dtype)
+        if self.packed and weight.dtype == torch.float32 and can_pack(weight):
+            # One product instead of three; adding to the matrix changes the last bits alone.
+            return self.packed.product(rows, weight, self.bias, (a, b), self.merged_weight)
+        multiply = F.linear if self.packed is None else self.packed.product
+        return add_correction(multiply(rows, weight, self.bias), rows, a, b, self.scaling)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
@@ -124,8 +131,8 @@ class LoRALinear(nn.Module):
         The sum is computed in float32 or wider and rounded to W's dtype.
         """
         wide = torch.promote_types(self.weight.dtype, torch.float32)
-        delta = self.scaling * (self.lora_B.to(wide) @ self.lora_A.to(wide))
-        return (self.base_weight.to(wide) + delta).to(self.weight.dtype)
+        weight, a, b = (x.to(wide) for x in (self.base_weight, self.lora_A, self.lora_B))
+        return torch.addmm(weight, b, a, alpha=self.scaling).to(self.weight.dtype)
 
     def merge(self) -> None:
         """Replace the weight by `merged_weight()`.

@@ -9,7 +9,7 @@ differently; here they are measured on the model's own code.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,18 +33,26 @@ class OutputHead:
         input_scale: factor of the hidden states.
         scale: factor of the layer's output.
         cap: bound of the logits' absolute value; None without one.
+        product: computes `layer` from (input, weight, bias) where no gradient is needed; None for
+            the layer itself.
     """
 
     layer: Any
     input_scale: float = 1.0
     scale: float = 1.0
     cap: float | None = None
+    product: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Map hidden states [*, D] to logits [*, V], in float32 or wider if they are changed."""
         if self.input_scale != 1:
             hidden = hidden * self.input_scale
-        logits: Tensor = self.layer(hidden.to(self.layer.weight.dtype))  # some are kept in float32
+        hidden = hidden.to(self.layer.weight.dtype)  # some are kept in float32
+        logits: Tensor
+        if self.product is None or torch.is_grad_enabled():
+            logits = self.layer(hidden)
+        else:
+            logits = self.product(hidden, self.layer.weight, self.layer.bias)
         if self.scale == 1 and self.cap is None:
             return logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self.scale

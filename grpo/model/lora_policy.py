@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from grpo.model.graphs import TreeGraphs
 from grpo.model.policy import Policy
 from grpo.model.probe import foreign_code
 from lora import (
+    PackedWeight,
     adapter_state,
     apply_lora,
     disabled_adapters,
@@ -106,6 +108,8 @@ class LoRAPolicy(Policy):
         super().__init__(model, tokenizer, plan, activation_checkpointing=activation_checkpointing)
         if self.device.type == "cpu" and _memory() > 4 * self._packed_bytes():
             pack_weights(model)
+            if type(self.head.layer) is nn.Linear:
+                self.head = replace(self.head, product=PackedWeight().product)
         on_cuda = self.device.type == "cuda" and self.forward_mode == "tree"
         if cuda_graphs and on_cuda and not activation_checkpointing:
             self.graphs = TreeGraphs(self.decoder, self.conv_width)
@@ -115,9 +119,11 @@ class LoRAPolicy(Policy):
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
 
     def _packed_bytes(self) -> int:
-        """Return the size of the layers' second copies, in bfloat16; see `pack_weights`."""
-        layers = lora_modules(self.model).values()
-        return sum(2 * layer.in_features * layer.out_features for layer in layers)
+        """Return the size of the second copies of layers and head; see `pack_weights`."""
+        layers = [*lora_modules(self.model).values(), self.head.layer]
+        numbers: int = sum(layer.in_features * layer.out_features for layer in layers)
+        size: int = self.model.dtype.itemsize
+        return numbers * size
 
     def copy_masters_to_model(self) -> None:
         """Do nothing: the model computes with the parameters themselves."""

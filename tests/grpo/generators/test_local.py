@@ -46,16 +46,15 @@ def assert_close(completions, expected, atol=1e-10):
 
 def at_step(policy, monkeypatch, number, function):
     """Call a function in step `number`, counted from 1, before the logits are computed."""
-    head, count = policy.model.lm_head, Counter()
-    forward = head.forward
+    head, count = policy.head, Counter()
 
-    def counted(x):
+    def counted(hidden):
         count["steps"] += 1
         if count["steps"] == number:
             function()
-        return forward(x)
+        return head(hidden)
 
-    monkeypatch.setattr(head, "forward", counted)
+    monkeypatch.setattr(policy, "head", counted)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.5])
