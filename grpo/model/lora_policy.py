@@ -120,10 +120,10 @@ class LoRAPolicy(Policy):
 
     def _packed_bytes(self) -> int:
         """Return the size of the second copies of layers and head; see `pack_weights`."""
-        layers = [*lora_modules(self.model).values(), self.head.layer]
-        numbers: int = sum(layer.in_features * layer.out_features for layer in layers)
-        size: int = self.model.dtype.itemsize
-        return numbers * size
+        layers = lora_modules(self.model).values()
+        numbers = sum(layer.in_features * layer.out_features for layer in layers)
+        size: int = (numbers + self.head.layer.weight.numel()) * self.model.dtype.itemsize
+        return size
 
     def copy_masters_to_model(self) -> None:
         """Do nothing: the model computes with the parameters themselves."""
