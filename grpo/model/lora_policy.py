@@ -36,6 +36,10 @@ from lora import (
 )
 
 
+SMALL = 2**24
+"""Bytes of matrices up to which a model computes with them as they are: a CPU's caches hold them."""
+
+
 class LoRAPolicy(Policy):
     """A language model whose LoRA adapter is trained and whose base stays frozen.
 
@@ -106,7 +110,7 @@ class LoRAPolicy(Policy):
             activation_checkpointing=activation_checkpointing,
         )
         super().__init__(model, tokenizer, plan, activation_checkpointing=activation_checkpointing)
-        if self.device.type == "cpu" and _memory() > 4 * self._packed_bytes():
+        if self.device.type == "cpu" and SMALL < self._packed_bytes() < _memory() / 4:
             pack_weights(model)
             if type(self.head.layer) is nn.Linear:
                 self.head = replace(self.head, product=PackedWeight().product)
