@@ -35,9 +35,8 @@ from lora import (
     unreached,
 )
 
-
 SMALL = 2**24
-"""Bytes of matrices up to which a model computes with them as they are: a CPU's caches hold them."""
+"""Bytes of matrices that a CPU's caches hold: such a model computes with them as they are."""
 
 
 class LoRAPolicy(Policy):
