@@ -36,7 +36,7 @@ from lora import (
 )
 
 SMALL = 2**24
-"""Bytes of matrices that a CPU's caches hold: such a model computes with them as they are."""
+"""A model whose matrices have no more bytes than this is not packed."""
 
 
 class LoRAPolicy(Policy):
