@@ -7,7 +7,7 @@ are in pixels of the window, from its top left corner.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from envs.base import Box
@@ -32,7 +32,9 @@ MAX_SIDES = 1_000
 
 @dataclass(frozen=True)
 class Drawing(Element):
-    """An element with a place: `circle at 40,88 size 20x20, red`, where 40,88 is its middle.
+    """An element with a place: `red circle at 40,88 size 20x20`, where 40,88 is its middle.
+
+    The colour comes first because a goal says it, and the place is what the answer then copies.
 
     Attributes:
         box: left, top, width and height in pixels.
@@ -60,7 +62,7 @@ class Drawing(Element):
         return round(self.box[2]), round(self.box[3])
 
     def __str__(self) -> str:
-        text = super().__str__()
+        text = f"{self.fill} {super().__str__()}" if self.fill else super().__str__()
         if self.sides > 3:
             text += f" with {self.sides} sides"
         if self.ends:
@@ -69,7 +71,6 @@ class Drawing(Element):
         else:
             (x, y), (width, height) = self.middle, self.size
             text += f" at {x},{y} size {width}x{height}"
-        text += f", {self.fill}" * bool(self.fill)
         return text + f", {self.outline} outline" * bool(self.outline)
 
 
@@ -89,7 +90,8 @@ def with_drawings(
 ) -> list[Element]:
     """Return a page with the places of its elements, and its drawings at the end.
 
-    A text that a drawing repeats is left out.
+    A text that a drawing repeats is left out. An element that the page has only by a guessed name
+    is one line with its drawing, so that its id is beside what it looks like.
 
     Args:
         elements: the page.
@@ -97,15 +99,21 @@ def with_drawings(
         places: rectangles by ids of elements; empty where only drawings have places.
     """
     drawn = {(id_, drawing.name) for drawing in drawings for id_ in ("", drawing.id)}
+    of_ids = {drawing.id: drawing for drawing in drawings}
+    moved: dict[str, Drawing] = {}
     page: list[Element] = []
     for element in elements:
         if element.role == "text" and (element.id, element.name) in drawn:
             continue
-        if element.id in places:
+        if element.role == "element" and element.id in of_ids:
+            drawing = moved[element.id] = of_ids[element.id]
+            guess = "" if drawing.name else element.guess
+            page.append(replace(drawing, guess=guess, state=element.state))
+        elif element.id in places:
             page.append(Drawing(**vars(element), box=places[element.id]))
         else:
             page.append(element)
-    return [*page, *drawings]
+    return [*page, *(each for each in drawings if moved.get(each.id) is not each)]
 
 
 def element_under(boxes: Mapping[str, Box], x: float, y: float) -> str:

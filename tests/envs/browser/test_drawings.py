@@ -50,16 +50,16 @@ def test_colours_in_words(rgb, name):
 @pytest.mark.parametrize(
     ("sent", "line"),
     [
-        (CIRCLE, "circle at 40,88 size 20x20, red"),
-        ({**CIRCLE, "stroke": BLACK}, "circle at 40,88 size 20x20, red, black outline"),
-        ({**CIRCLE, "id": "a7", "fill": BLACK}, "circle [a7] at 40,88 size 20x20, black"),
+        (CIRCLE, "red circle at 40,88 size 20x20"),
+        ({**CIRCLE, "stroke": BLACK}, "red circle at 40,88 size 20x20, black outline"),
+        ({**CIRCLE, "id": "a7", "fill": BLACK}, "black circle [a7] at 40,88 size 20x20"),
         ({**CIRCLE, "fill": None, "stroke": BLACK}, "circle at 40,88 size 20x20, black outline"),
-        ({**CIRCLE, "stroke": [255, 0, 0]}, "circle at 40,88 size 20x20, red"),
-        ({**CIRCLE, "kind": "text", "text": "A\nb"}, "lettering 'A b' at 40,88 size 20x20, red"),
-        ({**POLYGON, "sides": 3}, "triangle at 40,88 size 20x20, red"),
-        ({**POLYGON, "sides": 6}, "polygon with 6 sides at 40,88 size 20x20, red"),
+        ({**CIRCLE, "stroke": [255, 0, 0]}, "red circle at 40,88 size 20x20"),
+        ({**CIRCLE, "kind": "text", "text": "A\nb"}, "red lettering 'A b' at 40,88 size 20x20"),
+        ({**POLYGON, "sides": 3}, "red triangle at 40,88 size 20x20"),
+        ({**POLYGON, "sides": 6}, "red polygon with 6 sides at 40,88 size 20x20"),
         ({"kind": "canvas", "box": [-5, 0, 10, 10]}, "canvas at 0,5 size 10x10"),
-        (LINE, "line from 0,0 to 5,5, black"),
+        (LINE, "black line from 0,0 to 5,5"),
     ],
 )  # fmt: skip
 def test_lines(sent, line):
@@ -102,9 +102,29 @@ def test_text_that_is_drawn_is_on_the_page_once_and_places_belong_to_elements():
         "text 'Ink' [5]",
         "button 'Go' [6], disabled at 30,20 size 41x20",
         "text 'Else'",
-        "lettering 'Ink' [4] at 40,88 size 20x20, red",
+        "red lettering 'Ink' [4] at 40,88 size 20x20",
     ]
     assert with_drawings(page, [], {}) == page
+
+
+def test_an_element_without_a_name_is_one_line_with_its_drawing_and_others_stay_two():
+    circle, ink, other = read_drawings(
+        [
+            *({**CIRCLE, "id": "1"}, {**CIRCLE, "id": "2", "kind": "text", "text": "Ink"}),
+            {**CIRCLE, "id": "3"},
+        ]
+    )
+    page = [
+        *(Element("1", "element", "", guess="sun"), Element("2", "element", "", guess="ink")),
+        *(Element("3", "button", "", guess="star"), Element("4", "element", "", guess="moon")),
+    ]
+    assert [str(element) for element in with_drawings(page, [circle, ink, other], {})] == [
+        "red circle (sun) [1] at 40,88 size 20x20",
+        "red lettering 'Ink' [2] at 40,88 size 20x20",
+        "button (star) [3]",
+        "element (moon) [4]",
+        "red circle [3] at 40,88 size 20x20",
+    ]
 
 
 def test_the_smallest_element_is_under_a_point():

@@ -1049,13 +1049,13 @@ SHAPES = """
     element (swatch) [*]
     button 'Save' [*]
     text 'Sketch here' [*]
-    circle [*] at 40,100 size 40x40, yellow
+    yellow circle [*] at 40,100 size 40x40
     triangle [*] at 120,120 size 40x40, black outline
-    polygon [*] with 5 sides at 160,95 size 40x30, blue
-    line [*] from 10,150 to 60,155, red
-    box [*] at 25,35 size 30x30, red
-    box [*] at 75,35 size 30x30, light green
-    box [*] at 125,35 size 30x30, red
+    blue polygon [*] with 5 sides at 160,95 size 40x30
+    red line [*] from 10,150 to 60,155
+    red box [*] at 25,35 size 30x30
+    light green box [*] at 75,35 size 30x30
+    red box [*] at 125,35 size 30x30
     canvas [*] at 340,120 size 80x40
     """
 
@@ -1105,7 +1105,7 @@ DRAWINGS = {
         """
         Iframe 'Sketch' [*]
         SvgRoot (sun) [*]
-        circle [*] at 130,160 size 40x40, yellow
+        yellow circle [*] at 130,160 size 40x40
         """,
         ["click_at(130, 160)"],
         "window.heard === 'sun'",
