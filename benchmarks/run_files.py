@@ -19,9 +19,10 @@ VARYING = ("time", "seconds/", "env/episodes_executed", "env/steps_")
 """Prefixes of the metrics that differ between equal runs: times, and what depends on them, such as
 which episode was first to act."""
 
-SAMPLED = ("entropy", "sampling/")
-"""Prefixes of the metrics that are read off the generator's log-probabilities. Their last digits
-depend on which requests it computed together, and so on times."""
+SAMPLED = ("entropy", "sampling/", "logprob")
+"""Prefixes of the numbers that are read off the generator's log-probabilities, in metrics and in
+recorded episodes. Their last digits depend on which requests it computed together, and so on
+times."""
 
 ROUNDING = 1e-6
 
@@ -75,11 +76,13 @@ def _content(path: Path) -> Any:
         return _without(manifest, "run", "config")
     if path.name == "summary.json":
         return _without(json.loads(path.read_text(encoding="utf-8")), "run", "seconds", "command")
+    if path.name == "episode.json":
+        return json.loads(path.read_text(encoding="utf-8"))
     return path.read_bytes()
 
 
 def _equal(one: Any, other: Any, name: str = "") -> bool:
-    """Compare contents; metrics of what was sampled may differ by rounding."""
+    """Compare contents; numbers of what was sampled may differ by rounding."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_equal(one[k], other[k], k) for k in one)
     if isinstance(one, list) and isinstance(other, list):

@@ -47,7 +47,8 @@ class Element:
     def shows(self, text: str) -> bool:
         """Return True if this control already shows the text, as its name or as its value."""
         value = self.state.partition("value=")[2]
-        value = unquote(value) if value[:1] in ("'", '"') else value
+        quoted = re.match(QUOTED, value)
+        value = unquote(quoted[0]) if quoted else value.partition(",")[0]
         return self.role in CONTROLS and text.strip() in (self.name, value.strip())
 
     def __str__(self) -> str:

@@ -35,9 +35,6 @@ from lora import (
     unreached,
 )
 
-SMALL = 2**24
-"""A model whose matrices have no more bytes than this is not packed."""
-
 
 class LoRAPolicy(Policy):
     """A language model whose LoRA adapter is trained and whose base stays frozen.
@@ -109,7 +106,7 @@ class LoRAPolicy(Policy):
             activation_checkpointing=activation_checkpointing,
         )
         super().__init__(model, tokenizer, plan, activation_checkpointing=activation_checkpointing)
-        if self.device.type == "cpu" and SMALL < self._packed_bytes() < _memory() / 4:
+        if self.device.type == "cpu" and self._packed_bytes() < _memory() / 4:
             pack_weights(model)
             if type(self.head.layer) is nn.Linear:
                 self.head = replace(self.head, product=PackedWeight().product)

@@ -94,6 +94,23 @@ def test_what_was_sampled_may_differ_by_rounding(tmp_path, name):
     assert differences(one, other) == ["metrics.jsonl"]
 
 
+def test_a_recorded_episode_may_differ_by_rounding_in_its_log_probabilities_alone(tmp_path):
+    pages = [
+        {"logprob": -2.0},
+        {"logprob": -2.0 + 1e-8},
+        {"logprob": -2.0 + 1e-5},
+        {"reward": 1e-8},
+    ]
+    one, rounded, *others = folders = [tmp_path / str(i) for i in range(len(pages))]
+    for folder, page in zip(folders, pages, strict=True):
+        folder.mkdir()
+        (folder / "episode.json").write_text(
+            json.dumps({"pages": [{"logprob": -2.0, "reward": 0.0} | page]})
+        )
+    assert differences(one, rounded) == []
+    assert [differences(one, other) for other in others] == [["episode.json"]] * 2
+
+
 def test_points_are_chosen_from_each_place_in_the_order_of_the_run():
     points = [Point("save", f"step {i}", k, "write x") for i in (1, 2) for k in range(1, 30 * i)]
     points.insert(0, Point("start", "", 1, "os.mkdir run"))
