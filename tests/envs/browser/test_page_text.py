@@ -44,6 +44,10 @@ RootWebArea 'Task'
 \t\t\tStaticText 'W'
 \t[11] spinbutton 'Day', value=0
 \tStaticText '0'
+\t[16] textbox '', value='D, E', disabled=True
+\tStaticText 'D, E'
+\t[17] spinbutton '', value=5, disabled=True
+\tStaticText '5'
 \t[12] option 'A', selected=True
 \t[13] option 'B', selected=False
 \t[14] checkbox 'C', checked='true', disabled=True
@@ -57,6 +61,8 @@ def test_texts_that_repeat_their_control_and_false_states_are_dropped():
         "radio 'qP' [9]",
         "textbox [10], value='W '",
         "spinbutton 'Day' [11], value=0",
+        "textbox [16], value='D, E', disabled",
+        "spinbutton [17], value=5, disabled",
         "option 'A' [12], selected",
         "option 'B' [13]",
         "checkbox 'C' [14], checked, disabled",
