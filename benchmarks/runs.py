@@ -1,9 +1,10 @@
-"""Robustness of whole runs: kills and resumes, memory, several ranks, faults in the browser.
+"""Whole runs: kills and resumes, memory, several ranks, faults in the browser, shared episodes.
 
     python -m benchmarks.runs kills    # 200 kills, each run resumed: is its end the same?
     python -m benchmarks.runs soak     # 500 steps: do memory or open files grow?
     python -m benchmarks.runs ranks    # 2 ranks beside 1 with twice the groups: same? how fast?
     python -m benchmarks.runs browser  # click-test, alone and while every process is killed in turn
+    python -m benchmarks.runs sharing  # 20 tasks with shared episodes and without: the same?
 
 The first three train the model of `tests/support/scripted.py`, which needs no browser. With --json
 the last line is one JSON object.
@@ -17,6 +18,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,7 @@ from rich.table import Table
 
 from benchmarks.kills import PARTS, kills
 from benchmarks.kills import table as rows_table
+from benchmarks.run_files import differences
 from grpo.config import Config
 from grpo.distributed import World
 from grpo.reporting.loggers import read_metrics
@@ -40,6 +43,14 @@ from tests.support.processes import alive, children, chromiums, descendants
 from tests.support.scripted import SETTINGS, run
 
 ROOT = Path(__file__).resolve().parent.parent
+
+SHARED_TASKS = (
+    *("click-test", "click-test-2", "click-test-transfer", "click-button", "click-link"),
+    *("click-tab", "click-dialog", "click-dialog-2", "click-color", "focus-text", "focus-text-2"),
+    *("unicode-test", "identify-shape", "email-inbox-delete", "email-inbox-important"),
+    *("click-button-sequence", "click-option", "click-collapsible", "enter-text", "login-user"),
+)
+"""Deterministic tasks; the last five take several actions."""
 
 
 def soak(folder: Path, steps: int) -> dict[str, Any]:
@@ -140,6 +151,40 @@ def browser(folder: Path, steps: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
+def sharing(folder: Path, steps: int, names: str) -> dict[str, Any]:
+    """Train in float32 with shared episodes and without, with sampled and greedy evaluations.
+
+    Adapters, optimizer states, rewards, advantages and evaluations must be bitwise equal.
+    """
+    count = names.count(",") + 1
+    seconds = {}
+    for share in (True, False):
+        output = folder / ("shared" if share else "alone")
+        command = [
+            *(sys.executable, "-m", "grpo", "train", "--task", names, "--dtype", "float32"),
+            *("--share-episodes" if share else "--no-share-episodes", "--steps", str(steps)),
+            *("--groups-per-step", str(count), "--group-size", "4", "--max-turns", "3"),
+            *("--max-new-tokens", "16", "--learning-rate", "3e-4"),
+            *("--save-every", "1", "--eval-episodes", "1", "--no-blind", "--output", str(output)),
+        ]
+        began = time.perf_counter()
+        subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+        seconds[share] = time.perf_counter() - began
+    shared, alone = (read_metrics(folder / name / "metrics.jsonl") for name in ("shared", "alone"))
+    return {
+        "tasks": count,
+        "steps": len(shared),
+        "episodes_executed": shared[-1]["env/episodes_executed"],
+        "episodes_executed_alone": alone[-1]["env/episodes_executed"],
+        "replay_mismatches": shared[-1]["env/replay_mismatches"],
+        "reward": statistics.fmean(line["reward"] for line in alone),
+        "updates_skipped": sum(line.get("update/skipped", 0.0) for line in alone),
+        "different": differences(folder / "shared", folder / "alone"),
+        "seconds_shared": seconds[True],
+        "seconds_alone": seconds[False],
+    }
+
+
 def start_click_test(output: Path, steps: int, *options: str) -> subprocess.Popen[bytes]:
     """Start the main job in its own process."""
     command = [sys.executable, str(ROOT / "examples" / "click_test.py"), "--output", str(output)]
@@ -152,12 +197,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("benchmark", choices=("kills", "soak", "ranks", "browser"))
+    parser.add_argument("benchmark", choices=("kills", "soak", "ranks", "browser", "sharing"))
     parser.add_argument("--kills", type=int, default=200, help="kills: how many")
     parser.add_argument("--part", default="", choices=("", *PARTS), help="kills: all in this part")
-    steps_help = "training steps (kills 300, soak 500, ranks 20, browser 7)"
+    steps_help = "training steps (kills 300, soak 500, ranks 20, browser 7, sharing 2)"
     parser.add_argument("--steps", type=int, help=steps_help)
     parser.add_argument("--group-size", type=int, default=8, help="ranks: episodes per group")
+    parser.add_argument("--tasks", default=",".join(SHARED_TASKS), help="sharing: on which tasks")
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
     arguments = parser.parse_args(argv)
     steps = arguments.steps
@@ -166,6 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "soak": lambda folder: soak(folder, steps or 500),
         "ranks": lambda folder: ranks(folder, steps or 20, arguments.group_size),
         "browser": lambda folder: browser(folder, steps or 7),
+        "sharing": lambda folder: sharing(folder, steps or 2, arguments.tasks),
     }
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
