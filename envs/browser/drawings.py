@@ -6,6 +6,7 @@ are in pixels of the window, from its top left corner.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +29,9 @@ DRAWN_ROLES = frozenset([*ROLES.values(), "triangle"])
 """Roles that drawings alone have: Chromium's tree has none of them."""
 
 MAX_SIDES = 1_000
+
+_GUESSED_PLACE = re.compile(r"(^|, )(row \d+ column \d+|\d+ of \d+)$")
+"""The end of a guess that says where an element is among its like; see `names.js`."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ def with_drawings(
     """Return a page with the places of its elements, and its drawings at the end.
 
     A text that a drawing repeats is left out. An element that the page has only by a guessed name
-    is one line with its drawing, so that its id is beside what it looks like.
+    is one line with its drawing, so that its id is beside what it looks like; the drawing's place
+    stands for a guessed one.
 
     Args:
         elements: the page.
@@ -107,7 +112,7 @@ def with_drawings(
             continue
         if element.role == "element" and element.id in of_ids:
             drawing = moved[element.id] = of_ids[element.id]
-            guess = "" if drawing.name else element.guess
+            guess = "" if drawing.name else _GUESSED_PLACE.sub("", element.guess)
             page.append(replace(drawing, guess=guess, state=element.state))
         elif element.id in places:
             page.append(Drawing(**vars(element), box=places[element.id]))

@@ -21,6 +21,7 @@ from envs.browser.server.secrets import Secrets
 
 CIRCLE = {"kind": "circle", "id": "", "box": [30.2, 77.9, 20, 20.4], "fill": [255, 0, 0]}
 BLACK = [0, 0, 0]
+INK = {**CIRCLE, "kind": "text", "text": "Ink"}
 POLYGON = {**CIRCLE, "kind": "polygon"}
 LINE = {"kind": "line", "box": [0, 0, 5, 5], "ends": [0, 0.4, 4.6, 5], "stroke": [0, 0, 0]}
 
@@ -92,7 +93,7 @@ def test_what_a_server_may_not_send(sent, problem):
 
 
 def test_text_that_is_drawn_is_on_the_page_once_and_places_belong_to_elements():
-    (ink,) = read_drawings([{**CIRCLE, "kind": "text", "text": "Ink", "id": "4"}])
+    (ink,) = read_drawings([{**INK, "id": "4"}])
     page = [
         *(Element("", "text", "Ink"), Element("4", "text", "Ink"), Element("5", "text", "Ink")),
         *(Element("6", "button", "Go", ", disabled"), Element("", "text", "Else")),
@@ -108,21 +109,24 @@ def test_text_that_is_drawn_is_on_the_page_once_and_places_belong_to_elements():
 
 
 def test_an_element_without_a_name_is_one_line_with_its_drawing_and_others_stay_two():
-    circle, ink, other = read_drawings(
-        [
-            *({**CIRCLE, "id": "1"}, {**CIRCLE, "id": "2", "kind": "text", "text": "Ink"}),
-            {**CIRCLE, "id": "3"},
-        ]
-    )
+    drawings = read_drawings([{**CIRCLE, "id": id_} for id_ in "13567"] + [{**INK, "id": "2"}])
     page = [
         *(Element("1", "element", "", guess="sun"), Element("2", "element", "", guess="ink")),
-        *(Element("3", "button", "", guess="star"), Element("4", "element", "", guess="moon")),
+        *(Element("3", "button", "", guess="star"), Element("4", "element", "", guess="1 of 2")),
+        Element("5", "element", "", guess="sun, row 1 column 12"),
+        *(
+            Element("6", "element", "", guess="row 2 column 1"),
+            Element("7", "element", "", guess="1 of 2"),
+        ),
     ]
-    assert [str(element) for element in with_drawings(page, [circle, ink, other], {})] == [
+    assert [str(element) for element in with_drawings(page, drawings, {})] == [
         "red circle (sun) [1] at 40,88 size 20x20",
         "red lettering 'Ink' [2] at 40,88 size 20x20",
         "button (star) [3]",
-        "element (moon) [4]",
+        "element (1 of 2) [4]",
+        "red circle (sun) [5] at 40,88 size 20x20",
+        "red circle [6] at 40,88 size 20x20",
+        "red circle [7] at 40,88 size 20x20",
         "red circle [3] at 40,88 size 20x20",
     ]
 
