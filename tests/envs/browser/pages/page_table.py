@@ -1046,7 +1046,7 @@ TEXT = {
 
 SHAPES = """
     SvgRoot (sun) [*]
-    element (swatch) [*]
+    red box (swatch) [*] at 125,35 size 30x30
     button 'Save' [*]
     text 'Sketch here' [*]
     yellow circle [*] at 40,100 size 40x40
@@ -1055,7 +1055,6 @@ SHAPES = """
     red line [*] from 10,150 to 60,155
     red box [*] at 25,35 size 30x30
     light green box [*] at 75,35 size 30x30
-    red box [*] at 125,35 size 30x30
     canvas [*] at 340,120 size 80x40
     """
 
@@ -1113,7 +1112,7 @@ DRAWINGS = {
     "drawings/many": Page(
         "\n".join(
             [
-                *(f"circle [*] at {10 * i + 5},15 size 8x8, red" for i in range(60)),
+                *(f"red circle [*] at {10 * i + 5},15 size 8x8" for i in range(60)),
                 "(5 more drawings)",
             ]
         ),
