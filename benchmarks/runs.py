@@ -174,8 +174,8 @@ def sharing(folder: Path, steps: int, names: str) -> dict[str, Any]:
     return {
         "tasks": count,
         "steps": len(shared),
+        "episodes": len(shared) * count * 4,
         "episodes_executed": shared[-1]["env/episodes_executed"],
-        "episodes_executed_alone": alone[-1]["env/episodes_executed"],
         "replay_mismatches": shared[-1]["env/replay_mismatches"],
         "reward": statistics.fmean(line["reward"] for line in alone),
         "updates_skipped": sum(line.get("update/skipped", 0.0) for line in alone),
