@@ -154,17 +154,19 @@ def browser(folder: Path, steps: int, seed: int = 0) -> dict[str, Any]:
 def sharing(folder: Path, steps: int, names: str) -> dict[str, Any]:
     """Train in float32 with shared episodes and without, with sampled and greedy evaluations.
 
-    Adapters, optimizer states, rewards, advantages and evaluations must be bitwise equal.
+    Adapters, optimizer states, rewards, advantages and evaluations must be bitwise equal. Some
+    files are always named as different, for what else they hold: counts that only sharing has,
+    torch's global random state, which a run does not seed, or last digits of log-probabilities.
     """
-    count = names.count(",") + 1
+    count, group_size = names.count(",") + 1, 4
     seconds = {}
     for share in (True, False):
         output = folder / ("shared" if share else "alone")
         command = [
             *(sys.executable, "-m", "grpo", "train", "--task", names, "--dtype", "float32"),
             *("--share-episodes" if share else "--no-share-episodes", "--steps", str(steps)),
-            *("--groups-per-step", str(count), "--group-size", "4", "--max-turns", "3"),
-            *("--max-new-tokens", "16", "--learning-rate", "3e-4"),
+            *("--groups-per-step", str(count), "--group-size", str(group_size)),
+            *("--max-turns", "3", "--max-new-tokens", "16", "--learning-rate", "3e-4"),
             *("--save-every", "1", "--eval-episodes", "1", "--no-blind", "--output", str(output)),
         ]
         began = time.perf_counter()
@@ -174,7 +176,7 @@ def sharing(folder: Path, steps: int, names: str) -> dict[str, Any]:
     return {
         "tasks": count,
         "steps": len(shared),
-        "episodes": len(shared) * count * 4,
+        "episodes": len(shared) * count * group_size,
         "episodes_executed": shared[-1]["env/episodes_executed"],
         "replay_mismatches": shared[-1]["env/replay_mismatches"],
         "reward": statistics.fmean(line["reward"] for line in alone),

@@ -38,7 +38,7 @@ _GUESSED_PLACE = re.compile(r"(^|, )(row \d+ column \d+|\d+ of \d+)$")
 class Drawing(Element):
     """An element with a place: `red circle at 40,88 size 20x20`, where 40,88 is its middle.
 
-    The colour comes first because a goal says it, and the place is what the answer then copies.
+    The colour comes first, as goals name it, and what an answer copies (id, place) follows.
 
     Attributes:
         box: left, top, width and height in pixels.
@@ -66,7 +66,7 @@ class Drawing(Element):
         return round(self.box[2]), round(self.box[3])
 
     def __str__(self) -> str:
-        text = f"{self.fill} {super().__str__()}" if self.fill else super().__str__()
+        text = f"{self.fill} " * bool(self.fill) + super().__str__()
         if self.sides > 3:
             text += f" with {self.sides} sides"
         if self.ends:
@@ -96,7 +96,7 @@ def with_drawings(
 
     A text that a drawing repeats is left out. An element that the page has only by a guessed name
     is one line with its drawing, so that its id is beside what it looks like; the drawing's place
-    stands for a guessed one.
+    replaces a guessed one.
 
     Args:
         elements: the page.

@@ -106,7 +106,7 @@ class LoRAPolicy(Policy):
             activation_checkpointing=activation_checkpointing,
         )
         super().__init__(model, tokenizer, plan, activation_checkpointing=activation_checkpointing)
-        if self.device.type == "cpu" and self._packed_bytes() < _memory() / 4:
+        if self.device.type == "cpu" and _memory() > 4 * self._packed_bytes():
             pack_weights(model)
             if type(self.head.layer) is nn.Linear:
                 self.head = replace(self.head, product=PackedWeight().product)

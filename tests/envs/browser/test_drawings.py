@@ -114,10 +114,8 @@ def test_an_element_without_a_name_is_one_line_with_its_drawing_and_others_stay_
         *(Element("1", "element", "", guess="sun"), Element("2", "element", "", guess="ink")),
         *(Element("3", "button", "", guess="star"), Element("4", "element", "", guess="1 of 2")),
         Element("5", "element", "", guess="sun, row 1 column 12"),
-        *(
-            Element("6", "element", "", guess="row 2 column 1"),
-            Element("7", "element", "", guess="1 of 2"),
-        ),
+        Element("6", "element", "", guess="row 2 column 1"),
+        Element("7", "element", "", guess="1 of 2"),
     ]
     assert [str(element) for element in with_drawings(page, drawings, {})] == [
         "red circle (sun) [1] at 40,88 size 20x20",
