@@ -15,16 +15,14 @@ from grpo.files import EARLIER
 from grpo.reporting.loggers import read_metrics
 from grpo.training.checkpoint import MANIFEST, STATE_FILE
 
-VARYING = ("time", "seconds/", "env/episodes_executed", "env/steps_")
+VARYING = ("time", "seconds/", "env/episodes_executed", "env/steps_", "env/replay_")
 """Prefixes of the metrics that differ between equal runs: times, and what depends on them, such as
-which episode was first to act."""
+which episode was first to act, or on whether episodes are shared."""
 
 SAMPLED = ("entropy", "sampling/", "logprob")
 """Prefixes of the numbers that are read off the generator's log-probabilities, in metrics and in
 recorded episodes. Their last digits depend on which requests it computed together, and so on
 times."""
-
-ROUNDING = 1e-6
 
 APART = (
     *("run.json", "config.yaml", "README.md", "curves.png", "points-0.json", "points-1.json"),
@@ -42,17 +40,23 @@ def metrics(path: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if not k.startswith(VARYING)} for line in lines]
 
 
-def differences(one: Path, other: Path, but: Collection[str] = ()) -> list[str]:
+def differences(
+    one: Path, other: Path, but: Collection[str] = (), rounding: float = 1e-6
+) -> list[str]:
     """Name the files that are in one of two folders alone, or not equal.
 
     Args:
         one: the first folder.
         other: the second one.
         but: names to leave out.
+        rounding: by how many nats log-probabilities of the generator may differ.
     """
     left, right = _names(one) - set(but), _names(other) - set(but)
-    both = sorted(left & right)
-    different = [name for name in both if not _equal(_content(one / name), _content(other / name))]
+    different = [
+        name
+        for name in sorted(left & right)
+        if not _equal(_content(one / name), _content(other / name), rounding)
+    ]
     missing, more = sorted(left - right), sorted(right - left)
     return [*different, *(f"{n} missing" for n in missing), *(f"{n} left over" for n in more)]
 
@@ -81,14 +85,17 @@ def _content(path: Path) -> Any:
     return path.read_bytes()
 
 
-def _equal(one: Any, other: Any, name: str = "") -> bool:
+def _equal(one: Any, other: Any, rounding: float, name: str = "") -> bool:
     """Compare contents; numbers of what was sampled may differ by rounding."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_equal(one[k], other[k], k) for k in one)
+        return one.keys() == other.keys() and all(
+            _equal(one[key], other[key], rounding, key) for key in one
+        )
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_equal, one, other))
+        pairs = zip(one, other, strict=False)
+        return len(one) == len(other) and all(_equal(*pair, rounding) for pair in pairs)
     if name.startswith(SAMPLED):
-        return math.isclose(one, other, rel_tol=0, abs_tol=ROUNDING)
+        return math.isclose(one, other, rel_tol=0, abs_tol=rounding)
     return bool(one == other)
 
 

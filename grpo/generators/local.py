@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from grpo.generators.base import Generator, completion_limit
-from grpo.generators.sampling import draw_tokens
+from grpo.generators.sampling import LEVELS, draw_tokens
 from grpo.model.decoding import PromptDecoder
 from grpo.model.policy import Policy
 from grpo.tree.cache_graphs import GraphedTreeCache
@@ -45,8 +45,8 @@ class LocalGenerator(Generator):
     """Samples from a `Policy` (see `grpo.generators.base.Generator`).
 
     Each request has its own random stream, so a completion depends on the policy, the prompt and
-    the seed, and not on what else was in the batch (but for rounding where two tokens are within
-    one part in a million).
+    the seed, and not on what else was in the batch, but for rounding: it changes one token in
+    50,000 or so (float32; see `draw_tokens`).
 
     Attributes:
         busy_seconds: wall time spent in forward passes.
@@ -216,7 +216,7 @@ class LocalGenerator(Generator):
     def _sample(self, logits: Tensor, row: npt.NDArray[np.int64]) -> list[_Request]:
         """Draw one token for each active request and return the requests that are done.
 
-        Each token is drawn with one uniform number from the request's random stream.
+        Each token is drawn with `LEVELS` numbers from the request's random stream.
 
         Args:
             logits: [R, V].
@@ -225,7 +225,7 @@ class LocalGenerator(Generator):
         stop = self.policy.stop_ids
         finished: list[_Request] = []
         temperatures = [request.temperature for request in self._active]
-        uniform = [r.random.random() if r.temperature else 0.0 for r in self._active]
+        uniform = [r.random.random(LEVELS).tolist() for r in self._active]
         drawn = draw_tokens(logits, row, temperatures, uniform)
         for request, token, logprob in zip(self._active, *drawn, strict=True):
             request.ids.append(token)

@@ -109,6 +109,8 @@ def test_a_recorded_episode_may_differ_by_rounding_in_its_log_probabilities_alon
         )
     assert differences(one, rounded) == []
     assert [differences(one, other) for other in others] == [["episode.json"]] * 2
+    assert differences(one, others[0], rounding=1e-4) == []
+    assert differences(one, others[1], rounding=1e-4) == ["episode.json"]
 
 
 def test_points_are_chosen_from_each_place_in_the_order_of_the_run():
