@@ -49,7 +49,6 @@ Verdict = tuple[str, str, str]
 UNSOLVED: tuple[Verdict, ...] = (
     ("attemptable", "if a click follows the price within 0.1 s", "stock-market"),
     ("in part", "MiniWoB ignores the item that is selected at first", "click-pie-nodelay"),
-    ("in part", "a text and a textarea look alike", "click-widget"),
     ("in part", "drags between sides show 1, 4, 5, 6; unclear for 2 and 3", "drag-cube"),
     ("in part", "its corner is dragged onto elements, which may be too near", "resize-textarea"),
     ("no name", "the colours, and words to select; marks also break the toolbar", "text-editor"),

@@ -26,16 +26,21 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.update import REFERENCE
 from benchmarks.worker import ROOT, Worker
 from grpo.model.bundled import bundled_model_path
+from grpo.model.device import choose_dtype
 
 console = Console(stderr=True)
 
-OURS = {"float32": ("ours", "--dtype", "float32"), "bfloat16": ("ours", "--dtype", "bfloat16")}
+HAS_BFLOAT16 = choose_dtype("auto", "cpu") == torch.bfloat16
+DTYPES = ("float32", "bfloat16") if HAS_BFLOAT16 else ("float32",)
+"""Of this project's steps: bfloat16 where the CPU has instructions for it."""
+
 PHASES = ("rollout", "update")
 
 
@@ -54,7 +59,7 @@ def start(name: str, words: Sequence[str], arguments: argparse.Namespace, folder
 def measure(arguments: argparse.Namespace, folder: str) -> dict[str, list[dict[str, Any]]]:
     """Let every implementation do a step in turn, `rounds` times after one to warm up."""
     variants: dict[str, tuple[str, ...]] = {
-        f"this project, {dtype}": words for dtype, words in OURS.items()
+        f"this project, {dtype}": ("ours", "--dtype", dtype) for dtype in DTYPES
     }
     if not arguments.no_trl:
         rows = ("--rows", str(arguments.rows))
@@ -81,7 +86,7 @@ def summarize(steps: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     }
     ours = [name for name in medians if name.startswith("this")]
     theirs = [name for name in medians if name not in ours]
-    first, fast = (medians[name] for name in ours)
+    first, fast = medians[ours[0]], medians[ours[-1]]
     table = Table(title=f"one step of {first['episodes']:.0f} episodes")
     for heading in ("", "seconds", "rollout", "update", "CPU s", "peak GB", "ratio"):
         table.add_column(heading, justify="left" if heading == "" else "right")
@@ -96,13 +101,16 @@ def summarize(steps: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     result: dict[str, Any] = {
         "generate_floor_ratio": fast["generate"] / fast["generate_floor"],
         "update_floor_ratio": first["update"] / first["update_floor"],
-        "update_floor_ratio_bfloat16": fast["update"] / fast["update_floor"],
         "episodes_executed_share": first["executed"] / first["episodes"],
         "medians": medians,
     }
-    for name, key in zip(theirs, ("step_ratio_trl", "step_ratio_trl_parallel"), strict=False):
+    ratios = dict(zip(("step_ratio_trl", "step_ratio_trl_parallel"), theirs, strict=False))
+    for key, name in ratios.items():
         result[key] = medians[name]["seconds"] / first["seconds"]
-        result[f"{key}_bfloat16"] = medians[name]["seconds"] / fast["seconds"]
+    if fast is not first:
+        result["update_floor_ratio_bfloat16"] = fast["update"] / fast["update_floor"]
+        for key, name in ratios.items():
+            result[f"{key}_bfloat16"] = medians[name]["seconds"] / fast["seconds"]
     return result
 
 

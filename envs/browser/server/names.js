@@ -105,10 +105,12 @@
     ({ dataset }) => some([dataset.action, dataset.icon, dataset.testid].flatMap((d) => words(d ?? ""))),
     picture,
   ];
+  // A person sees how large a field is.
+  const manyLines = (element) => (element.matches("textarea") ? "textarea" : "");
   const nameOf = (element) => {
     const isField = element.matches(FIELDS);
     const inside = isField ? [] : [...element.querySelectorAll("*")].slice(0, MOST_INSIDE);
-    for (const source of isField ? WRITTEN : [...WRITTEN, ...GUESSED])
+    for (const source of isField ? [...WRITTEN, manyLines] : [...WRITTEN, ...GUESSED])
       for (const each of [element, ...inside]) {
         const name = source(each).replace(/\s+/g, " ").trim();
         if (name) return name.slice(0, LONGEST);

@@ -11,6 +11,7 @@ from envs.browser.miniwob.solvers.helpers import (
     find,
     find_all,
     groups,
+    guessed,
     plan,
     quoted,
     shown,
@@ -122,6 +123,16 @@ def click_checkboxes_soft(goal: str, elements: Page) -> list[Action]:
 
 
 @plan
+def click_widget(goal: str, elements: Page) -> list[Action]:
+    """Click on a "textarea" widget."""
+    kind = quoted(goal)[0]
+    if kind == "textarea":
+        return [click(guessed(elements, kind, count=1)[0])]
+    others = [each for each in elements if each.guess != "textarea"]
+    return [click(find(others, "textbox" if kind == "text" else kind))]
+
+
+@plan
 def click_tab(goal: str, elements: Page) -> list[Action]:
     """Click on Tab #2."""
     (name,) = groups(r"^Click on (Tab #\d)", goal)
@@ -224,6 +235,7 @@ SOLVERS: dict[str, Solver] = {
     "click-test": click_test,
     "click-test-2": click_named_button,
     "click-test-transfer": click_named_button,
+    "click-widget": click_widget,
     "drag-box": drag_box,
     "odd-or-even": odd_or_even,
     "order-food": order_food,

@@ -30,6 +30,9 @@ async def names(session, body):
         (f'<div class="trash" onclick="0" style="{STYLE}"></div>', "trash"),
         (f'<div class="trash" style="cursor: pointer; {STYLE}"></div>', "trash"),
         ("<select multiple><option>A</option></select>", None),  # a field is known by its place
+        ("<input class=code>", None),
+        ("<textarea class=code>old</textarea>", "textarea"),
+        ('<textarea placeholder="Reply"></textarea>', "Reply"),
         ('<button class="trash">Delete</button>', None),  # it has a name
         (f'<div class="trash" style="{STYLE}"></div>', None),  # nothing reacts
         (f'<div class="trash" onclick="0" style="{STYLE}" hidden></div>', "trash"),
