@@ -283,7 +283,6 @@ class Trainer:
             "failures": self._counted,
             "tasks": self.task_sampler.state(),
             "warm_start": {} if self.step else self.warm_start,
-            "random": torch.get_rng_state(),
             **self.updater.state(),
         }
 
@@ -308,7 +307,6 @@ class Trainer:
         self._counted = dict(self.rollouts.counters)
         self.task_sampler.load_state(state["tasks"])
         self.warm_start = dict(state.get("warm_start", {}))  # new in version 0.3
-        torch.set_rng_state(state["random"])
         self.updater.load_state(state)
 
     async def in_executor(self, function: Callable[..., Result], *args: Any) -> Result:
