@@ -32,10 +32,11 @@ def draw_tokens(
 
     Tokens are the leaves of a tree of LEVELS levels, in order of their ids, with ceil(V^(1/LEVELS))
     branches per node. At each level a branch is drawn with a number of its own, by inverting the
-    cumulative distribution of the branches. With one number, and one cumulative distribution of
-    all tokens, rounding moves the bounds of all rare tokens: with other requests in the batch,
-    one draw in 250 became another token, where now it is one in 50,000 (SmolLM2-135M in float32, an
-    entropy of 3.6 nats).
+    cumulative distribution of the branches. One number and one cumulative distribution of all
+    tokens would do, but rounding moves the bounds of all rare tokens at once: in another batch one
+    token in 250 came out differently, and one in 50,000 does here (SmolLM2-135M in float32, 3.6
+    nats per token).
+
     Requests that read the same row at the same temperature share a distribution. The host waits
     for the device once.
 
