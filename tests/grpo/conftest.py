@@ -179,6 +179,7 @@ def make_trainer(make_policy, executor, tmp_path):
         settings = {
             "output": str(tmp_path / "run"),
             "task": TASK.name,
+            "seed": 2,  # some of its first episodes succeed
             "group_size": 8,
             "groups_per_step": 2,
             "max_turns": 1,

@@ -202,8 +202,8 @@ class Paid(ScriptedEnv):
     "options",
     [
         {"max_turns": 1},
-        {"credit": "discounted", "scale_rewards": "none"},
-        {"credit": "steps", "scale_rewards": "batch"},
+        {"credit": "discounted", "scale_rewards": "none", "seed": 1},
+        {"credit": "steps", "scale_rewards": "batch", "seed": 1},
         {"credit": "steps", "max_resamples": 2, "seed": 1},  # which draws an even seed
     ],
     ids=str,
