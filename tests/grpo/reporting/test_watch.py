@@ -462,9 +462,9 @@ async def test_the_training_is_the_same_without_a_gallery(make_policy, monkeypat
     for every in (0, 1):
         policy = make_policy(double=False, start=True)
         monkeypatch.setattr("grpo.runtime.load_policy", lambda _, policy=policy: policy)
-        config = Config(output=str(tmp_path / str(every)), task="click-word", steps=3, group_size=8,
-                        groups_per_step=1, max_turns=2, max_new_tokens=2, eval_episodes=0,
-                        gallery_every=every, learning_rate=0.01)  # fmt: skip
+        config = Config(output=str(tmp_path / str(every)), task="click-word", steps=3, seed=1,
+                        group_size=8, groups_per_step=1, max_turns=2, max_new_tokens=2,
+                        eval_episodes=0, gallery_every=every, learning_rate=0.01)  # fmt: skip
         monkeypatch.setattr(Guess, "allowed", 99)
         metrics = (await run_training(config, Guess)).metrics
         counted = ("seconds", "env/", "time")
