@@ -92,8 +92,9 @@ def _equal(one: Any, other: Any, rounding: float, name: str = "") -> bool:
             _equal(one[key], other[key], rounding, key) for key in one
         )
     if isinstance(one, list) and isinstance(other, list):
-        pairs = zip(one, other, strict=False)
-        return len(one) == len(other) and all(_equal(*pair, rounding) for pair in pairs)
+        return len(one) == len(other) and all(
+            _equal(*pair, rounding) for pair in zip(one, other, strict=True)
+        )
     if name.startswith(SAMPLED):
         return math.isclose(one, other, rel_tol=0, abs_tol=rounding)
     return bool(one == other)

@@ -156,7 +156,7 @@ def sharing(folder: Path, steps: int, names: str) -> dict[str, Any]:
     """Train in float32 with shared episodes and without, with sampled and greedy evaluations.
 
     Adapters, optimizer states, rewards, advantages and evaluations must be bitwise equal. Rounding
-    changes one sampled token in 50,000 (see `draw_tokens`), so one comparison in ten may fail.
+    changes one sampled token in 50,000 (see `draw_tokens`): of ten comparisons about one fails.
     """
     count, group_size = names.count(",") + 1, 4
     seconds = {}

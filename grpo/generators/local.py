@@ -45,8 +45,8 @@ class LocalGenerator(Generator):
     """Samples from a `Policy` (see `grpo.generators.base.Generator`).
 
     Each request has its own random stream, so a completion depends on the policy, the prompt and
-    the seed, and not on what else was in the batch, but for rounding: it changes one token in
-    50,000 or so (float32; see `draw_tokens`).
+    the seed, and not on what else was in the batch, except for rounding, which changes about one
+    token in 50,000 (float32; see `draw_tokens`).
 
     Attributes:
         busy_seconds: wall time spent in forward passes.
@@ -225,7 +225,7 @@ class LocalGenerator(Generator):
         stop = self.policy.stop_ids
         finished: list[_Request] = []
         temperatures = [request.temperature for request in self._active]
-        uniform = [r.random.random(LEVELS).tolist() for r in self._active]
+        uniform = [r.random.random(LEVELS) for r in self._active]
         drawn = draw_tokens(logits, row, temperatures, uniform)
         for request, token, logprob in zip(self._active, *drawn, strict=True):
             request.ids.append(token)

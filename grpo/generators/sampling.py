@@ -26,16 +26,16 @@ def draw_tokens(
     logits: Tensor,
     rows: Sequence[int] | npt.NDArray[np.int64],
     temperatures: Sequence[float],
-    uniform: Sequence[Sequence[float]] | npt.NDArray[np.float64],
+    uniform: Sequence[npt.ArrayLike] | npt.NDArray[np.float64],
 ) -> tuple[list[int], list[float]]:
     """Draw a token for each of N requests, from softmax(logits / temperature).
 
     Tokens are the leaves of a tree of LEVELS levels, in order of their ids, with ceil(V^(1/LEVELS))
     branches per node. At each level a branch is drawn with a number of its own, by inverting the
     cumulative distribution of the branches. One number and one cumulative distribution of all
-    tokens would do, but rounding moves the bounds of all rare tokens at once: in another batch one
-    token in 250 came out differently, and one in 50,000 does here (SmolLM2-135M in float32, 3.6
-    nats per token).
+    tokens would do, but rounding, which differs from batch to batch, moves the bounds of all rare
+    tokens at once: it changed one token in 250, and here it changes one in 50,000 (SmolLM2-135M in
+    float32, 3.6 nats per token).
 
     Requests that read the same row at the same temperature share a distribution. The host waits
     for the device once.
@@ -138,7 +138,7 @@ class _Weights:
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Return the numbers [S, K] at which the cumulative sums of weights [S, K, n] exceed a share.
+    """Return the indices [S, K] at which the cumulative sums of weights [S, K, n] exceed a share.
 
     Args:
         weights: not negative.
