@@ -30,6 +30,7 @@ import torch
 
 import grpo
 import grpo.reporting.report as reporting
+import grpo.reporting.watch as watching
 import grpo.run
 from envs.base import Observation, StepResult, Task
 from envs.scripted import ScriptedEnv
@@ -218,7 +219,7 @@ def install(watch: Watch) -> None:
     phases(Trainer, "collect", lambda self, step, *_: ("training", f"rollouts {step + 1}"))
     phases(MetricsLog, "log", lambda self, step, _: ("training", f"log {step}"))
     phases(MetricsLog, "completions", lambda self, step, *_: ("training", f"completions {step}"))
-    phases(reporting.Watch, "step", lambda self, step, *_: ("training", f"page {step.step}"))
+    phases(watching.Watch, "step", lambda self, step, *_: ("training", f"page {step.step}"))
     phases(saver, "save_checkpoint", lambda config, step, *_: ("save", f"step {step}"))
     phases(saver, "save_weights", lambda *_: ("results", "weights"))
     phases(reporting.Report, "evaluate", lambda self, agents: ("evaluation", ", ".join(agents)))

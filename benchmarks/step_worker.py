@@ -27,7 +27,7 @@ from benchmarks.rollouts_worker import BrowserGym, lay_out_chromium
 from benchmarks.update_worker import LORA, matrix_rate
 from envs.browser.actions import InvalidAction, format_action, parse_action
 from envs.browser.page_text import format_page, simplify_axtree
-from envs.browser.prompts import page_messages
+from envs.browser.prompts import ActionPrompt
 from envs.browser.server.processes import marked
 from envs.replay import SharingPool
 from grpo.algorithm.batch import make_batch
@@ -267,7 +267,7 @@ def _reset(task: str, seed: int) -> list[dict[str, str]]:
     elements = simplify_axtree(text)
     _ids.clear()
     _ids.update(element.id for element in elements if element.id)
-    return list(page_messages(goal, format_page(elements, {}), (), ""))
+    return list(ActionPrompt().messages(goal, format_page(elements, {}), (), ""))
 
 
 def _step(text: str) -> float:
