@@ -2,12 +2,10 @@
 
 The oracle of `envs.browser.miniwob.solvers` plays. Each kind drives the same Chromium from its own
 process, and they take turns, so that a slow minute of the machine affects all of them. BrowserGym
-plays one episode after the other; the server plays many sessions of one client at once, on its own
-driver and on Playwright's.
+plays one episode after the other; the server plays many sessions of one client at once.
 
     python -m benchmarks.rollouts                 # 10 minutes on two cores
     python -m benchmarks.rollouts --tasks click-test --sessions 1 8 --rounds 1
-    python -m benchmarks.rollouts --kinds "server" "server on Playwright"
 """
 
 from __future__ import annotations
@@ -33,9 +31,7 @@ from envs.browser.miniwob.solvers import SOLVERS
 ROOT = Path(__file__).resolve().parent.parent
 
 DEFAULTS, TUNED = "BrowserGym, defaults", "BrowserGym, tuned"
-SERVER, PLAYWRIGHT = "server", "server on Playwright"
-DRIVERS = {SERVER: "cdp", PLAYWRIGHT: "playwright"}
-"""The kinds that are our server, with their drivers."""
+SERVER = "server"
 OPTIONS: dict[str, dict[str, Any]] = {
     DEFAULTS: {},
     TUNED: {"slow_mo": 0, "pre_observation_delay": 0.0, "disable_env_checker": True},
@@ -98,8 +94,7 @@ def compare(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     settings: dict[str, dict[str, Any]] = {
         kind: {"options": options} for kind, options in OPTIONS.items()
     }
-    for kind, driver in DRIVERS.items():
-        settings[kind] = {"workers": arguments.workers, "sessions": most, "driver": driver}
+    settings[SERVER] = {"workers": arguments.workers, "sessions": most}
     workers: dict[str, Worker] = {}
     responses: dict[Point, list[dict[str, Any]]] = defaultdict(list)
     try:
@@ -108,7 +103,7 @@ def compare(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         for number in range(1, arguments.rounds + 1):
             for task in arguments.tasks:
                 for kind, worker in workers.items():
-                    for sessions in arguments.sessions if kind in DRIVERS else (1,):
+                    for sessions in arguments.sessions if kind == SERVER else (1,):
                         request = {"task": task, "sessions": sessions, "seconds": arguments.seconds}
                         responses[task, kind, sessions].append(worker.measure(**request))
             rates = [f"{rounds[-1]['rate']:.2f}" for rounds in responses.values()]
@@ -128,10 +123,8 @@ def summarize(responses: Mapping[Point, Sequence[dict[str, Any]]]) -> dict[str, 
 
     Returns:
         `points` (median rate in episodes/s, milliseconds over all rounds, median MB); per task
-        `ratio_<task>` (the server's best rate over BrowserGym's with its defaults),
-        `ratio_tuned_<task>`, and `ratio_playwright_<task>` (the rate on Playwright over the rate on
-        the own driver, median of the rounds, by number of sessions); the server's
-        `mb_per_session`; how many were `wrong` or `lost`.
+        `ratio_<task>` (the server's best rate over BrowserGym's with its defaults) and
+        `ratio_tuned_<task>`; the server's `mb_per_session`; how many were `wrong` or `lost`.
     """
     points = []
     for (task, kind, sessions), rounds in responses.items():
@@ -155,22 +148,10 @@ def summarize(responses: Mapping[Point, Sequence[dict[str, Any]]]) -> dict[str, 
         name = task.replace("-", "_")
         result[f"ratio_{name}"] = ratio(rates[SERVER], rates[DEFAULTS])
         result[f"ratio_tuned_{name}"] = ratio(rates[SERVER], rates[TUNED])
-        result[f"ratio_playwright_{name}"] = _driver_ratios(points, task)
     ours = [point for point in points if point["kind"] == SERVER]
     result["mb_per_session"] = slope([(p["sessions"], p["memory_mb"]) for p in ours])
     result |= {key: sum(point[key] for point in points) for key in ("wrong", "lost")}
     return result | {"points": points}
-
-
-def _driver_ratios(points: Sequence[dict[str, Any]], task: str) -> dict[int, float | None]:
-    found = {(p["kind"], p["sessions"]): p["rates"] for p in points if p["task"] == task}
-    ratios = {}
-    for (kind, sessions), rates in found.items():
-        if kind == PLAYWRIGHT and (SERVER, sessions) in found:
-            rounds = zip(rates, found[SERVER, sessions], strict=True)
-            known = [one for one in (ratio(*pair) for pair in rounds) if one is not None]
-            ratios[sessions] = median(known) if known else None
-    return ratios
 
 
 def ratio(rate: float, other: float) -> float | None:
@@ -202,7 +183,7 @@ def show(result: dict[str, Any], workers: int) -> None:
             tables[task].add_column("", no_wrap=True)
             for heading in ("episodes/s", "ratio", "reset p50 p95", "step p50 p95", "MB"):
                 tables[task].add_column(heading, justify="right")
-        if name in DRIVERS:
+        if name == SERVER:
             name += f", {point['sessions']} sessions"
         tables[task].add_row(
             name,
@@ -213,13 +194,6 @@ def show(result: dict[str, Any], workers: int) -> None:
             shown(point["memory_mb"]),
         )
     Console().print(*tables.values(), sep="\n")
-    for task in tables:
-        ratios = result[f"ratio_playwright_{task.replace('-', '_')}"]
-        if ratios:
-            each = ", ".join(f"{shown(rate, 2)} at {count}" for count, rate in ratios.items())
-            Console().print(
-                f"{task} on Playwright, in times the own driver's rate: {each} sessions"
-            )
     more = f"{shown(result['mb_per_session'], 1)} MB per additional session"
     Console().print(f"{result['wrong']} wrong, {result['lost']} lost; {more}")
 
@@ -244,8 +218,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", default=["click-test", "login-user"],
                         choices=sorted(SOLVERS), metavar="TASK",
                         help="tasks that the oracle solves")  # fmt: skip
-    parser.add_argument("--kinds", nargs="+", choices=[*OPTIONS, *DRIVERS], metavar="KIND",
-                        default=[*OPTIONS, *DRIVERS],
+    parser.add_argument("--kinds", nargs="+", choices=[*OPTIONS, SERVER], metavar="KIND",
+                        default=[*OPTIONS, SERVER],
                         help="what to measure (default: everything)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
     arguments = parser.parse_args(argv)

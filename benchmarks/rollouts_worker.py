@@ -192,8 +192,7 @@ def main() -> None:
     """Measure the kind of environment that the first argument describes."""
     settings = json.loads(sys.argv[1])
     if "workers" in settings:
-        sessions, driver = 2 * settings["sessions"], settings["driver"]
-        server = LocalServer(settings["workers"], max_sessions=sessions, driver=driver)
+        server = LocalServer(settings["workers"], max_sessions=2 * settings["sessions"])
         server.start()
         try:
             serve(lambda: Session(server.url), server.processes)

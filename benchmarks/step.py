@@ -131,8 +131,9 @@ def plot(medians: dict[str, dict[str, float]], path: Path) -> None:
     for position, seconds in enumerate(left):
         axis.annotate(f" {seconds:.1f} s", (seconds, position), va="center", annotation_clip=False)
     axis.set(xlabel="seconds per step")
+    axis.margins(x=0.1)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(loc="lower right", frameon=False)
+    axis.legend(loc="upper right", frameon=False)
     figure.savefig(path, dpi=110)
 
 

@@ -2,13 +2,10 @@
 
     python -m scripts.equivalence --tasks click-test,login-user --seeds 3
     python -m scripts.equivalence --write docs/equivalence.md     # every task: an hour
-    python -m scripts.equivalence --drivers --write docs/equivalence.md     # ten minutes
 
 The reward that is compared is BrowserGym's: 1 for a part of some tasks, unlike ours.
 BrowserGym runs with its defaults, at least twice: a task whose runs differ is not repeatable and
-never counts as equal. Both sides read the same pages in the same Chromium. With `--drivers`, the
-server on its own driver takes BrowserGym's place, and the server on Playwright is compared with it.
-Each of the two writes its part of the file and leaves the other's.
+never counts as equal. Both sides read the same pages in the same Chromium.
 """
 
 from __future__ import annotations
@@ -50,24 +47,6 @@ Of {all} tasks, {equal} are equal, {different} different and {unrepeatable} not 
 | task | seeds | steps | reward 1 | result | first difference |
 |---|---|---|---|---|---|
 """
-
-DRIVERS_TITLE = "## The server on Playwright"
-DRIVERS_HEADER = (
-    DRIVERS_TITLE
-    + """
-
-Written by `scripts/equivalence.py --drivers`. MiniWoB's pages are on the server's own driver; on
-Playwright {playwright}, which drives users' own sites, they were played to compare the two: for
-each task and seed the same actions (the solver's, or up to three clicks on random elements), twice
-on the own driver (twice more where Playwright differs), and compared as above. The browser:
-{chromium}.
-
-Of {all} tasks, {equal} are equal, {different} different and {unrepeatable} not repeatable.
-
-| task | seeds | steps | reward 1 | result | first difference |
-|---|---|---|---|---|---|
-"""
-)
 
 
 async def play_on_server(url: str, wanted: Sequence[Episode], sessions: int = 2) -> list[Episode]:
@@ -176,14 +155,13 @@ def judge(
     }
 
 
-def table(rows: Sequence[dict[str, Any]], header: str = HEADER) -> str:
-    """Format the rows as the page for the documentation, or as its part with another header."""
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Format the rows as the page for the documentation."""
     from importlib.metadata import version
 
     results = [row["result"] for row in rows]
-    text = header.format(
+    text = HEADER.format(
         browsergym=version("browsergym-core"),
-        playwright=version("playwright"),
         chromium=subprocess.check_output([find_chromium(), "--version"], text=True).strip(),
         all=len(rows),
         equal=results.count(EQUAL),
@@ -197,34 +175,6 @@ def table(rows: Sequence[dict[str, Any]], header: str = HEADER) -> str:
     return text
 
 
-def merged(page: str, part: str) -> str:
-    """Return the page with one of its two parts, BrowserGym's or the drivers', replaced."""
-    first, title, second = page.partition(DRIVERS_TITLE)
-    if part.startswith(DRIVERS_TITLE):
-        return f"{first.rstrip()}\n\n{part}"
-    return part + (f"\n{title}{second}" if title else "")
-
-
-def compare_drivers(wanted: Sequence[Episode]) -> tuple[list[Episode], ...]:
-    """Play episodes on the own driver, on Playwright, and again on the own one.
-
-    Returns:
-        The own driver's episodes, more of them (twice more where Playwright differs), Playwright's.
-    """
-
-    def played(driver: str, episodes: Sequence[Episode]) -> list[Episode]:
-        server = LocalServer(driver=driver)
-        try:
-            return asyncio.run(play_on_server(server.start(), episodes))
-        finally:
-            server.close()
-
-    first = played("cdp", wanted)
-    other = played("playwright", first)
-    differing = [one for one, two in zip(first, other, strict=True) if differences(one, two)]
-    return first, played("cdp", [*first, *differing, *differing]), other
-
-
 def main() -> None:
     """Play, compare and print the table."""
     parser = argparse.ArgumentParser(
@@ -233,7 +183,6 @@ def main() -> None:
     parser.add_argument("--tasks", help="names, separated by commas (default: all tasks)")
     parser.add_argument("--seeds", type=int, default=2, help="seeds per task: 0, 1, ...")
     parser.add_argument("--random", action="store_true", help="random actions instead of solvers")
-    parser.add_argument("--drivers", action="store_true", help="compare the two drivers instead")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON instead")
     parser.add_argument("--write", metavar="FILE", help="write the table as Markdown to this file")
     args = parser.parse_args()
@@ -244,26 +193,22 @@ def main() -> None:
     def played(episodes: Sequence[Episode], label: str) -> list[Episode]:
         return list(track(play_on_browsergym(episodes), label, len(episodes), console=console))
 
-    if args.drivers:
-        first, again, ours = compare_drivers(wanted)
-    else:
-        first = played(wanted, "BrowserGym")
-        again = played(first, "BrowserGym once more")
-        server = LocalServer()
-        try:
-            ours = asyncio.run(play_on_server(server.start(), first))
-        finally:
-            server.close()
-        differing = [one for one, our in zip(first, ours, strict=True) if differences(one, our)]
-        again += played(2 * differing, "BrowserGym where the server differs")
+    first = played(wanted, "BrowserGym")
+    again = played(first, "BrowserGym once more")
+    server = LocalServer()
+    try:
+        ours = asyncio.run(play_on_server(server.start(), first))
+    finally:
+        server.close()
+    differing = [one for one, our in zip(first, ours, strict=True) if differences(one, our)]
+    again += played(2 * differing, "BrowserGym where the server differs")
     rows = [
         judge(*([e for e in episodes if e.task == name] for episodes in (first, again, ours)))
         for name in names
     ]
-    text = table(rows, DRIVERS_HEADER if args.drivers else HEADER)
+    text = table(rows)
     if args.write:
-        page = Path(args.write)
-        page.write_text(merged(page.read_text() if page.exists() else "", text))
+        Path(args.write).write_text(text)
     print(json.dumps(rows) if args.json else text)
 
 

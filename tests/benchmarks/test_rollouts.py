@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import rollouts, soak
 from benchmarks.episodes import Episode, count, pss, windows
-from benchmarks.rollouts import DEFAULTS, PLAYWRIGHT, SERVER, TUNED, slope, summarize
+from benchmarks.rollouts import DEFAULTS, SERVER, TUNED, slope, summarize
 from tests.support.processes import chromiums, freeze
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -56,15 +56,13 @@ def test_rounds_are_combined():
             ("login-user", TUNED, 1): [measured(1.0, 200, wrong=2)],
             ("login-user", SERVER, 1): [measured(2.0, 300)],
             ("login-user", SERVER, 4): [measured(5.0, 315, lost=1), measured(3.0, 325)],
-            ("login-user", PLAYWRIGHT, 4): [measured(3.0, 400), measured(2.7, 400)],
         }
     )
     assert result["ratio_login_user"] == 4.0 / 0.5
     assert result["ratio_tuned_login_user"] == 4.0
     assert result["mb_per_session"] == pytest.approx(20 / 3)
     assert (result["wrong"], result["lost"]) == (2, 1)
-    assert result["ratio_playwright_login_user"] == {4: pytest.approx((0.6 + 0.9) / 2)}
-    stock, *_, ours, _ = result["points"]
+    stock, *_, ours = result["points"]
     assert stock["rates"] == [0.5, 0.6, 0.1]
     assert (stock["reset_p50"], stock["reset_p95"]) == (pytest.approx(50), pytest.approx(95))
     assert stock["step_p50"] == 500
@@ -162,7 +160,7 @@ def test_a_short_benchmark(capsys):
     assert (result["wrong"], result["lost"]) == (0, 0)
     assert result["ratio_click_test"] > 1
     kinds = [(point["kind"], point["sessions"]) for point in result["points"]]
-    assert kinds == [(DEFAULTS, 1), (TUNED, 1), (SERVER, 2), (PLAYWRIGHT, 2)]
+    assert kinds == [(DEFAULTS, 1), (TUNED, 1), (SERVER, 2)]
     for point in result["points"]:
         assert point["rate"] > 0
         assert point["reset_p50"] > 0

@@ -9,12 +9,10 @@ from envs.browser.actions import parse_action
 from envs.browser.server.local import LocalServer
 from scripts.equivalence import (
     DIFFERENT,
-    DRIVERS_TITLE,
     EQUAL,
     UNREPEATABLE,
     differences,
     judge,
-    merged,
     play_on_server,
 )
 from scripts.equivalence_worker import (
@@ -166,30 +164,3 @@ async def test_a_part_of_a_task_is_a_reward_of_1_to_browsergym_and_that_is_compa
     (ours,) = await play_on_server(server.url, [partly])
     assert plain.states[-1].reward == 1
     assert differences(plain, ours) == []
-
-
-def test_a_written_page_keeps_its_other_part():
-    page = merged("", "| a |\n")
-    both = merged(page, DRIVERS_TITLE + "\n\n| b |\n")
-    assert both == f"| a |\n\n{DRIVERS_TITLE}\n\n| b |\n"
-    assert merged(both, "| c |\n") == f"| c |\n\n{DRIVERS_TITLE}\n\n| b |\n"
-    assert merged(both, DRIVERS_TITLE + "\n\n| d |\n") == f"| a |\n\n{DRIVERS_TITLE}\n\n| d |\n"
-
-
-@pytest.mark.browser
-async def test_playwright_equals_the_own_driver(server):
-    """On some tasks; `docs/equivalence.md` has them all."""
-    tasks = (
-        "click-collapsible",
-        "click-link",
-        "drag-box",
-        "email-inbox",
-        "enter-date",
-        "login-user",
-    )
-    async with LocalServer(driver="playwright") as other:
-        first = await play_on_server(server.url, [Episode(task, 0) for task in tasks])
-        again = await play_on_server(other.url, first)
-    for one, two in zip(first, again, strict=True):
-        assert (one.broken, len(one.actions) > 0) == ("", True)
-        assert differences(one, two) == []

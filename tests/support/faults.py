@@ -18,11 +18,11 @@ from tests.support.processes import chromiums, freeze, running
 
 FAULTS = (
     *("kill-browser", "hang-browser", "kill-page", "hang-page"),
-    *("kill-server", "stall-server", "cut-connection"),
+    *("kill-node", "kill-server", "stall-server", "cut-connection"),
 )
 
-SITE_FAULTS = ("kill-node", "kill-app")
-"""Faults of users' sites: Playwright's node process, and the app of a site."""
+SITE_FAULTS = ("kill-app",)
+"""Faults of users' sites: the app of a site."""
 
 
 class Faults:

@@ -39,13 +39,7 @@ CHROMIUM_ARGS = (
 )
 """Arguments of every Chromium: scrollbars as on a desktop, and nothing but pages."""
 
-MINIWOB_ARGS = (
-    # Every host name and address fails to resolve: the pages are files.
-    "--host-resolver-rules=MAP * ~NOTFOUND",
-)
-"""Arguments for MiniWoB's pages."""
-
-SITE_ARGS = (
+PAGE_ARGS = (
     # The frames of a page are in one process, so that one session reads all their trees.
     "--disable-site-isolation-trials",
     # WebRTC would send packets past the proxy.
@@ -54,7 +48,7 @@ SITE_ARGS = (
     # A site at `localhost` must not open the way to other names of this machine.
     "--host-resolver-rules=MAP *.localhost ~NOTFOUND",
 )
-"""Arguments for users' sites."""
+"""Arguments for the pages that are served: of Chromiums that the server starts."""
 
 # Real binaries of Debian's packages: the wrapper scripts in /usr/bin start slower and add flags.
 _DEBIAN = ("/usr/lib/chromium/chromium-headless-shell", "/usr/lib/chromium/chromium")

@@ -12,9 +12,7 @@ from envs.browser.browsergym_task import BrowserGymTask, is_browsergym_task
 from envs.browser.miniwob.files import miniwob_url
 from envs.browser.miniwob.tasks import find_task
 from envs.browser.server.browsergym_session import BrowserGymSession
-from envs.browser.server.cdp.page import Page
-from envs.browser.server.playwright.browser import PlaywrightChromium
-from envs.browser.server.playwright.page import Page as PlaywrightPage
+from envs.browser.server.playwright.page import Page
 from envs.browser.server.pooled_session import CLOSE_DEADLINE_S, PooledSession
 from envs.browser.server.session import Session
 from envs.browser.server.sites import Sites
@@ -22,7 +20,6 @@ from envs.browser.server.slot import Slot
 from envs.browser.server.web_session import WebSession
 from envs.browser.task_file import TaskFile
 
-Driver = Literal["cdp", "playwright"]
 Kind = Literal["miniwob", "site", "browsergym"]
 
 WATCH_INTERVAL_S = 5.0
@@ -38,11 +35,9 @@ class ChromiumPool:
         deadline_s: seconds that a reset or a step may take.
         idle_s: seconds after which an unused session is closed.
         task_file: the user's own tasks; None for none.
-        driver: the driver of MiniWoB's pages.
 
     Attributes:
-        slots: one per Chromium of the driver whose tasks are served first. The first session with a
-            task for the other driver starts as many of that one.
+        slots: one per Chromium.
     """
 
     def __init__(
@@ -52,18 +47,12 @@ class ChromiumPool:
         deadline_s: float,
         idle_s: float,
         task_file: TaskFile | None = None,
-        driver: Driver = "cdp",
     ):
         self.deadline_s = deadline_s
         self.idle_s = idle_s
         self.task_file = task_file
         self.sites = None if task_file is None else Sites(task_file)
-        self.driver: Driver = driver
-        self._all: dict[Driver, list[Slot]] = {
-            "cdp": [Slot() for _ in range(browsers)],
-            "playwright": [Slot(PlaywrightChromium) for _ in range(browsers)],
-        }
-        self.slots = self._all["playwright" if task_file else driver]
+        self.slots = [Slot() for _ in range(browsers)]
         self.loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -76,7 +65,7 @@ class ChromiumPool:
 
     def open(self) -> PooledSession:
         """Open a session in the Chromium that has the fewest."""
-        return PooledSession(self, _emptiest(self.slots))
+        return PooledSession(self, min(self.slots, key=lambda slot: len(slot.sessions)))
 
     def kind(self, task_name: str) -> Kind:
         """Return the kind of session that a task needs.
@@ -97,12 +86,6 @@ class ChromiumPool:
             self.task_file.find(task_name)  # its names are closer
         return "miniwob"
 
-    def slot(self, kind: Kind, slot: Slot) -> Slot:
-        """Return the slot for a session of this kind that has been in another one."""
-        driver: Driver = "playwright" if kind == "site" else self.driver
-        slots = self._all[driver]
-        return slot if slot in slots or kind == "browsergym" else _emptiest(slots)
-
     async def session(self, kind: Kind, slot: Slot) -> AnySession:
         """Return a session that is not open yet."""
         if kind == "browsergym":
@@ -112,8 +95,7 @@ class ChromiumPool:
             assert self.task_file is not None
             assert self.sites is not None
             return WebSession(await slot.browser(), self.task_file, self.sites)
-        page = PlaywrightPage if self.driver == "playwright" else Page
-        return Session(page(await slot.browser(), miniwob_url()))
+        return Session(Page(await slot.browser(), miniwob_url()))
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Start a background coroutine, which is cancelled when the pool stops."""
@@ -130,31 +112,20 @@ class ChromiumPool:
         """Stop every Chromium, every session's own processes, and the sites."""
         for task in list(self._tasks):
             task.cancel()
-        slots = [slot for some in self._all.values() for slot in some]
-        for session in [session for slot in slots for session in slot.sessions]:
+        for session in [session for slot in self.slots for session in slot.sessions]:
             session.discard("the server stops")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_DEADLINE_S):
                 await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(slot.stop() for slot in slots))
+        await asyncio.gather(*(slot.stop() for slot in self.slots))
         if self.sites is not None:
             await asyncio.to_thread(self.sites.stop)
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(min(self.idle_s / 4, WATCH_INTERVAL_S))
-            used = [
-                slot
-                for some in self._all.values()
-                for slot in some
-                if some is self.slots or slot.sessions
-            ]
-            for slot in used:
+            for slot in self.slots:
                 for session in list(slot.sessions):
                     if session.idle_for() > self.idle_s:
                         session.discard(f"unused for {self.idle_s:g} s")
-            await asyncio.gather(*(slot.check() for slot in used))
-
-
-def _emptiest(slots: list[Slot]) -> Slot:
-    return min(slots, key=lambda one: len(one.sessions))
+            await asyncio.gather(*(slot.check() for slot in self.slots))

@@ -136,7 +136,6 @@ async def serve(
         deadline_s=args.deadline_s,
         idle_s=args.idle_s,
         task_file=file,
-        driver=args.driver,
     )
     try:
         starting = asyncio.create_task(pool.start())
@@ -202,12 +201,6 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         for name, (default, kind, metavar, text) in options.items():
             text = f"{text} (default: {default})"
             group.add_argument(name, default=default, type=kind, metavar=metavar, help=text)
-    group.add_argument(
-        "--driver",
-        choices=("cdp", "playwright"),
-        default="cdp",
-        help="what controls MiniWoB's pages; everything else is on Playwright (default: cdp)",
-    )
     group.add_argument(
         "--until-stdin-closes",
         action="store_true",

@@ -1,4 +1,4 @@
-"""What can go wrong in a session, the same for both drivers."""
+"""What can go wrong in a session."""
 
 from __future__ import annotations
 

@@ -62,7 +62,6 @@ class LocalServer:
         max_sessions: maximum number of concurrent sessions.
         start_deadline_s: seconds that the server may take to become ready.
         task_file: file of the user's own tasks; empty for none.
-        driver: the driver of MiniWoB's pages.
 
     Attributes:
         url: address of the server, empty before its first start.
@@ -75,11 +74,9 @@ class LocalServer:
         start_deadline_s: float = 90.0,
         *,
         task_file: str = "",
-        driver: str = "cdp",
     ):
         self.workers = workers
         self.task_file = task_file
-        self.driver = driver
         self.max_sessions = max_sessions
         self.start_deadline_s = start_deadline_s
         self.url = ""
@@ -175,7 +172,6 @@ class LocalServer:
             # -P: a folder `envs` in the working directory is not this package.
             *(sys.executable, "-P", "-m", "envs.browser.server", "--until-stdin-closes"),
             *("--workers", str(self.workers), "--max-sessions", str(self.max_sessions)),
-            *("--driver", self.driver),
             *([os.path.abspath(self.task_file)] if self.task_file else []),
         ]
         with (self._folder / "log").open("wb") as log:

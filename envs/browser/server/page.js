@@ -3,7 +3,6 @@
 // and `UNMARK` are BrowserGym's own scripts: they write each element's id where the accessibility
 // tree shows it, and remove it again.
 (() => {
-  const ACTION_MS = 500; // how long BrowserGym lets an action wait for its element
   const DELAY_MS = 500; // how long BrowserGym sleeps before it reads the page
   const ANIMATION_MS = 1000;
   const LEAVING_MS = 3000;
@@ -40,7 +39,6 @@
   const leaving = () => performance.now() < left + FORGET_LEAVING_MS;
 
   const frame = () => new Promise((resolve) => requestAnimationFrame(resolve));
-  const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
   // Wait until the effects of the last action are over: two frames for handlers and layout, the
   // timers that a sleep of DELAY_MS would have covered, and animations.
@@ -129,177 +127,9 @@
     );
   let mark, unmark;
 
-  const find = (bid) => {
-    const found = document.querySelector(`[${BID}="${bid}"]`);
-    if (!found) throw new Refusal(`there is no element ${bid}`);
-    return found;
-  };
-
-  class Refusal extends Error {}
-
-  // The functions below follow Playwright: https://playwright.dev/docs/actionability
-  const BUTTONS = "button, [role=button], [role=checkbox], [role=radio]";
-  const control = (element) => {
-    if (!element.matches("input, textarea, select") && !element.isContentEditable)
-      element = element.closest(BUTTONS) ?? element;
-    const own = element.matches(`a, input, textarea, select, [role=link], ${BUTTONS}`);
-    return own || element.isContentEditable ? element : element.closest("label")?.control ?? element;
-  };
   const visible = (element) => {
     const { width, height } = element.getBoundingClientRect();
     return width > 0 && height > 0 && element.checkVisibility({ visibilityProperty: true });
-  };
-  const disabled = (element) =>
-    element.matches(":disabled") || element.getAttribute("aria-disabled") === "true";
-  const position = (element) => Object.values(element.getBoundingClientRect().toJSON()).join();
-
-  const hit = (element, x, y) => {
-    let top = document.elementFromPoint(x, y);
-    while (top?.shadowRoot && top.shadowRoot.elementFromPoint(x, y)) {
-      const inner = top.shadowRoot.elementFromPoint(x, y);
-      if (inner === top) break;
-      top = inner;
-    }
-    if (!element.matches("input, textarea, select") && !element.isContentEditable)
-      element = element.closest("button, [role=button], a, [role=link]") ?? element;
-    for (; top; top = top.parentElement ?? top.getRootNode().host) if (top === element) return true;
-    return false;
-  };
-
-  // The reason why the element cannot be acted on now, or "".
-  const obstacle = async (element, { enabled, editable, still }) => {
-    if (!element.isConnected) return "the element is gone";
-    if (!visible(element)) return "the element is not visible";
-    if (enabled && disabled(control(element))) return "the element is not enabled";
-    if (editable && control(element).readOnly) return "the element is not editable";
-    if (still) {
-      await frame();
-      const before = position(element);
-      await frame();
-      if (position(element) !== before) return "the element keeps moving";
-    }
-    return "";
-  };
-
-  // Retry as long as Playwright would, on a slow machine at least three times. An attempt returns
-  // the reason of its failure as a string, anything else on success.
-  const retry = async (attempt) => {
-    const start = performance.now();
-    for (let n = 0; ; n++) {
-      const result = await attempt(n);
-      if (typeof result !== "string") return result;
-      if (n >= 2 && performance.now() - start > ACTION_MS) throw new Refusal(result);
-      await sleep([0, 20, 100][n] ?? 100);
-    }
-  };
-
-  // Return where to point at an element: the middle of its first visible box. Each attempt
-  // scrolls it into view in another way.
-  const point = (bid, enabled, attempt) => {
-    const element = find(bid);
-    return retry(async (n) => {
-      const reason = await obstacle(element, { enabled, still: true });
-      if (reason) return reason;
-      const block = [null, "end", "center", "start"][(attempt + n) % 4];
-      if (block) element.scrollIntoView({ block, inline: block });
-      else element.scrollIntoViewIfNeeded(true);
-      const clip = (value, most) => Math.min(Math.max(value, 0), most);
-      for (const box of element.getClientRects()) {
-        const [left, right] = [clip(box.left, innerWidth), clip(box.right, innerWidth)];
-        const [top, bottom] = [clip(box.top, innerHeight), clip(box.bottom, innerHeight)];
-        if ((right - left) * (bottom - top) <= 0.99) continue;
-        const [x, y] = [(left + right) / 2, (top + bottom) / 2];
-        return hit(element, x, y) ? { x, y } : "another element covers it";
-      }
-      return "the element is outside the window";
-    });
-  };
-
-  // Return whether the element is the topmost one at a point.
-  const under = (bid, x, y) => ({ is: hit(find(bid), x, y) });
-
-  const dispatchChange = (element) => {
-    element.dispatchEvent(new Event("input", { bubbles: true, composed: true }));
-    element.dispatchEvent(new Event("change", { bubbles: true }));
-  };
-
-  const select = (element) => {
-    if (element.select) element.select();
-    else {
-      const range = document.createRange();
-      range.selectNodeContents(element);
-      getSelection().removeAllRanges();
-      getSelection().addRange(range);
-    }
-    element.focus();
-  };
-
-  const SET = ["color", "date", "time", "datetime-local", "month", "range", "week"];
-  const TYPED = ["", "email", "number", "password", "search", "tel", "text", "url"];
-
-  // Set the value of a field, or select all of it and let the server type: {type: text}.
-  const fill = (bid, text) => {
-    const found = find(bid);
-    return retry(async () => {
-      const reason = await obstacle(found, { enabled: true, editable: true });
-      if (reason) return reason;
-      const element = control(found);
-      if (element.matches("input")) {
-        if (element.type === "number" && isNaN(Number(text.trim())))
-          throw new Refusal("the field takes numbers only");
-        if (SET.includes(element.type)) {
-          element.focus();
-          element.value = text.trim();
-          if (element.value !== text.trim()) throw new Refusal(`not a value of a ${element.type} field`);
-          dispatchChange(element);
-          return {};
-        }
-        if (!TYPED.includes(element.type))
-          throw new Refusal(`an input of type ${element.type} cannot be filled`);
-        if (element.type === "number") text = text.trim();
-      } else if (!element.matches("textarea") && !element.isContentEditable)
-        throw new Refusal("the element is not a text field");
-      select(element);
-      return { type: text };
-    });
-  };
-
-  const choose = (bid, text) => {
-    const found = find(bid);
-    return retry(async () => {
-      const reason = await obstacle(found, { enabled: true });
-      if (reason) return reason;
-      const element = control(found);
-      if (!element.matches("select")) throw new Refusal("the element is not a list of options");
-      const option = [...element.options].find((o) => o.value === text || o.label === text);
-      if (!option) return "there is no such option";
-      if (disabled(option)) return "the option is not enabled";
-      element.value = undefined;
-      option.selected = true;
-      dispatchChange(element);
-      return {};
-    });
-  };
-
-  const focus = (bid) => {
-    const element = find(bid);
-    const was = document.activeElement === element;
-    if (element.isContentEditable && !was) document.activeElement?.blur();
-    element.focus();
-    if (!was && element.matches("input"))
-      try {
-        element.setSelectionRange(0, 0);
-      } catch {} // a checkbox has no text to select
-    return {};
-  };
-
-  const checked = (bid) => {
-    const element = control(find(bid));
-    if (element.matches("input[type=checkbox], input[type=radio]")) return { is: element.checked };
-    const roles = ["checkbox", "radio", "switch", "menuitemcheckbox", "menuitemradio", "option"];
-    if (roles.includes(element.getAttribute("role")))
-      return { is: element.getAttribute("aria-checked") === "true" };
-    throw new Refusal("the element is neither a checkbox nor a radio button");
   };
 
   // Return the visible part of each marked element by its id: [x, y, width, height] in pixels.
@@ -400,26 +230,8 @@
     return values;
   };
 
-  // Refuse a point that is outside of the window.
-  const inside = (x, y) => {
-    if (x >= innerWidth || y >= innerHeight)
-      throw new Refusal(`the window has ${innerWidth} x ${innerHeight} pixels`);
-    return {};
-  };
-
-  const functions = { inside, point, under, fill, choose, focus, checked };
-
   Object.defineProperty(window, "browserServer", {
     value: {
-      // Call one of the functions; {refused: reason} if the page does not allow the action.
-      async call(name, ...args) {
-        try {
-          return await functions[name](...args);
-        } catch (error) {
-          if (error instanceof Refusal) return { refused: error.message };
-          throw error;
-        }
-      },
       // Start an episode with `setup`, let the page settle, run `check` (if this is still the page
       // at `url`), and mark the elements for the tree; with `located` also return their boxes.
       async look(setup, check, url, finalPage, located) {

@@ -92,9 +92,6 @@ class PooledSession:
         if self._session is not None:
             self._pool.run(self._close(self._session))
             self._session = None
-        self._slot.sessions.discard(self)
-        self._slot = self._pool.slot(kind, self._slot)
-        self._slot.sessions.add(self)
         self._session, self._kind = await self._pool.session(kind, self._slot), kind
         if not isinstance(self._session, BrowserGymSession):
             await self._session.open()

@@ -9,10 +9,9 @@ from typing import Any
 from envs.browser.actions import POINT_ACTIONS, SITE_ACTIONS, Action
 from envs.browser.miniwob.names import POINT_TASKS, TIMED_TASKS
 from envs.browser.miniwob.tasks import Episode, Outcome, Script, find_task
-from envs.browser.server.cdp.page import Page
 from envs.browser.server.drawn import drawn_metadata
 from envs.browser.server.errors import ActionRefused, NavigatedAway, SessionError
-from envs.browser.server.playwright.page import Page as PlaywrightPage
+from envs.browser.server.playwright.page import Page
 from envs.browser.server.tree import tree_text
 
 ATTEMPTS = 5  # at reading a page that keeps navigating
@@ -21,7 +20,7 @@ ATTEMPTS = 5  # at reading a page that keeps navigating
 class Session:
     """A page that is kept from episode to episode."""
 
-    def __init__(self, page: Page | PlaywrightPage):
+    def __init__(self, page: Page):
         self.page = page
         self._episode: Episode | None = None  # None: no episode is running
         self._goal = ""

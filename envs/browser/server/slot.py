@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
-from envs.browser.server.cdp.chromium import Chromium
-from envs.browser.server.chromium import MINIWOB_ARGS, chromium_args, find_chromium
+from envs.browser.server.chromium import find_chromium
 from envs.browser.server.errors import BrowserError
+from envs.browser.server.playwright.browser import PlaywrightChromium
 
 if TYPE_CHECKING:
     from envs.browser.server.pooled_session import PooledSession
@@ -19,40 +18,16 @@ HEARTBEAT_S = 15.0
 """Seconds after which a Chromium that does not report its version counts as hanging."""
 
 
-class Browser(Protocol):
-    """A Chromium under one of the two drivers."""
-
-    alive: bool
-
-    async def start(self) -> None:
-        """Start it and wait until it responds."""
-
-    async def ping(self) -> None:
-        """Wait until it responds."""
-
-    async def stop(self) -> None:
-        """Kill it, and everything that it started."""
-
-
-def cdp_chromium() -> Chromium:
-    """Return a Chromium for MiniWoB's pages."""
-    return Chromium([find_chromium(), *chromium_args(), *MINIWOB_ARGS])
-
-
 class Slot:
     """The slot of one Chromium, which is restarted when it is gone.
-
-    Args:
-        make: returns a Chromium that is not started.
 
     Attributes:
         sessions: sessions with a page in this Chromium.
     """
 
-    def __init__(self, make: Callable[[], Browser] = cdp_chromium) -> None:
+    def __init__(self) -> None:
         self.sessions: set[PooledSession] = set()
-        self._make = make
-        self._chromium: Browser | None = None
+        self._chromium: PlaywrightChromium | None = None
         self._starting = asyncio.Lock()
 
     @property
@@ -60,7 +35,7 @@ class Slot:
         """True while the Chromium runs."""
         return self._chromium is not None and self._chromium.alive
 
-    async def browser(self) -> Any:
+    async def browser(self) -> PlaywrightChromium:
         """Return the Chromium, started if it does not run.
 
         Raises:
@@ -69,7 +44,7 @@ class Slot:
         async with self._starting:
             if self._chromium is None or not self._chromium.alive:
                 await self.stop()
-                chromium = self._make()
+                chromium = PlaywrightChromium()
                 try:
                     async with asyncio.timeout(START_DEADLINE_S):
                         await chromium.start()

@@ -10,27 +10,15 @@ import urllib.request
 import pytest
 from websockets.asyncio.client import connect
 
-from envs.browser.server.local import LocalServer
-
 pytestmark = pytest.mark.browser
 
 CLICK = {"action_str": "click('13')"}
 
 
-@pytest.fixture(scope="module")
-def playwright_server():
-    server = LocalServer(workers=2, max_sessions=16, driver="playwright")
-    yield server
-    server.close()
-
-
-@pytest.fixture(params=["cdp", "playwright"])
-def server(request, browser_server):
-    """A server on each of the drivers."""
-    cdp = request.param == "cdp"
-    server = browser_server if cdp else request.getfixturevalue("playwright_server")
-    server.start()
-    return server
+@pytest.fixture
+def server(browser_server):
+    browser_server.start()
+    return browser_server
 
 
 @pytest.fixture
@@ -101,7 +89,7 @@ async def test_text_that_is_not_an_action_changes_nothing(ask, text, message):
 
 
 async def test_an_unknown_key_is_refused_after_its_element_is_focused(ask):
-    """Playwright does so, and our driver follows it."""
+    """As Playwright does."""
     first = (await ask("reset", {"task_name": "click-test", "seed": 0}))["data"]["observation"]
     reply = (await ask("step", {"action_str": "press('13', 'Banana')"}))["data"]["observation"]
     assert reply["error"] == "press failed: unknown key 'Banana'"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from envs.browser.actions import Action
-from envs.browser.server.dragging import between
 from envs.browser.server.errors import ActionRefused, BrowserError
 from envs.browser.server.playwright.browser import PlaywrightChromium
 
@@ -16,6 +15,8 @@ TIMEOUT_MS = 2000
 """How long an action waits for its element to be visible, still, enabled and uncovered."""
 SLOW_MS = 20_000
 """How long it waits if the page does not respond."""
+DRAG_STEPS = 10
+"""Moves of a drag between two points: a page that draws or sorts needs more than one."""
 
 # Lines of Playwright's log (1.44 to 1.55) when the page, not a slow machine, stopped an action. The
 # last of them is the reason.
@@ -172,8 +173,7 @@ async def _at_points(page: Any, action: Action) -> None:
     await page.mouse.down()
     try:
         for end in further:
-            for point in between(start, end):
-                await page.mouse.move(*point)
+            await page.mouse.move(*end, steps=DRAG_STEPS)
     finally:
         await page.mouse.up()
 

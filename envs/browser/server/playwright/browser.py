@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from envs.browser.foreign_text import one_line
 from envs.browser.server.chromium import (
-    SITE_ARGS,
+    PAGE_ARGS,
     chromium_args,
     find_chromium,
     find_visible_chromium,
@@ -102,7 +102,7 @@ class PlaywrightChromium:
         return await chromium.launch(
             executable_path=path,
             headless=not self._visible,
-            args=[*chromium_args(visible=self._visible), *SITE_ARGS, *self._args],
+            args=[*chromium_args(visible=self._visible), *PAGE_ARGS, *self._args],
             ignore_default_args=["--hide-scrollbars"],  # pages look as on a desktop
             handle_sigint=False,
             handle_sigterm=False,

@@ -1,4 +1,4 @@
-"""MiniWoB's page on Playwright: the same interface as the other driver's."""
+"""A page of MiniWoB: navigation, scripts, the tree and actions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ _MARK = re.compile(r"browsergym_id_(\w+)")
 
 
 class Page:
-    """A page in a browser context of its own; see `envs.browser.server.cdp.page.Page`.
+    """A page in a browser context of its own, with `page.js` in it.
 
     Actions and navigation are Playwright's. Scripts and the tree go through one DevTools session,
     which keeps their order, and without the script that Playwright needs in each document for its
-    own `evaluate`.
+    own `evaluate`. Every method raises BrowserError if the browser is gone.
+
+    Args:
+        browser: Chromium to open the page in.
+        allowed: prefix of the addresses that the page may show; others are blocked.
 
     Attributes:
         page: Playwright's page, once it is open.
@@ -67,7 +71,7 @@ class Page:
     async def goto(self, url: str) -> None:
         """Open an address with the pointer at (0, 0), and wait for its load event.
 
-        As in the other driver, only the caller's deadline ends the wait.
+        Only the caller's deadline ends the wait.
         """
         await self.browser.call(self.page.mouse.move(0, 0))
         for attempt in range(1, ATTEMPTS + 1):

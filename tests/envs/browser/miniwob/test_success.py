@@ -15,9 +15,9 @@ from envs.browser.miniwob.files import miniwob_url
 from envs.browser.miniwob.names import MINIWOB_TASKS
 from envs.browser.miniwob.solvers import SOLVERS
 from envs.browser.miniwob.success import PARTIAL, is_success
-from envs.browser.server.cdp.page import Page
+from envs.browser.server.playwright.page import Page
 from envs.browser.server.session import Session
-from envs.browser.server.slot import Slot, cdp_chromium
+from envs.browser.server.slot import Slot
 
 # What pays for nothing but the whole task: numbers, and choices between 1 and -1.
 ALL_OR_NOTHING = re.compile(r"1(\.0)?|0|-[\d.]+|.*\? 1(\.0)? : -1(\.0)?")
@@ -150,7 +150,7 @@ SUBMIT = "document.querySelector('#subbtn').click();"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def session():
-    slot = Slot(cdp_chromium)
+    slot = Slot()
     session = Session(Page(await slot.browser(), miniwob_url()))
     await session.open()
     yield session

@@ -20,9 +20,9 @@ from envs.browser.env import BrowserEnv
 from envs.browser.miniwob.files import miniwob_url
 from envs.browser.server.browsergym_page import error_text
 from envs.browser.server.browsergym_session import MARK, BrowserGymSession
-from envs.browser.server.cdp.page import Page
 from envs.browser.server.errors import SessionError
 from envs.browser.server.local import LocalServer
+from envs.browser.server.playwright.page import Page
 from envs.browser.server.processes import marked
 from envs.browser.server.session import Session
 from envs.browser.server.slot import Slot
@@ -253,7 +253,7 @@ async def test_a_page_in_the_window(session):
     assert "Under" not in scrolled["axtree_txt"]
 
 
-async def test_miniwob_is_as_on_its_own_driver(session):
+async def test_miniwob_is_as_on_our_own_pages(session):
     slot = Slot()
     try:
         own = Session(Page(await slot.browser(), miniwob_url()))

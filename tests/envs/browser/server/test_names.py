@@ -1,12 +1,12 @@
-"""Names of elements that have none, on both drivers."""
+"""Names of elements that have none."""
 
 import pytest
 
-from tests.envs.browser.server.test_session import act, browser, driver, html, session, shared
+from tests.envs.browser.server.test_session import act, browser, html, session, shared
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
-__all__ = ["browser", "driver", "session", "shared"]
+__all__ = ["browser", "session", "shared"]
 
 STYLE = "display: inline-block; width: 20px; height: 20px"
 

@@ -1,7 +1,4 @@
-"""One session in a real browser, also on pages that misbehave as MiniWoB's do not.
-
-Every test runs on both drivers, but for those that say why they are about one of them.
-"""
+"""One session in a real browser, also on pages that misbehave as MiniWoB's do not."""
 
 import asyncio
 import json
@@ -16,34 +13,26 @@ from envs.browser.actions import ACTIONS, POINT_ACTIONS, parse_action
 from envs.browser.miniwob.files import miniwob_url
 from envs.browser.server import chromium_pool, pooled_session
 from envs.browser.server import slot as slots
-from envs.browser.server.cdp.chromium import Chromium
-from envs.browser.server.cdp.page import Page
 from envs.browser.server.chromium_pool import ChromiumPool
 from envs.browser.server.errors import BrowserError, BrowserGone, SessionError
 from envs.browser.server.playwright import actions
 from envs.browser.server.playwright.browser import PlaywrightChromium
-from envs.browser.server.playwright.page import Page as PlaywrightPage
+from envs.browser.server.playwright.page import Page
 from envs.browser.server.processes import marked
 from envs.browser.server.session import Session
-from envs.browser.server.slot import Slot, cdp_chromium
+from envs.browser.server.slot import Slot
 from tests.support.processes import chromiums
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
-BROWSERS = {"cdp": cdp_chromium, "playwright": PlaywrightChromium}
 CLICK = "click('13')"
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["cdp", "playwright"])
-async def shared(request):
-    slot = Slot(BROWSERS[request.param])
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared():
+    slot = Slot()
     yield slot
     await slot.stop()
-
-
-@pytest.fixture
-def driver(browser):
-    return "cdp" if isinstance(browser, Chromium) else "playwright"
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -52,10 +41,9 @@ async def browser(shared):
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def session(browser, driver, monkeypatch):
+async def session(browser, monkeypatch):
     monkeypatch.setattr(actions, "TIMEOUT_MS", 1000)  # what cannot be done is refused sooner
-    page = PlaywrightPage if driver == "playwright" else Page
-    session = Session(page(browser, miniwob_url()))
+    session = Session(Page(browser, miniwob_url()))
     await session.page.open()
     await session.reset("click-test", 0)
     yield session
@@ -79,20 +67,12 @@ async def js(session, script):
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.5])  # of the new page: until then the old one responds
-async def test_navigating_away_ends_the_episode_but_not_the_session(
-    session, driver, monkeypatch, delay
-):
+async def test_navigating_away_ends_the_episode_but_not_the_session(session, monkeypatch, delay):
     admit = session.page._admit
-    loop = asyncio.get_running_loop()
 
-    async def later_on_playwright(*request):
+    async def later(*request):
         await asyncio.sleep(delay)
         await admit(*request)
-
-    def later(*request):
-        if driver == "playwright":
-            return later_on_playwright(*request)
-        return loop.call_later(delay, admit, *request)
 
     monkeypatch.setattr(session.page, "_admit", later)
     await js(
@@ -128,8 +108,8 @@ async def test_a_slow_page_is_waited_for(session):
         assert (await act(session, CLICK))["reward"] == 1.0
 
 
-async def test_a_hanging_page_hits_the_deadline_and_the_other_pages_go_on(browser, driver):
-    pool = ChromiumPool(1, deadline_s=4.0, idle_s=60.0, driver=driver)
+async def test_a_hanging_page_hits_the_deadline_and_the_other_pages_go_on(browser):
+    pool = ChromiumPool(1, deadline_s=4.0, idle_s=60.0)
     pool.slots[0]._chromium = browser
     hung, other = pool.open(), pool.open()
     for session in (hung, other):
@@ -167,8 +147,8 @@ async def test_actions_on_points(session):
     )
 
 
-async def test_idle_sessions_are_closed(browser, driver):
-    pool = ChromiumPool(1, deadline_s=30.0, idle_s=0.4, driver=driver)
+async def test_idle_sessions_are_closed(browser):
+    pool = ChromiumPool(1, deadline_s=30.0, idle_s=0.4)
     pool.slots[0]._chromium = browser
     await pool.start()
     session = pool.open()
@@ -193,17 +173,17 @@ def culprit(browser, name):
     return found
 
 
-FAULTS = [("cdp", "chromium"), ("playwright", "chromium"), ("playwright", "node")]
-"""The processes of each driver without which a session ends."""
+PROCESSES = ["chromium", "node"]
+"""Those without which a session ends."""
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def faulty(monkeypatch, driver):
+async def faulty(monkeypatch):
     """A pool with a session, whose browser is checked often."""
     monkeypatch.setattr(chromium_pool, "WATCH_INTERVAL_S", 0.2)
     monkeypatch.setattr(slots, "HEARTBEAT_S", 3.0)
     monkeypatch.setattr(pooled_session, "CLOSE_DEADLINE_S", 1.0)
-    pool = ChromiumPool(1, deadline_s=60.0, idle_s=60.0, driver=driver)
+    pool = ChromiumPool(1, deadline_s=60.0, idle_s=60.0)
     await pool.start()
     session = pool.open()
     await session.call("reset", "click-test", 0)
@@ -222,7 +202,7 @@ async def recovers(pool, broken):
         return first["goal"] == "Click the button."
 
 
-@pytest.mark.parametrize(("driver", "process"), FAULTS)
+@pytest.mark.parametrize("process", PROCESSES)
 async def test_a_frozen_process_is_noticed_by_the_heartbeat(faulty, process):
     pool, session = faulty
     broken = pool.slots[0]._chromium
@@ -233,7 +213,7 @@ async def test_a_frozen_process_is_noticed_by_the_heartbeat(faulty, process):
     assert await recovers(pool, broken)
 
 
-@pytest.mark.parametrize(("driver", "process"), FAULTS)
+@pytest.mark.parametrize("process", PROCESSES)
 async def test_a_killed_process_is_noticed_at_once_by_a_pending_call(faulty, process, monkeypatch):
     pool, session = faulty
     monkeypatch.setattr(chromium_pool, "WATCH_INTERVAL_S", 1000.0)
@@ -249,7 +229,7 @@ async def test_a_killed_process_is_noticed_at_once_by_a_pending_call(faulty, pro
         await session.call("step", parse_action(CLICK))
 
 
-@pytest.mark.parametrize(("driver", "process"), FAULTS)
+@pytest.mark.parametrize("process", PROCESSES)
 async def test_a_killed_process_is_noticed_without_a_call(faulty, process):
     pool, session = faulty
     broken = pool.slots[0]._chromium
@@ -259,7 +239,7 @@ async def test_a_killed_process_is_noticed_without_a_call(faulty, process):
         await session.call("step", parse_action(CLICK))
 
 
-@pytest.mark.parametrize(("driver", "process"), FAULTS)
+@pytest.mark.parametrize("process", PROCESSES)
 async def test_a_pool_with_a_frozen_process_stops(faulty, process):
     pool, _ = faulty
     broken = pool.slots[0]._chromium
@@ -289,10 +269,9 @@ async def test_a_browser_that_dies_fails_at_once(session, browser):
         await js(session, "1")
 
 
-@pytest.mark.parametrize("driver", BROWSERS)
-async def test_a_browser_that_cannot_start_says_why(driver, monkeypatch):
+async def test_a_browser_that_cannot_start_says_why(monkeypatch):
     monkeypatch.setenv("GRPO_CHROMIUM", shutil.which("cat"))
-    browser = BROWSERS[driver]()
+    browser = PlaywrightChromium()
     with pytest.raises(BrowserGone, match=r"cat exited at its start; its last output:\n.*cat: unr"):
         await browser.start()
     assert not browser.alive
