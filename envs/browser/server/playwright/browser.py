@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Awaitable, Coroutine, Sequence
 from functools import cache
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from envs.browser.foreign_text import one_line
 from envs.browser.server.chromium import (
@@ -39,8 +40,9 @@ _NAVIGATED = (
 )
 _LOGGED = re.compile(r"^\[pid=\d+\]\[err\] (.*)", re.MULTILINE)
 
-_starting = asyncio.Lock()
-"""Held while the mark is in this process's environment, which the node process inherits."""
+_starting = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]()
+"""Of each event loop: held while the mark is in this process's environment, which the node process
+inherits."""
 
 
 class PlaywrightChromium:
@@ -76,24 +78,30 @@ class PlaywrightChromium:
             BrowserGone: it cannot be started; the message contains the reason.
             FileNotFoundError: there is no Chromium, or no display for a visible one.
         """
+        path = self._find()
+        try:
+            await self._start_node()
+            self.browser = await self._launch(self._playwright.chromium, path)
+            self._session = await self.browser.new_browser_cdp_session()
+        except asyncio.CancelledError:  # a deadline, say
+            await self.stop()
+            raise
+        except Exception as error:
+            await self.close()
+            raise BrowserGone(self._why_not_started(path, str(error))) from error
+        self.alive = True
+        self.browser.on("disconnected", lambda _: self._died())
+
+    async def _start_node(self) -> None:
         from playwright.async_api import async_playwright
 
-        path = self._find()
-        async with _starting:
+        async with _starting.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
             os.environ[MARK] = self._mark
             try:
                 self._playwright = await async_playwright().start()
             finally:
                 del os.environ[MARK]
         self._node = min(marked(f"{MARK}={self._mark}"), default=0)
-        try:
-            self.browser = await self._launch(self._playwright.chromium, path)
-            self._session = await self.browser.new_browser_cdp_session()
-        except Exception as error:
-            await self.stop()
-            raise BrowserGone(self._why_not_started(path, str(error))) from error
-        self.alive = True
-        self.browser.on("disconnected", lambda _: self._died())
 
     def _find(self) -> str:
         return find_visible_chromium() if self._visible else find_chromium()
@@ -111,9 +119,10 @@ class PlaywrightChromium:
         )
 
     def _why_not_started(self, path: str, error: str) -> str:
+        if "<process did exit" not in error:
+            reason = error.removeprefix("BrowserType.launch: ").partition("\n")[0]
+            return f"cannot start {path}: {one_line(reason)}"
         output = last_lines("\n".join(_LOGGED.findall(error)), 3)
-        if output == "nothing":
-            return f"cannot start {path}: {one_line(error)}"
         return f"{path} exited at its start; its last output:\n{output}"
 
     async def ping(self) -> None:
