@@ -171,7 +171,8 @@ async def _at_points(page: Any, action: Action) -> None:
     start, *further = action.points
     if not further:
         # All its events at once: what is drawn there may move before another round trip is over.
-        return await page.mouse.click(*start)
+        await page.mouse.click(*start)
+        return
     await page.mouse.move(*start)
     await page.mouse.down()
     try:
