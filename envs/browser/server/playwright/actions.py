@@ -168,16 +168,15 @@ async def _start(
 
 
 async def _at_points(page: Any, action: Action) -> None:
-    start, *further = action.points
-    if not further:
+    if action.name == "click_at":
         # All its events at once: what is drawn there may move before another round trip is over.
-        await page.mouse.click(*start)
+        await page.mouse.click(*action.points[0])
         return
+    start, end = action.points
     await page.mouse.move(*start)
     await page.mouse.down()
     try:
-        for end in further:
-            await page.mouse.move(*end, steps=DRAG_STEPS)
+        await page.mouse.move(*end, steps=DRAG_STEPS)
     finally:
         await page.mouse.up()
 

@@ -26,8 +26,8 @@ SOME_SEEDS = (7, 9, 10, 11, 13)
 """Of 7 to 14, those on which no button of click-test-2 and the like covers the other."""
 
 SEEDS = {"tic-tac-toe": (0,), "click-pie": (7, 9, 10, 13)}
-"""The opponent's random moves are the right ones. The pie's item is not the one selected at first,
-which counts only while the menu unfolds.
+"""tic-tac-toe's opponent happens to make the right random moves. click-pie's goal is not the item
+that is selected at first, which counts only while the menu unfolds.
 """
 
 

@@ -121,9 +121,12 @@ def serve(path, deadline_s):
     [
         ("#!/bin/sh\necho no such library >&2\n", "its last output: no such library"),
         ("#!/bin/sh\nexit 1\n", "its last output: nothing"),
-        ("#!/bin/sh\nprintf 'no JSON\\0' >&4; sleep 30\n", "Connection closed while reading"),
+        (
+            "#!/bin/sh\nprintf 'no JSON\\0' >&4; sleep 30\n",
+            "cannot start {}: Connection closed while reading from the driver",
+        ),
         ("#!/bin/sh\nexec sleep 60\n", "did not respond within 5 s"),
-        ("#!/no/such/interpreter\n", "Failed to launch: Error: spawn"),
+        ("#!/no/such/interpreter\n", "cannot start {}: Failed to launch: Error: spawn {} ENOENT"),
         ("\x7fELF", "ELF: not found"),
     ],
     ids=["exits", "exits silently", "garbage", "hangs", "no interpreter", "no program"],
@@ -136,7 +139,7 @@ def test_a_chromium_that_does_not_start_is_one_line(tmp_path, monkeypatch, capsy
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ")
-    assert message in err
+    assert err.endswith(f"{message.replace('{}', path)}\n")
     assert path in err
     assert err.count("\n") == 1
 
