@@ -39,23 +39,29 @@ def sdpa(
         [1, H, L, D_v].
     """
     grouped = _takes_groups(query)
-
-    def select(x: Tensor, keys: Tensor | None) -> Tensor:
-        x = x if keys is None else x.index_select(2, keys)
-        return x if grouped else x.repeat_interleave(query.shape[1] // x.shape[1], dim=1)
-
+    if not grouped:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    # One split, whose gradient is one tensor: that of a slice is as long as all nodes, per chunk.
+    queries = query.split([chunk.stop - chunk.start for chunk in chunks], dim=2)
     outputs = [
-        F.scaled_dot_product_attention(
-            query[:, :, start:stop],
-            select(key, keys),
-            select(value, keys),
-            attn_mask=mask,
-            scale=scaling,
-            enable_gqa=grouped,
+        F.scaled_dot_product_attention(q, k, v, chunk.mask, scale=scaling, enable_gqa=grouped)
+        for chunk, q, k, v in zip(
+            chunks, queries, _of_chunks(key, chunks), _of_chunks(value, chunks), strict=True
         )
-        for start, stop, keys, mask in chunks
     ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+def _of_chunks(x: Tensor, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
+    """Return what each chunk attends to of the keys or values, [1, H, M, D]."""
+    selected = [chunk.keys for chunk in chunks if chunk.keys is not None]
+    if not selected:
+        return [x] * len(chunks)
+    parts: Sequence[Tensor] = x.index_select(2, torch.cat(selected)).split(
+        list(map(len, selected)), dim=2
+    )
+    return parts
 
 
 def flex(
