@@ -17,8 +17,8 @@ import os
 import shlex
 import subprocess
 import sys
-import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import modal
@@ -132,18 +132,19 @@ def run_to_end(command: list[str]) -> int:
 def pack(run: Path) -> bytes:
     """Pack a run's files, except for its checkpoints."""
     packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for path in sorted(run.iterdir()):
-            if path.name != "checkpoints":
-                tar.add(path, path.name)
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(run.rglob("*")):
+            name = path.relative_to(run)
+            if path.is_file() and name.parts[0] != "checkpoints":
+                archive.write(path, name)
     return packed.getvalue()
 
 
 def unpack(packed: bytes, run: Path) -> None:
     """Unpack the result of `pack` into a run's folder."""
     run.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
-        tar.extractall(run, filter="data")
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:  # never writes outside of the folder
+        archive.extractall(run)
 
 
 @app.local_entrypoint()

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,8 @@ def test_a_browser_that_dies_is_an_error_of_the_environment() -> None:
         async with open_live(TODO) as env:
             await env.reset(Task("AddTodo", 0))
             for pid in marked(_mark(env)):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it ended with its parent
+                    os.kill(pid, signal.SIGKILL)
             with pytest.raises(EnvError, match="browser: "):
                 await env.step(env.demonstrate())
 
