@@ -44,23 +44,22 @@ def sdpa(
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     # One split, whose gradient is one tensor: that of a slice is as long as all nodes, per chunk.
     queries = query.split([chunk.stop - chunk.start for chunk in chunks], dim=2)
+    selected = [chunk.keys for chunk in chunks if chunk.keys is not None]
+    nodes = torch.cat(selected) if selected else None
+    keys, values = (_of_chunks(x, nodes, chunks) for x in (key, value))
     outputs = [
         F.scaled_dot_product_attention(q, k, v, chunk.mask, scale=scaling, enable_gqa=grouped)
-        for chunk, q, k, v in zip(
-            chunks, queries, _of_chunks(key, chunks), _of_chunks(value, chunks), strict=True
-        )
+        for chunk, q, k, v in zip(chunks, queries, keys, values, strict=True)
     ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 
-def _of_chunks(x: Tensor, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
-    """Return what each chunk attends to of the keys or values, [1, H, M, D]."""
-    selected = [chunk.keys for chunk in chunks if chunk.keys is not None]
-    if not selected:
+def _of_chunks(x: Tensor, nodes: Tensor | None, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
+    """Return what each chunk attends to of the keys or values, [1, H, M, D]; `nodes` is of all."""
+    if nodes is None:
         return [x] * len(chunks)
-    parts: Sequence[Tensor] = x.index_select(2, torch.cat(selected)).split(
-        list(map(len, selected)), dim=2
-    )
+    sizes = [chunk.mask.shape[-1] for chunk in chunks]
+    parts: Sequence[Tensor] = x.index_select(2, nodes).split(sizes, dim=2)
     return parts
 
 
