@@ -152,6 +152,7 @@ async def _run_training(
                 # Side by side: while the model samples, the browsers serve the others.
                 await report.evaluate(_references(baselines) | {"untrained": decodings})
                 await report.record_episodes("untrained", "before")
+        resumed_at = trainer.seconds["imitation"]  # of a resumed run's start
         # Before version 0.3 a checkpoint of step 0 was written after the warm start, without its
         # state.
         if config.imitation_length and not trainer.step:
@@ -160,7 +161,8 @@ async def _run_training(
             if "warm_started" not in report.summary:
                 with report.timed("eval"):
                     await report.evaluate({"warm_started": decodings})
-        report.seconds["setup"] = time.monotonic() - started - report.seconds["eval"]
+        spent = report.seconds["eval"] + trainer.seconds["imitation"] - resumed_at
+        report.seconds["setup"] = time.monotonic() - started - spent
 
         per_step = config.groups_per_step * config.group_size
         with (
@@ -214,7 +216,10 @@ async def _warm_start(
         warm_start.load_state(trainer.warm_start)
         report.console.print(f"resuming the warm start from update {warm_start.step}")
 
+    started, before = time.monotonic(), trainer.seconds["imitation"]
+
     def save(state: dict[str, Any]) -> None:
+        trainer.seconds["imitation"] = before + time.monotonic() - started
         trainer.warm_start = state
         trainer.saver.save(0, trainer.state, anew=True)
 

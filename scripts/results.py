@@ -135,11 +135,15 @@ def section(run: Path, hardware: str) -> str:
 
 
 def comparison(runs: Sequence[Path], hardware: str) -> str:
-    """Format runs that differ in a few options as one table, with their progress in training."""
+    """Format runs that differ in a few options as one table, with their progress in training.
+
+    Of several tasks, each has a column with the trained policy's success.
+    """
     configs = [Config.from_yaml(run / "config.yaml").model_dump() for run in runs]
     options = [key for key in configs[0] if key not in ("output", "resume")]
     keys = [key for key in options if len({str(c[key]) for c in configs}) > 1]
-    names = [*keys, "first third", "second", "last", "trained", "minutes"]
+    tasks = configs[0]["task"] if len(configs[0]["task"]) > 1 else []
+    names = [*keys, "first third", "second", "last", "trained", *tasks, "minutes"]
     lines = [
         f"## Compared on {', '.join(configs[0]['task'])}: {', '.join(keys)}",
         "",
@@ -153,9 +157,11 @@ def comparison(runs: Sequence[Path], hardware: str) -> str:
         summary = json.loads((run / "summary.json").read_text())
         success = [step["success"] for step in read_metrics(run / "metrics.jsonl")]
         ends = [len(success) * third // 3 for third in range(4)]
-        thirds = [f"{mean(success[i:j]):.2f}" for i, j in pairwise(ends)]
+        thirds = [f"{mean(success[i:j]):.2f}" if i < j else "" for i, j in pairwise(ends)]
         cells = [*(str(config[key]) for key in keys), *thirds]
-        cells += [cell(summary["trained"], bold=True), f"{minutes(summary):.0f}"]
+        per_task = (summary["per_task"][task]["trained"]["sampled"]["success"] for task in tasks)
+        cells += [cell(summary["trained"], bold=True), *(f"{rate:.2f}" for rate in per_task)]
+        cells += [f"{minutes(summary):.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -168,8 +174,9 @@ def by_browsergym(rates: dict[str, Any]) -> str:
 
 
 def minutes(summary: dict[str, Any]) -> float:
-    """Return the minutes of training, without evaluations."""
-    return float(sum(summary["seconds"][phase] for phase in ("rollout", "update", "sync"))) / 60
+    """Return the minutes of imitation and training, without evaluations."""
+    phases = ("rollout", "update", "sync", "imitation")  # older runs lack the last
+    return float(sum(summary["seconds"].get(phase, 0) for phase in phases)) / 60
 
 
 def cell(decodings: dict[str, Any], *, bold: bool) -> str:

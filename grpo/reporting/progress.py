@@ -165,8 +165,9 @@ def time_line(summary: dict[str, Any]) -> str:
     """Say in a line where the time of a run went."""
     seconds = summary["seconds"]
     steps, episodes = count(summary["steps"], "step"), count(summary["episodes"], "episode")
+    imitation = f"imitation {seconds['imitation']:.0f}, " if seconds.get("imitation") else ""
     return (
-        f"{steps}, {episodes}. Seconds: set-up {seconds['setup']:.0f}, "
+        f"{steps}, {episodes}. Seconds: set-up {seconds['setup']:.0f}, {imitation}"
         f"evaluation {seconds['eval']:.0f}, updates {seconds['update']:.0f}, rollouts "
         f"{seconds['rollout']:.0f} ({seconds['env']:.0f} of them waiting for environments alone)"
     )

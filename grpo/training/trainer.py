@@ -64,7 +64,7 @@ class Trainer:
         is_finished: True once all steps are done.
         episodes: episodes that they were made of, of all ranks.
         warm_start: state of the warm start before the first step; {} without one.
-        seconds: wall time by phase, summed over the steps.
+        seconds: wall time by phase, summed over the steps and the warm start.
     """
 
     def __init__(
@@ -99,7 +99,8 @@ class Trainer:
         self.step, self.episodes, self.warm_start = 0, 0, dict[str, Any]()
         self._counted: dict[str, int] = {}
         self.is_finished = False
-        self.seconds = {"rollout": 0.0, "generate": 0.0, "env": 0.0, "update": 0.0, "sync": 0.0}
+        phases = ("rollout", "generate", "env", "update", "sync", "imitation")
+        self.seconds = dict.fromkeys(phases, 0.0)
         self.resumed = self.saver.load(self.load_state)
         if self.world.world_size > 1:  # a single rank may be on a device without float64
             start = (self.step, sum(p.double().sum().item() for p in policy.parameters()))
@@ -300,7 +301,8 @@ class Trainer:
             )
         self.step, self.episodes = state["step"], state["episodes"]
         self.policy.version = state["version"]
-        self.seconds = {phase: float(state["seconds"][phase]) for phase in self.seconds}
+        # A checkpoint of an earlier version lacks "imitation".
+        self.seconds |= {phase: float(spent) for phase, spent in state["seconds"].items()}
         date.fromisoformat(state["date"])  # raises what is none
         self.policy.chat.date = state["date"]  # a prompt after midnight is the one before
         self.rollouts.counters.update({k: int(count) for k, count in state["failures"].items()})

@@ -1,5 +1,6 @@
 """What a run leaves when parts of it fail: results first, each failure named, the rest done."""
 
+import asyncio
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from grpo.reporting.loggers import MetricsLog, read_metrics
 from grpo.reporting.report import Report
 from grpo.shutdown import Stopped
 from grpo.training.checkpoint import checkpoints
+from grpo.training.warm_start import WarmStart
 
 
 @pytest.fixture(autouse=True)
@@ -218,8 +220,15 @@ def test_a_new_run_that_ended_before_its_first_checkpoint_is_begun_again(config)
     assert result.summary["steps"] == 2
 
 
-def test_a_warm_start_is_not_repeated_by_a_resumed_run(config):
+def test_a_warm_start_is_not_repeated_by_a_resumed_run(config, monkeypatch):
     config = config.replace(warm_start_steps=1)
+    play = WarmStart._episodes
+
+    async def play_slowly(self):
+        await asyncio.sleep(0.2)
+        return await play(self)
+
+    monkeypatch.setattr(WarmStart, "_episodes", play_slowly)
 
     class Env(ScriptedEnv):
         async def step(self, text):
@@ -234,6 +243,8 @@ def test_a_warm_start_is_not_repeated_by_a_resumed_run(config):
     result = grpo.train(config.replace(resume=True), ScriptedEnv)
     assert result.summary["untrained"] == before["untrained"]
     assert result.summary["warm_started"] == before["warm_started"]
+    assert result.summary["seconds"]["imitation"] >= 0.2  # of the run that imitated
+    assert result.summary["seconds"]["setup"] >= 0
     assert result.summary["steps"] == 2
 
 

@@ -112,6 +112,24 @@ def test_the_start_of_a_run_and_a_comparison(tmp_path):
     assert end[-1] == "| steps | 1.00 | 1.00 | 1.00 | **0.95** [0.85, 1.05] (1.00) | 10 |"
 
 
+def test_a_comparison_on_several_tasks(tmp_path):
+    tasks = "click-link,unicode-test"
+    reward = make_run(tmp_path / "a", (0, 0.5, 1), task=tasks)
+    imitation = make_run(tmp_path / "b", (), task=tasks, warm_start_steps=8)
+    summary = json.loads((imitation / "summary.json").read_text())
+    summary["seconds"]["imitation"] = 300.0
+    summary["per_task"]["unicode-test"] = {"trained": {"sampled": rate(0.5)}}
+    (imitation / "summary.json").write_text(json.dumps(summary))
+    lines = write(tmp_path / "results.md", "--compare", reward, imitation)
+    start = lines.index("## Compared on click-link, unicode-test: warm_start_steps")
+    assert lines[start + 4].endswith("| last | trained | click-link | unicode-test | minutes |")
+    rate_of_all = "**0.95** [0.85, 1.05] (1.00)"
+    assert lines[-2:] == [
+        f"| 0 | 0.00 | 0.50 | 1.00 | {rate_of_all} | 0.95 | 0.95 | 10 |",
+        f"| 8 |  |  |  | {rate_of_all} | 0.95 | 0.50 | 15 |",
+    ]
+
+
 def evaluation(folder, tasks, max_turns=10, n=5, **rates):
     folder.mkdir(exist_ok=True)
     rate = {"success": 0.4, "success_browsergym": 0.6, "n": n, **rates}

@@ -51,6 +51,9 @@ def test_step_line():
 
 def test_time_line():
     line = time_line(SUMMARY)
+    warm = time_line(SUMMARY | {"seconds": SUMMARY["seconds"] | {"imitation": 7.2}})
+    assert "imitation" not in line
+    assert "set-up 1, imitation 7, evaluation 20" in warm
     assert "\n" not in line
     for part in (
         "3 steps",
