@@ -1,7 +1,7 @@
 """Play the same actions on plain BrowserGym and on our server, and compare the results.
 
     python -m scripts.equivalence --tasks click-test,login-user --seeds 3
-    python -m scripts.equivalence --write docs/equivalence.md     # every task: an hour
+    python -m scripts.equivalence --write docs/equivalence.md     # every task: half an hour
 
 The reward that is compared is BrowserGym's: 1 for a part of some tasks, unlike ours.
 BrowserGym runs with its defaults, at least twice: a task whose runs differ is not repeatable and
