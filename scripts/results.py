@@ -1,7 +1,8 @@
 """Write sections of docs/results.md from the files of finished runs.
 
-A section takes the place of the one with its title, else it is added; the others stay. What cannot
-be told from a run's files, such as the runs before it, is said in its `notes.md`.
+A run is a training or an evaluation. A section takes the place of the one with its title, else it
+is added; the others stay. What cannot be told from a run's files, such as the runs before it, is
+said in its `notes.md`.
 
 python -m scripts.results runs/easy runs/login-user --hardware "2 cores, no GPU"
 python -m scripts.results runs/easy --compare runs/episode runs/steps --hardware ...
@@ -28,7 +29,7 @@ from scripts.protocol import protocol_section
 ROOT = Path(__file__).resolve().parent.parent
 
 PAGES = ROOT / "docs" / "pages.md"
-AGENTS = ("random", "blind", "untrained", "warm_started", "trained", "oracle")
+AGENTS = ("random", "blind", "untrained", "warm_started", "trained", "policy", "oracle")
 HEAD = """\
 # Results
 
@@ -93,14 +94,10 @@ def with_sections(page: str, new: Sequence[str]) -> list[str]:
 
 def section(run: Path, hardware: str) -> str:
     """Format one run: how it was trained, and a table of its tasks."""
+    if (run / "evaluation.json").exists():
+        return evaluation_section(run, hardware)
     summary = json.loads((run / "summary.json").read_text())
     config = Config.from_yaml(run / "config.yaml")
-    (weights,) = (run / "adapter").glob("adapter_model.safetensors")
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    agents = [name for name in AGENTS if name in next(iter(summary["per_task"].values()))]
-    n = max(
-        rate["n"] for rates in summary["per_task"].values() for rate in rates["trained"].values()
-    )
     shown = "recorded demonstrations" if config.demonstrations else "the oracle"
     how = (
         f"after {config.imitation_length} that imitate {shown} (a warm start)"
@@ -109,28 +106,59 @@ def section(run: Path, hardware: str) -> str:
     )
     if config.adapter:
         how += f", starting from the adapter `{config.adapter}` (`untrained` below)"
-    turns = f"{config.max_turns} turn{'s' * (config.max_turns > 1)}"
     steps = f"{summary['steps']} step{'s' * (summary['steps'] > 1)}"
-    theirs = any(by_browsergym(rates) for rates in summary["per_task"].values())
+    what = (
+        f"{how[0].upper()}{how[1:]}: {steps}, {summary['episodes']:,} episodes, "
+        f"{minutes(summary):.0f} minutes of training on {hardware}"
+    )
+    return described(run, what, summary, "trained", config.max_turns, run / "adapter", config.task)
+
+
+def evaluation_section(run: Path, hardware: str) -> str:
+    """Format an evaluation (`grpo eval`) of a run's adapter: a table of its tasks."""
+    summary = json.loads((run / "evaluation.json").read_text())
+    named = Path(summary["adapter"])  # a run's folder, or the adapter in it
+    trained = named.parent if named.name == "adapter" else named
+    tasks = Config.from_yaml(trained / "config.yaml").task
+    what = f"Evaluated on {hardware}"
+    return described(run, what, summary, "policy", summary["max_turns"], trained / "adapter", tasks)
+
+
+def described(
+    run: Path,
+    what: str,
+    summary: dict[str, Any],
+    policy: str,
+    max_turns: int,
+    adapter: Path,
+    trained_on: Sequence[str],
+) -> str:
+    """Format what was done, the run's notes and command, and the table of its tasks."""
+    per_task = summary["per_task"]
+    (weights,) = adapter.glob("adapter_model.safetensors")
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    agents = [name for name in AGENTS if name in next(iter(per_task.values()))]
+    n = max(rate["n"] for rates in per_task.values() for rate in rates[policy].values())
+    turns = f"{max_turns} turn{'s' * (max_turns > 1)}"
+    theirs = any(by_browsergym(rates[policy]) for rates in per_task.values())
     notes = run / "notes.md"
     lines = [
         f"## {run.name}",
         "",
-        f"{how[0].upper()}{how[1:]}: {steps}, {summary['episodes']:,} episodes, "
-        f"{minutes(summary):.0f} minutes of training on {hardware}; at most {turns} per episode; "
-        f"{n} held-out seeds per task. Adapter: sha256 `{digest[:16]}`.",
+        f"{what}; at most {turns} per episode; {n} held-out seeds per task. "
+        f"Adapter: sha256 `{digest[:16]}`.",
         "",
         *([notes.read_text().strip(), ""] if notes.exists() else []),
         f"```sh\n{summary['command']}\n```",
         "",
-        f"| task | {' | '.join(agents)} | {'trained, by BrowserGym | ' * theirs}turns |",
+        f"| task | {' | '.join(agents)} | {f'{policy}, by BrowserGym | ' * theirs}turns |",
         f"| --- |{' --- |' * (len(agents) + 1 + theirs)}",
     ]
-    for task, rates in summary["per_task"].items():
-        held_out = " (never trained on)" if task not in config.task else ""
-        cells = " | ".join(cell(rates[name], bold=name == "trained") for name in agents)
-        cells += f" | {by_browsergym(rates)}" * theirs
-        lines.append(f"| {task}{held_out} | {cells} | {rates['trained']['sampled']['turns']:.1f} |")
+    for task, rates in per_task.items():
+        held_out = " (never trained on)" if task not in trained_on else ""
+        cells = " | ".join(cell(rates[name], bold=name == policy) for name in agents)
+        cells += f" | {by_browsergym(rates[policy])}" * theirs
+        lines.append(f"| {task}{held_out} | {cells} | {rates[policy]['sampled']['turns']:.1f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -166,9 +194,9 @@ def comparison(runs: Sequence[Path], hardware: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def by_browsergym(rates: dict[str, Any]) -> str:
-    """Format BrowserGym's verdict on the trained policy; empty where it is the success."""
-    rate = rates["trained"]["sampled"]
+def by_browsergym(decodings: dict[str, Any]) -> str:
+    """Format BrowserGym's verdict on an agent; empty where it is the success."""
+    rate = decodings["sampled"]
     theirs = rate.get("success_browsergym", rate["success"])
     return "" if theirs == rate["success"] else f"{theirs:.2f}"
 

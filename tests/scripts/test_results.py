@@ -162,6 +162,30 @@ def test_every_task_of_the_protocol(tmp_path):
     assert "] | 0.400 [" in protocol_section([run], "2 cores")
 
 
+@pytest.mark.parametrize("named", ["run", "run/adapter"])
+def test_an_evaluation_of_an_adapter(tmp_path, named):
+    make_run(tmp_path / "run", task="click-test")
+    run = evaluation(tmp_path / "suite", ["click-test", "odd-or-even"], turns=1.5, low=0, high=1)
+    summary = json.loads((run / "evaluation.json").read_text())
+    summary |= {"adapter": str(tmp_path / named), "command": "grpo eval"}
+    (run / "evaluation.json").write_text(json.dumps(summary))
+    (run / "notes.md").write_text("Of 125 tasks.")
+    lines = write(tmp_path / "results.md", run)
+    end = lines[lines.index("## suite") :]
+    assert end[2] == (
+        "Evaluated on 2 cores; at most 10 turns per episode; 5 held-out seeds per task. "
+        f"Adapter: sha256 `{hashlib.sha256(b'weights').hexdigest()[:16]}`."
+    )
+    assert end[4] == "Of 125 tasks."
+    cells = "**0.40** | 0.60 | 1.5 |"
+    assert end[-4:] == [
+        "| task | policy | policy, by BrowserGym | turns |",
+        "| --- | --- | --- | --- |",
+        f"| click-test | {cells}",
+        f"| odd-or-even (never trained on) | {cells}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
