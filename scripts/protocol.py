@@ -1,7 +1,8 @@
 """Success on BrowserGym's protocol for MiniWoB: every task, 5 seeds, 10 actions at most.
 
 The mean is over the tasks, by BrowserGym's verdict, to compare with what others published, and by
-ours, for which a success is the whole task. A task that a file lacks counts as 5 failures.
+ours, for which a success is the whole task. A task that a file lacks counts as 5 failures,
+and so does, once, an episode that was lost.
 """
 
 from __future__ import annotations
@@ -55,13 +56,14 @@ def protocol_section(runs: Sequence[Path], hardware: str) -> str:
         f"## BrowserGym's protocol: {len(MINIWOB_TASKS)} tasks, {SEEDS} seeds",
         "",
         f"On {hardware}; at most {MAX_TURNS} actions per episode. Means over all tasks of MiniWoB, "
-        "with 95 % Wilson intervals over the episodes; a task that was not played counts as 0. "
+        "with 95 % Wilson intervals over the episodes; a task that was not played counts as 0, "
+        "and an episode that the infrastructure lost as unsolved. "
         "`by BrowserGym` is BrowserGym's verdict, any raw reward above 0, as in the published "
         "rates; `whole task` is the success of this project ([pages.md](pages.md#success)). The "
         "published agents read other observations and have other actions. Their rows give the "
         "intervals of as many episodes.",
         "",
-        "| agent | by BrowserGym | whole task | tasks played | source |",
+        "| agent | by BrowserGym | whole task | tasks played, episodes lost | source |",
         "| --- | --- | --- | --- | --- |",
     ]
     for run in runs:
@@ -72,7 +74,9 @@ def protocol_section(runs: Sequence[Path], hardware: str) -> str:
                 for name, rates in per_task.items()
                 if decoding in rates.get(agent, {})
             }
-            cells = [f"{run.name}: {agent}, {decoding}", *means(rates), str(len(rates)), ""]
+            lost = sum(SEEDS - rate["n"] for rate in rates.values())
+            played = f"{len(rates)}{f', {lost} lost' * (lost > 0)}"
+            cells = [f"{run.name}: {agent}, {decoding}", *means(rates), played, ""]
             lines.append(f"| {' | '.join(cells)} |")
     for row in PUBLISHED:
         theirs = with_interval(round(row.success * EPISODES), row.success)
@@ -106,17 +110,22 @@ def rows_of(per_task: Mapping[str, Any]) -> list[tuple[str, str]]:
 def means(rates: Mapping[str, Mapping[str, float]]) -> tuple[str, str]:
     """Format the mean by BrowserGym's verdict, and that of whole tasks, with their intervals.
 
+    Where other tasks have all their episodes, those that one lacks were lost to failures of the
+    infrastructure, and count as unsolved.
+
     Raises:
-        ValueError: a task was not played on every seed, or its file has no verdict of BrowserGym's.
+        ValueError: the tasks were played on other numbers of seeds, or a file has no verdict of
+            BrowserGym's.
     """
     solved = by_browsergym = 0
+    most = max(rate["n"] for rate in rates.values())
     for name, rate in rates.items():
-        if rate["n"] != SEEDS:
+        if most < SEEDS or rate["n"] > SEEDS:
             raise ValueError(f"{name}: expected {SEEDS} episodes, got {rate['n']}")
         if "success_browsergym" not in rate:
             raise ValueError(f"{name}: expected success_browsergym beside success: evaluate again")
-        solved += round(rate["success"] * SEEDS)
-        by_browsergym += round(rate["success_browsergym"] * SEEDS)
+        solved += round(rate["success"] * rate["n"])
+        by_browsergym += round(rate["success_browsergym"] * rate["n"])
     return with_interval(by_browsergym), with_interval(solved)
 
 

@@ -153,6 +153,17 @@ def test_the_protocol_counts_what_was_not_played_as_failures(tmp_path):
     assert paper.startswith("| GPT-4o-mini | 0.566 [0.527, 0.605] | | 125 | [BrowserGym's paper](")
 
 
+def test_lost_episodes_count_as_unsolved(tmp_path):
+    run = evaluation(tmp_path / "some", ["click-test", "odd-or-even"])
+    summary = json.loads((run / "evaluation.json").read_text())
+    lost = {"success": 1 / 3, "success_browsergym": 2 / 3, "n": 3}
+    summary["per_task"]["odd-or-even"]["policy"]["sampled"] |= lost
+    (run / "evaluation.json").write_text(json.dumps(summary))
+    # 3 + 2 and 2 + 1 of 625 episodes.
+    row = "| some: policy, sampled | 0.008 [0.003, 0.019] | 0.005 [0.002, 0.014] | 2, 2 lost |  |"
+    assert row in protocol_section([run], "2 cores").splitlines()
+
+
 def test_every_task_of_the_protocol(tmp_path):
     config = Config.from_yaml(ROOT / "examples" / "configs" / "miniwob_125.yaml")
     assert set(config.task) == MINIWOB_TASKS
