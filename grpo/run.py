@@ -152,7 +152,7 @@ async def _run_training(
                 # Side by side: while the model samples, the browsers serve the others.
                 await report.evaluate(_references(baselines) | {"untrained": decodings})
                 await report.record_episodes("untrained", "before")
-        resumed_at = trainer.seconds["imitation"]  # of a resumed run's start
+        imitated_before = trainer.seconds["imitation"]  # 0, except in a resumed run
         # Before version 0.3 a checkpoint of step 0 was written after the warm start, without its
         # state.
         if config.imitation_length and not trainer.step:
@@ -161,7 +161,7 @@ async def _run_training(
             if "warm_started" not in report.summary:
                 with report.timed("eval"):
                     await report.evaluate({"warm_started": decodings})
-        spent = report.seconds["eval"] + trainer.seconds["imitation"] - resumed_at
+        spent = report.seconds["eval"] + trainer.seconds["imitation"] - imitated_before
         report.seconds["setup"] = time.monotonic() - started - spent
 
         per_step = config.groups_per_step * config.group_size

@@ -1,8 +1,8 @@
 """Success on BrowserGym's protocol for MiniWoB: every task, 5 seeds, 10 actions at most.
 
 The mean is over the tasks, by BrowserGym's verdict, to compare with what others published, and by
-ours, for which a success is the whole task. A task that a file lacks counts as 5 failures,
-and so does, once, an episode that was lost.
+ours, for which a success is the whole task. A task that a file lacks counts as 5
+failures, an episode that was lost as one.
 """
 
 from __future__ import annotations

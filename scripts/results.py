@@ -35,10 +35,11 @@ HEAD = """\
 
 Success rates on held-out seeds, completions sampled at temperature 1, with 95 % Wilson intervals in
 brackets and the rate of greedy completions in parentheses. `random` picks any action that the page
-allows, `blind` is the trained policy with the page hidden, `oracle` a scripted solver. Training and
-evaluation seeds never overlap. Training time covers rollouts and updates, not evaluations. `turns`
-is the mean number of turns per episode of the trained policy. Written by `scripts/results.py` from
-the runs' `summary.json` and `notes.md`.
+allows, `blind` is the trained policy with the page hidden, `oracle` a scripted solver, `policy` an
+adapter that was evaluated apart from its training. Training and evaluation seeds never overlap.
+Training time covers rollouts, updates and, in newer runs, imitation, but no evaluations. `turns` is
+the mean number of turns per episode of the trained policy. Written by `scripts/results.py` from the
+files of the runs and evaluations.
 
 A success is the whole task ([pages.md](pages.md#success)). Older runs counted any raw reward of
 MiniWoB above 0, as BrowserGym does; that is the same for every task that is not in the table there.
@@ -94,7 +95,7 @@ def with_sections(page: str, new: Sequence[str]) -> list[str]:
 
 def section(run: Path, hardware: str) -> str:
     """Format one run: how it was trained, and a table of its tasks."""
-    if (run / "evaluation.json").exists():
+    if not (run / "summary.json").exists():
         return evaluation_section(run, hardware)
     summary = json.loads((run / "summary.json").read_text())
     config = Config.from_yaml(run / "config.yaml")
@@ -170,7 +171,8 @@ def comparison(runs: Sequence[Path], hardware: str) -> str:
     configs = [Config.from_yaml(run / "config.yaml").model_dump() for run in runs]
     options = [key for key in configs[0] if key not in ("output", "resume")]
     keys = [key for key in options if len({str(c[key]) for c in configs}) > 1]
-    tasks = configs[0]["task"] if len(configs[0]["task"]) > 1 else []
+    several = len(configs[0]["task"]) > 1 and "task" not in keys
+    tasks = configs[0]["task"] if several else []
     names = [*keys, "first third", "second", "last", "trained", *tasks, "minutes"]
     lines = [
         f"## Compared on {', '.join(configs[0]['task'])}: {', '.join(keys)}",
