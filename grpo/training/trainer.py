@@ -301,8 +301,8 @@ class Trainer:
             )
         self.step, self.episodes = state["step"], state["episodes"]
         self.policy.version = state["version"]
-        # A checkpoint of an earlier version lacks "imitation".
-        self.seconds |= {phase: float(spent) for phase, spent in state["seconds"].items()}
+        seconds = {"imitation": 0.0} | state["seconds"]  # new in version 0.3
+        self.seconds = {phase: float(seconds[phase]) for phase in self.seconds}
         date.fromisoformat(state["date"])  # raises what is none
         self.policy.chat.date = state["date"]  # a prompt after midnight is the one before
         self.rollouts.counters.update({k: int(count) for k, count in state["failures"].items()})
