@@ -101,8 +101,16 @@ class Bars:
             yield
 
     @contextmanager
-    def bar(self, description: str, total: int) -> Iterator[Bar]:
-        """Show a bar for the length of the block."""
+    def bar(self, description: str, total: int, *, announced: bool = False) -> Iterator[Bar]:
+        """Show a bar for the length of the block.
+
+        Args:
+            description: what it counts.
+            total: how many there are.
+            announced: True for a line in its place where there is no terminal; it counts episodes.
+        """
+        if announced and not self.console.is_interactive:
+            self.console.print(f"{description}: {count(total, 'episode')}")
         if not self._open:
             self._progress.start()
         self._open += 1

@@ -16,7 +16,7 @@ from envs.replay import Pool
 from grpo.files import replacing, write_text
 from grpo.reporting.pictures import cropped, outlined
 from grpo.rollouts.page_state import page_state
-from grpo.rollouts.rollout import Rollouts
+from grpo.rollouts.rollout import OnEpisode, Rollouts, ignore_episode
 from grpo.safe_output import one_line
 from grpo.types import Episode, StepRecord
 
@@ -26,7 +26,14 @@ MAX_NAME = 200
 _log = logging.getLogger(__name__)
 
 
-async def record_episode(rollouts: Rollouts, task: Task, folder: Path, *, seed: int = 0) -> None:
+async def record_episode(
+    rollouts: Rollouts,
+    task: Task,
+    folder: Path,
+    seed: int = 0,
+    *,
+    on_episode: OnEpisode = ignore_episode,
+) -> None:
     """Play one episode, and keep a picture of each page and the completion for it.
 
     Writes `<task>/<seed>/<k>.png` for every page, with an outline around the elements that were
@@ -38,8 +45,9 @@ async def record_episode(rollouts: Rollouts, task: Task, folder: Path, *, seed: 
         task: what to play.
         folder: created where it is missing.
         seed: determines what is sampled.
+        on_episode: called after the episode.
     """
-    episode = await rollouts.episode(task, [seed, task.seed], record=True)
+    episode = await rollouts.episode(task, [seed, task.seed], record=True, on_episode=on_episode)
     if episode is not None:
         save_episode(episode, folder)
 

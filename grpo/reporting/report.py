@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 RECORDED = 4
 """Episodes per task that are recorded to look at."""
+MOST_RECORDED = 100
+"""Episodes that are recorded where the tasks are many; one per task at least."""
 
 
 class Report:
@@ -113,7 +115,8 @@ class Report:
             for decoding, agent in decodings.items()
         }
         loop = asyncio.get_running_loop()
-        with self.bars.bar(f"evaluate {names}", len(tasks) * len(rollouts)) as on_episode:
+        total = len(tasks) * len(rollouts)
+        with self.bars.bar(f"evaluate {names}", total, announced=True) as on_episode:
             try:
                 own = await evaluate(rollouts, tasks, seed=config.seed, on_episode=on_episode)
             except Exception as error:
@@ -148,11 +151,14 @@ class Report:
         self.watch.begin(f"recording episodes of {agent_name}", self.summary)
         shutil.rmtree(media / label, ignore_errors=True)  # those of an earlier program
         rollouts = Rollouts(self.runtime.pool, self.runtime.decodings["sampled"], config.max_turns)
-        examples = pick_examples(self._outcomes[agent_name, "sampled"], RECORDED, self._examples)
+        per_task = min(RECORDED, max(1, MOST_RECORDED // len(config.evaluated_tasks)))
+        examples = pick_examples(self._outcomes[agent_name, "sampled"], per_task, self._examples)
         self._examples += examples
-        await gather(
-            record_episode(rollouts, task, media / label, seed=config.seed) for task in examples
-        )
+        with self.bars.bar("record", len(examples), announced=True) as on_episode:
+            await gather(
+                record_episode(rollouts, task, media / label, config.seed, on_episode=on_episode)
+                for task in examples
+            )
         rates = {name: self.summary["per_task"][name] for name in config.evaluated_tasks}
         record_tally(media / label, {k: v[agent_name]["sampled"] for k, v in rates.items()})
         self.watch.begin("", self.summary)

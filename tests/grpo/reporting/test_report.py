@@ -135,6 +135,22 @@ async def test_a_benchmarks_own_verdict_is_in_the_summary(make_report, tmp_path)
         assert (rate["sampled"]["success"], rate["sampled"]["success_own"]) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize(("most", "per_task"), [(100, 4), (7, 3), (1, 1)])
+async def test_of_many_tasks_fewer_episodes_each_are_recorded(
+    make_report, tmp_path, monkeypatch, most, per_task
+):
+    monkeypatch.setattr("grpo.reporting.report.MOST_RECORDED", most)
+    options = {"task": "click-word", "held_out_tasks": "click-two-words"}
+    report = make_report(Report, tmp_path / "a.json", **options)
+    await report.evaluate({"policy": {"sampled": oracle_agent()}})
+    await report.record_episodes("policy", "evaluation")
+    for name in ("click-word", "click-two-words"):
+        assert len(list((tmp_path / "media/evaluation" / name).iterdir())) == per_task
+    lines = report.console.file.getvalue().splitlines()
+    assert lines[0] == "evaluate policy: 12 episodes"
+    assert f"record: {2 * per_task} episodes" in lines
+
+
 async def test_without_episodes_nothing_is_evaluated_or_recorded(make_report, tmp_path):
     report = make_report(Report, tmp_path / "a.json", task="click-word")
     report.held_out = []

@@ -87,7 +87,7 @@ async def perform(tab: Host, action: Action, *, scroll_scale: float = 1.0) -> No
         if not (impatient and bid in tab.known) and not await tab.browser.call(locator.count()):
             raise _no_element(bid)
     limits = (TIMEOUT_MS, SLOW_MS) if impatient else (SLOW_MS,)
-    elements = list(located.values())
+    elements = [located[bid] for bid in action.ids]  # two of a drag, even onto itself
     for limit in limits:
         if await _attempt(tab, action, elements, {"timeout": limit}, scroll_scale):
             return

@@ -563,6 +563,12 @@ async def test_the_dragged_element_may_cover_its_target(session):
     assert result["error"] == ""
 
 
+async def test_an_element_may_be_dragged_onto_itself(session):
+    await session.reset("drag-box", 0)
+    result = await act(session, "drag_and_drop('17', '17')")
+    assert (result["error"], result["done"]) == ("", False)
+
+
 async def test_scroll_is_in_pixels_of_browsergyms_screenshot(session):
     await html(session, "<div style='height: 3000px'></div>")
     await act(session, "scroll(0, 150)")
