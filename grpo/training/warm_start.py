@@ -144,8 +144,7 @@ class WarmStart:
                 on_step(0, await self._in_executor(self._held_out.measure, 0))
             while not await self._is_stopped() and self.step < self.steps:
                 episodes = await self._episodes()
-                batch = demonstration_batch(episodes, self.world.world_size)
-                update = await self._in_executor(self._updater.update, batch)
+                update = await self._in_executor(self._imitate, episodes)
                 self.step += 1
                 self.imitated += len(episodes)
                 metrics = {
@@ -217,6 +216,14 @@ class WarmStart:
         """Tell whether any rank is to stop before the next update."""
         received = self.shutdown.received[:1]
         return self.shutdown.adopt(await self._in_executor(self.world.all_gather, received))
+
+    def _imitate(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        """Update towards episodes; call it on torch's thread.
+
+        OpenMP's threads belong to the thread that computes. Where a second one has some, too, they
+        are more than the cores, and sleep after every operation: an update took an eighth longer.
+        """
+        return self._updater.update(demonstration_batch(episodes, self.world.world_size))
 
     async def _in_executor(self, function: Callable[..., Result], *args: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self.executor, function, *args)
