@@ -136,9 +136,8 @@ async def _run_training(
         rollouts = Rollouts(
             runtime.pool, decodings["sampled"], config.max_turns, config.valid_action_bonus
         )
-        trainer = Trainer(
-            config, policy, runtime.generator, rollouts, runtime.executor, world, runtime.shutdown
-        )
+        parts = (policy, runtime.generator, rollouts, runtime.executor, world, runtime.shutdown)
+        trainer = await runtime.in_executor(Trainer, config, *parts)
         if world.is_main and not trainer.resumed and (earlier := set_aside(config.folder)):
             bars.console.print(
                 f"the earlier run in {config.folder} is now in {earlier}", soft_wrap=True
@@ -213,7 +212,7 @@ async def _warm_start(
         max_prompt_tokens=runtime.max_prompt_tokens,
     )
     if trainer.warm_start:
-        warm_start.load_state(trainer.warm_start)
+        await runtime.in_executor(warm_start.load_state, trainer.warm_start)
         report.console.print(f"resuming the warm start from update {warm_start.step}")
 
     started, before = time.monotonic(), trainer.seconds["imitation"]

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from envs.base import Env
 from envs.pool import EnvPool
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 EnvSource = EnvPool | Callable[[], Env | Awaitable[Env]]
 """A pool of environments, or a class or function that makes an environment."""
+
+Result = TypeVar("Result")
 
 
 class Runtime(NamedTuple):
@@ -51,6 +53,10 @@ class Runtime(NamedTuple):
     decodings: dict[str, Agent]
     max_prompt_tokens: int
 
+    async def in_executor(self, function: Callable[..., Result], *args: Any) -> Result:
+        """Run torch's work on its own thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.executor, function, *args)
+
 
 @asynccontextmanager
 async def open_runtime(
@@ -77,6 +83,8 @@ async def open_runtime(
     world = world or World.single()
     check_backend(config, world)
     # One thread for all of torch's work leaves the event loop to the environments and the signals.
+    # (OpenMP gives each thread that computes threads of its own. Once there are more than cores,
+    # they sleep between operations: an update with many small ones took a tenth longer.)
     executor = ThreadPoolExecutor(1, "torch", initializer=world.use_own_gpu)
     pool = env if isinstance(env, EnvPool) else EnvPool(env, config.env_sessions)
     async with shutdown or Shutdown() as shutdown, AsyncExitStack() as stack:

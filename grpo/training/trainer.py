@@ -146,7 +146,7 @@ class Trainer:
                     metrics |= rollout | synced | self.counters()
                     yield TrainingStep(self.step, metrics, groups, advantages)
                     if config.save_every and self.step % config.save_every == 0:
-                        self.saver.save(self.step, self.state)
+                        await self.in_executor(self.saver.save, self.step, self.state)
                     synced = await self.sync()
                 self.is_finished = not self.shutdown.requested
         except (Exception, GeneratorExit) as error:

@@ -156,13 +156,13 @@ class WarmStart:
                 metrics |= await self._in_executor(self._held_out.measure, self.step)
                 on_step(self.step, metrics)
                 if self.config.save_every and self.step % self.config.save_every == 0:
-                    save(self.state())
+                    await self._in_executor(save, self.state())
         except Exception as error:
             if self.step:
                 save(self.state())
             await self._in_executor(self.world.tell, error)
             raise
-        save(self.state())
+        await self._in_executor(save, self.state())
 
     def state(self) -> dict[str, Any]:
         """Return what the next update depends on, beside the policy."""
@@ -218,11 +218,7 @@ class WarmStart:
         return self.shutdown.adopt(await self._in_executor(self.world.all_gather, received))
 
     def _imitate(self, episodes: Sequence[Episode]) -> dict[str, float]:
-        """Update towards episodes; call it on torch's thread.
-
-        OpenMP's threads belong to the thread that computes. Where a second one has some, too, they
-        are more than the cores, and sleep after every operation: an update took an eighth longer.
-        """
+        """Update towards episodes; call it on torch's thread."""
         return self._updater.update(demonstration_batch(episodes, self.world.world_size))
 
     async def _in_executor(self, function: Callable[..., Result], *args: Any) -> Result:
