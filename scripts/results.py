@@ -118,11 +118,25 @@ def section(run: Path, hardware: str) -> str:
 def evaluation_section(run: Path, hardware: str) -> str:
     """Format an evaluation (`grpo eval`) of a run's adapter: a table of its tasks."""
     summary = json.loads((run / "evaluation.json").read_text())
-    named = Path(summary["adapter"])  # a run's folder, or the adapter in it
-    trained = named.parent if named.name == "adapter" else named
-    tasks = Config.from_yaml(trained / "config.yaml").task
+    trained = _run_of(summary["adapter"])
+    if trained is None:
+        raise FileNotFoundError(f"{summary['adapter']} is in no run's folder (no config.yaml)")
+    weights, tasks = trained / "adapter", trained_tasks(trained)
     what = f"Evaluated on {hardware}"
-    return described(run, what, summary, "policy", summary["max_turns"], trained / "adapter", tasks)
+    return described(run, what, summary, "policy", summary["max_turns"], weights, tasks)
+
+
+def trained_tasks(run: Path) -> list[str]:
+    """Return the tasks of a run, and of the runs before it as far as their folders are there."""
+    config = Config.from_yaml(run / "config.yaml")
+    before = _run_of(config.adapter) if config.adapter else None
+    return [*config.task, *(trained_tasks(before) if before else ())]
+
+
+def _run_of(adapter: str) -> Path | None:
+    """Return the run's folder of a path to it, to its adapter or to a checkpoint."""
+    named = Path(adapter)
+    return next((path for path in (named, *named.parents) if (path / "config.yaml").exists()), None)
 
 
 def described(

@@ -175,8 +175,11 @@ def test_every_task_of_the_protocol(tmp_path):
 
 @pytest.mark.parametrize("named", ["run", "run/adapter"])
 def test_an_evaluation_of_an_adapter(tmp_path, named):
-    make_run(tmp_path / "run", task="click-test")
-    run = evaluation(tmp_path / "suite", ["click-test", "odd-or-even"], turns=1.5, low=0, high=1)
+    before = tmp_path / "before"
+    make_run(before, task="enter-text", adapter=str(tmp_path / "gone"))
+    make_run(tmp_path / "run", task="click-test", adapter=str(before / "checkpoints" / "step-1"))
+    names = ["click-test", "enter-text", "odd-or-even"]
+    run = evaluation(tmp_path / "suite", names, turns=1.5, low=0, high=1)
     summary = json.loads((run / "evaluation.json").read_text())
     summary |= {"adapter": str(tmp_path / named), "command": "grpo eval"}
     (run / "evaluation.json").write_text(json.dumps(summary))
@@ -189,10 +192,11 @@ def test_an_evaluation_of_an_adapter(tmp_path, named):
     )
     assert end[4] == "Of 125 tasks."
     cells = "**0.40** | 0.60 | 1.5 |"
-    assert end[-4:] == [
+    assert end[-5:] == [
         "| task | policy | policy, by BrowserGym | turns |",
         "| --- | --- | --- | --- |",
         f"| click-test | {cells}",
+        f"| enter-text | {cells}",
         f"| odd-or-even (never trained on) | {cells}",
     ]
 
