@@ -128,9 +128,14 @@ def evaluation_section(run: Path, hardware: str) -> str:
 
 def trained_tasks(run: Path) -> list[str]:
     """Return the tasks of a run, and of the runs before it as far as their folders are there."""
-    config = Config.from_yaml(run / "config.yaml")
-    before = _run_of(config.adapter) if config.adapter else None
-    return [*config.task, *(trained_tasks(before) if before else ())]
+    runs, tasks = list[Path](), list[str]()
+    before: Path | None = run
+    while before and before not in runs:  # a run may have taken the place of the one before it
+        runs.append(before)
+        config = Config.from_yaml(before / "config.yaml")
+        tasks += config.task
+        before = _run_of(config.adapter) if config.adapter else None
+    return tasks
 
 
 def _run_of(adapter: str) -> Path | None:

@@ -107,7 +107,7 @@ class Bars:
         Args:
             description: what it counts.
             total: how many there are.
-            announced: True for a line in its place where there is no terminal; it counts episodes.
+            announced: True to print the number of episodes where there is no terminal.
         """
         if announced and not self.console.is_interactive:
             self.console.print(f"{description}: {count(total, 'episode')}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shlex
@@ -114,15 +113,14 @@ class Report:
             for name, decodings in agents.items()
             for decoding, agent in decodings.items()
         }
-        loop = asyncio.get_running_loop()
         total = len(tasks) * len(rollouts)
         with self.bars.bar(f"evaluate {names}", total, announced=True) as on_episode:
             try:
                 own = await evaluate(rollouts, tasks, seed=config.seed, on_episode=on_episode)
             except Exception as error:
-                await loop.run_in_executor(self.runtime.executor, world.tell, error)
+                await self.runtime.in_executor(world.tell, error)
                 raise
-        per_rank = await loop.run_in_executor(self.runtime.executor, world.all_gather, own)
+        per_rank = await self.runtime.in_executor(world.all_gather, own)
         for name, decoding in rollouts:
             outcomes = [outcome for of_rank in per_rank for outcome in of_rank[name, decoding]]
             self._outcomes[name, decoding] = outcomes

@@ -11,7 +11,7 @@ import pytest
 from envs.browser.miniwob.names import MINIWOB_TASKS
 from grpo.config import Config
 from scripts.protocol import MAX_TURNS, SEEDS, protocol_section
-from scripts.results import main
+from scripts.results import main, trained_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -171,6 +171,11 @@ def test_every_task_of_the_protocol(tmp_path):
     run = evaluation(tmp_path / "all", config.task)
     assert "| all: policy, sampled | 0.600 [" in protocol_section([run], "2 cores")
     assert "] | 0.400 [" in protocol_section([run], "2 cores")
+
+
+def test_a_run_that_took_the_place_of_the_one_before_it(tmp_path):
+    run = make_run(tmp_path / "run", task="click-test", adapter=str(tmp_path / "run"))
+    assert trained_tasks(run) == ["click-test"]
 
 
 @pytest.mark.parametrize("named", ["run", "run/adapter"])
