@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Self
@@ -44,7 +44,7 @@ class EnvPool:
         self.counters: Counter[str] = Counter()
         self._factory = factory
         self._slots = asyncio.Semaphore(size)
-        self._idle: list[Env] = []
+        self._idle: deque[Env] = deque()
         self._closed = False
 
     @asynccontextmanager
@@ -63,7 +63,8 @@ class EnvPool:
                     "cannot lend an environment: the pool was closed, by close() or at the end of "
                     "its `async with` block; make a new one"
                 )
-            idle = self._idle.pop() if self._idle else None
+            # The one that has been idle longest: a page that is left alone may be busy for ever.
+            idle = self._idle.popleft() if self._idle else None
             if idle is not None and fresh:
                 await self._close_env(idle)  # never more than `size` exist
                 idle = None
@@ -92,7 +93,7 @@ class EnvPool:
     async def close(self) -> None:
         """Close the idle environments now, and the lent ones when they are returned."""
         self._closed = True
-        idle, self._idle = self._idle, []
+        idle, self._idle = self._idle, deque()
         await asyncio.gather(*map(self._close_env, idle))
 
     async def _create(self) -> Env:

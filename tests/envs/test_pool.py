@@ -18,6 +18,18 @@ async def test_an_idle_environment_is_reused():
     assert (pool.created, pool.discarded) == (1, 0)
 
 
+async def test_the_environment_that_was_idle_longest_is_lent():
+    pool = EnvPool(ScriptedEnv, size=2)
+    async with pool.lease() as later, pool.lease() as earlier:
+        pass
+    async with pool.lease() as lent:
+        assert lent is earlier
+    async with pool.lease() as lent:
+        assert lent is later
+    async with pool.lease() as lent:
+        assert lent is earlier
+
+
 async def test_size_bounds_the_leases():
     pool = EnvPool(ScriptedEnv, size=2)
     lent = most = 0

@@ -28,6 +28,12 @@
     clearTimeout(id);
   };
 
+  // After its episode a page is there until the session's next one: stock-market's would add a circle
+  // every 100 ms until it took a core.
+  const stopTimers = () => {
+    for (let id = setTimeout(() => {}); id > 0; id--) clearTimeout(id); // intervals as well
+  };
+
   // When the address was about to change: results would describe a page that is gone. It stays if
   // the response is a download or empty, and for schemes such as `mailto:`.
   let left = -Infinity;
@@ -243,6 +249,7 @@
         const places = marked && located ? await boxes() : {};
         const names = marked ? NAMES(markedElements()) : {};
         const drawn = marked ? findDrawings(everyElement(), 0, 0) : {};
+        if (window.WOB_DONE_GLOBAL) stopTimers();
         return { begun, checked, marked, url: location.href, boxes: places, names, drawn };
       },
       unmark: () => (unmark ??= load(UNMARK))(),

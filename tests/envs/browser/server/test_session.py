@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -348,6 +349,22 @@ async def test_the_effects_of_an_action_are_awaited(session, animate):
     await session.reset("click-collapsible", 0)
     await js(session, f"const ready = () => jQuery('#area').append('<p>ready</p>'); {animate}; 0")
     assert "'ready'" in (await act(session, "noop()"))["axtree_txt"]
+
+
+async def test_a_page_is_still_after_its_episode(session):
+    async def grows():
+        """Tell whether the page gets another of the circles that it adds every 100 ms."""
+        count = "document.querySelectorAll('circle').length"
+        before = await session.page.run(count)
+        await asyncio.sleep(0.5)
+        return await session.page.run(count) > before
+
+    for _ in range(2):
+        first = await session.reset("stock-market", 0)
+        assert await grows()
+        buy = re.search(r"\[(\d+)\] button 'Buy'", first["axtree_txt"])[1]
+        assert (await act(session, f"click('{buy}')"))["done"]
+        assert not await grows()
 
 
 async def test_a_page_that_never_settles_is_read_anyway(session):
