@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +33,9 @@ CURVES = (
 )
 
 
+ANNOUNCE_S = 60.0
+"""Seconds between the lines of a bar where there is no terminal."""
+
 BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = "_.:-=+*#"
 
@@ -54,12 +59,19 @@ class SafeConsole(Console):
 class Bar:
     """One progress bar; call it to advance, e.g. as `on_episode`."""
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
+    def __init__(self, progress: Progress, task: TaskID, *, announced: bool) -> None:
+        self._progress, self._task, self._announced = progress, task, announced
+        self._said = time.monotonic()
 
     def __call__(self, *_: object) -> None:
         """Advance by one, whatever the arguments."""
         self._progress.advance(self._task)
+        if self._announced and time.monotonic() - self._said >= ANNOUNCE_S:
+            self._said = time.monotonic()
+            task = next(task for task in self._progress.tasks if task.id == self._task)
+            left = timedelta(seconds=task.time_remaining or 0)
+            done = f"{task.completed:.0f} of {task.total:.0f}"
+            self._progress.console.print(f"{task.description}: {done}, {left} left")
 
     def reset(self) -> None:
         """Set the bar and its clock back to 0."""
@@ -107,16 +119,18 @@ class Bars:
         Args:
             description: what it counts.
             total: how many there are.
-            announced: True to print the number of episodes where there is no terminal.
+            announced: True to print the number of episodes where there is no terminal, and every
+                minute how many are done.
         """
-        if announced and not self.console.is_interactive:
+        announced = announced and not self.console.is_interactive
+        if announced:
             self.console.print(f"{description}: {count(total, 'episode')}")
         if not self._open:
             self._progress.start()
         self._open += 1
         task = self._progress.add_task(printable(description), total=total)
         try:
-            yield Bar(self._progress, task)
+            yield Bar(self._progress, task, announced=announced)
         finally:
             self._progress.remove_task(task)
             self._open -= 1

@@ -1,5 +1,6 @@
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,19 @@ def test_names_of_bars_and_the_spinner_are_text(monkeypatch):
     assert "\x07" not in text
     assert "\x1b[31m" not in text
     assert "\u202e" not in text
+
+
+def test_without_a_terminal_an_announced_bar_is_a_line_now_and_then(monkeypatch):
+    clock = iter([0.0, 59.0, 60.0, 60.0, 61.0, 121.0, 121.0])
+    monkeypatch.setattr("grpo.reporting.progress.time.monotonic", lambda: next(clock))
+    bars = Bars(SafeConsole(file=io.StringIO(), width=120))
+    with bars.bar("evaluate", 8, announced=True) as on_episode:
+        for _ in range(4):
+            on_episode()
+    first, *lines = bars.console.file.getvalue().split("\n")[:-2]
+    assert first == "evaluate: 8 episodes"
+    assert [line.split(", ")[0] for line in lines] == ["evaluate: 2 of 8", "evaluate: 4 of 8"]
+    assert all(re.search(r", \d+:\d\d:\d\d left$", line) for line in lines)
 
 
 def test_a_status_is_a_line_where_there_is_no_terminal():
