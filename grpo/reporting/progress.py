@@ -92,6 +92,7 @@ class Bars:
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            speed_estimate_period=300.0,  # seconds; over 30 the time left jumps about
         )
         self._open = 0
 
