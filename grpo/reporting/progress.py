@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -69,8 +68,8 @@ class Bar:
         if self._announced and time.monotonic() - self._said >= ANNOUNCE_S:
             self._said = time.monotonic()
             task = next(task for task in self._progress.tasks if task.id == self._task)
-            left = timedelta(seconds=task.time_remaining or 0)
             done = f"{task.completed:.0f} of {task.total:.0f}"
+            left = TimeRemainingColumn().render(task)
             self._progress.console.print(f"{task.description}: {done}, {left} left")
 
     def reset(self) -> None:
@@ -92,7 +91,7 @@ class Bars:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            speed_estimate_period=300.0,  # seconds; over 30 the time left jumps about
+            speed_estimate_period=300.0,  # over rich's 30 s the time left jumps about
         )
         self._open = 0
 

@@ -28,8 +28,8 @@
     clearTimeout(id);
   };
 
-  // After its episode a page is there until the session's next one: stock-market's would add a circle
-  // every 100 ms until it took a core.
+  // A page stays open after its episode, until the session's next one. stock-market's would go on
+  // adding a circle every 100 ms, and take more and more of a core.
   const stopTimers = () => {
     for (let id = setTimeout(() => {}); id > 0; id--) clearTimeout(id); // intervals as well
   };
